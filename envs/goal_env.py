@@ -1,0 +1,221 @@
+"""The goal-conditioned environment that every task shares: reset options, goal image, success, reward.
+
+A task's own file supplies the simulator through the methods named `_...`; everything that a user sees is here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from lewm_gym.tasks import IMAGE_SIZE
+
+Frame = NDArray[np.uint8]
+State = NDArray[np.float64]
+
+RESET_OPTIONS = ("state", "goal_state", "goal_image", "variations")
+
+
+class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
+    """Gymnasium environment whose goal is an image.
+
+    Observation: Dict of `pixels` (the present) and `goal` (how it should look), each (224, 224, 3) uint8.
+    Action: Box(-1, 1, (action_size,)) float32.
+    Reward: -1 per step, 0 at success. `terminated` on success unless `terminate_on_success=False`;
+    `truncated` by Gymnasium's TimeLimit, whose default is the task's `max_episode_steps`.
+    `info`: `state` and `goal_state` (state_size,) float64, `is_success` bool.
+
+    `reset(options=...)` takes:
+
+    - `state`: start here, exactly: what `info["state"]` once gave. Replaying the same actions repeats the
+      same states bit for bit and the same frames pixel for pixel.
+    - `goal_state`: the goal, likewise. Without it a random reachable one is drawn.
+    - `goal_image`: (224, 224, 3) uint8, a picture instead of a goal state; success is then unknown to the
+      environment: `is_success` stays False, `goal_state` is NaN.
+    - `variations`: dict of the task's visual and physical factors of variation, see `variation_ranges`.
+
+    Args:
+        render_mode: None or "rgb_array"; `gym.make(..., render_mode="human")` adds Gymnasium's own wrapper.
+        terminate_on_success: Whether reaching the goal ends the episode.
+        reference_rules: Follow the reference implementation (stable-worldmodel) where ours departs from it,
+            to compare with published numbers. Each task documents what that changes.
+
+    Raises:
+        ValueError: For actions that are not finite numbers of the right shape within the bounds, states that
+            the task cannot be in, and unknown options; before the simulator sees any of them.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    #: Length of one action and of the state; class attributes of the task.
+    action_size: ClassVar[int]
+    state_size: ClassVar[int]
+    #: name -> (low, high, default) or a tuple of choices; what `options["variations"]` may set.
+    variation_ranges: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        *,
+        render_mode: str | None = None,
+        terminate_on_success: bool = True,
+        reference_rules: bool = False,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, not {render_mode!r}")
+        self.render_mode = render_mode
+        self.terminate_on_success = terminate_on_success
+        self.reference_rules = reference_rules
+        picture = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        self.observation_space = spaces.Dict({"pixels": picture, "goal": picture})
+        self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+        self.variations: dict[str, Any] = {}
+        self.goal_state: State = np.full(self.state_size, np.nan)
+        self._goal_image: Frame | None = None
+        self._success = False
+
+    # What a task supplies ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _sample_state(self, rng: np.random.Generator) -> State:
+        """Returns a random start state."""
+
+    def _sample_goal_state(self, rng: np.random.Generator, state: State) -> State:
+        """Returns a random goal state that can be reached from `state` and is not yet reached there."""
+        for _ in range(1000):
+            goal = self._sample_state(rng)
+            if not self.is_goal(state, goal):
+                return goal
+        raise RuntimeError("no unsolved goal in 1000 draws")  # a fault of the task, not of the caller
+
+    @abstractmethod
+    def check_state(self, state: State) -> None:
+        """Raises ValueError if the simulator cannot be in `state` ((state_size,), finite)."""
+
+    @abstractmethod
+    def _set_state(self, state: State) -> None:
+        """Puts the simulator exactly into `state`."""
+
+    @abstractmethod
+    def _get_state(self) -> State:
+        """Returns everything that the next step depends on, (state_size,) float64, a fresh array."""
+
+    @abstractmethod
+    def _advance(self, action: NDArray[np.float32]) -> bool:
+        """Applies one action; returns whether the goal was met during it or at its end (`self.goal_state`)."""
+
+    @abstractmethod
+    def is_goal(self, state: State, goal_state: State) -> bool:
+        """Returns the task's success test."""
+
+    @abstractmethod
+    def render_state(self, state: State) -> Frame:
+        """Returns the picture of any state, a fresh (224, 224, 3) uint8 array; the simulation is not disturbed."""
+
+    @abstractmethod
+    def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
+        """Returns the named physical quantities of a state, each (k,) float32, for probing and statistics."""
+
+    def achieved_goal(self, state: State) -> NDArray[np.float64]:
+        """Returns the part of a state that the success test looks at, for hindsight relabelling."""
+        return state
+
+    def _apply_variations(self, variations: dict[str, Any]) -> None:
+        """Applies checked variations (all of `variation_ranges`, defaults filled in); called at every reset."""
+
+    # What a user sees ----------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Frame], dict[str, Any]]:
+        """Starts an episode; see the class for the options."""
+        super().reset(seed=seed)
+        options = dict(options or {})
+        unknown = sorted(set(options) - set(RESET_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown reset options {unknown}; expected some of {list(RESET_OPTIONS)}")
+        if "goal_state" in options and "goal_image" in options:
+            raise ValueError("reset options: give goal_state or goal_image, not both")
+        variations = self._checked_variations(options.get("variations") or {})
+        start = self._checked_state(options["state"], "state") if "state" in options else None
+        goal = self._checked_state(options["goal_state"], "goal_state") if "goal_state" in options else None
+        image = self._checked_image(options["goal_image"]) if "goal_image" in options else None
+
+        self.variations = variations
+        self._apply_variations(variations)
+        if start is None:
+            start = self._sample_state(self.np_random)
+        self._set_state(start)
+        if image is not None:
+            self.goal_state = np.full(self.state_size, np.nan)
+            self._goal_image = image
+        else:
+            self.goal_state = self._sample_goal_state(self.np_random, start) if goal is None else goal
+            self._goal_image = self.render_state(self.goal_state)
+        self._success = image is None and self.is_goal(start, self.goal_state)
+        return self._observe(), self._info()
+
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Frame], float, bool, bool, dict[str, Any]]:
+        """Applies one action, (action_size,) within [-1, 1]."""
+        if self._goal_image is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        action = self._checked_action(action)
+        self._success = self._advance(action)
+        reward = 0.0 if self._success else -1.0
+        return self._observe(), reward, self._success and self.terminate_on_success, False, self._info()
+
+    def render(self) -> Frame | None:  # type: ignore[override]
+        """Returns the current picture, (224, 224, 3) uint8, or None without a render mode."""
+        return self.render_state(self._get_state()) if self.render_mode == "rgb_array" else None
+
+    def set_goal_state(self, goal_state: State) -> Frame:
+        """Changes the goal within an episode (moving targets) and returns its picture."""
+        self.goal_state = self._checked_state(goal_state, "goal_state")
+        self._goal_image = self.render_state(self.goal_state)
+        return self._goal_image.copy()
+
+    def _observe(self) -> dict[str, Frame]:
+        assert self._goal_image is not None
+        return {"pixels": self.render_state(self._get_state()), "goal": self._goal_image.copy()}
+
+    def _info(self) -> dict[str, Any]:
+        return {"state": self._get_state(), "goal_state": self.goal_state.copy(), "is_success": bool(self._success)}
+
+    # Checks at the boundary ----------------------------------------------------------------------------------
+
+    def _checked_action(self, action: Any) -> NDArray[np.float32]:
+        array = np.asarray(action, dtype=np.float32)
+        if array.shape != (self.action_size,):
+            raise ValueError(f"action must have shape ({self.action_size},), got {array.shape}")
+        if not (np.abs(array) <= 1.0).all():  # False for NaN too
+            raise ValueError(f"action must be finite and within [-1, 1], got {array.tolist()}; clip it first")
+        return array
+
+    def _checked_state(self, state: Any, name: str) -> State:
+        array = np.array(state, dtype=np.float64)
+        if array.shape != (self.state_size,):
+            raise ValueError(f"{name} must have shape ({self.state_size},), got {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, got {array.tolist()}")
+        self.check_state(array)
+        return array
+
+    def _checked_image(self, image: Any) -> Frame:
+        array = np.array(image)
+        if array.shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or array.dtype != np.uint8:
+            raise ValueError(
+                f"goal_image must be ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8, got {array.shape} {array.dtype}"
+            )
+        return array
+
+    def _checked_variations(self, variations: dict[str, Any]) -> dict[str, Any]:
+        if variations and not self.variation_ranges:
+            raise ValueError(f"{type(self).__name__} has no variations, got {sorted(variations)}")
+        unknown = sorted(set(variations) - set(self.variation_ranges))
+        if unknown:
+            raise ValueError(f"unknown variations {unknown}; expected some of {sorted(self.variation_ranges)}")
+        return dict(variations)

@@ -1,0 +1,71 @@
+"""The one list of tasks. Registration, command lines, contract tests and tables iterate `TASKS`.
+
+To add a task: write `envs/<name>.py` and `collect/policies/<name>.py`, and add one row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE_SIZE = 224  # px, height and width of every observation (paper, section 4)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the rest of the project needs to know of a task without importing its simulator.
+
+    Attributes:
+        name: Name on command lines and of the modules `envs.<name>` and `collect.policies.<name>`.
+        title: Name in tables and plots.
+        env_id: Gymnasium id; `gym.make("lewm_gym:" + env_id)` needs no other import.
+        entry_point: `module:class` of the environment.
+        action_size: Length of one action; every task's action space is Box(-1, 1, (action_size,)).
+        state_size: Length of `info["state"]`, float64: everything that the next step depends on.
+        max_episode_steps: Environment steps after which an episode is truncated by default.
+        collect_episodes: Episodes of the paper's offline dataset, the default of `python -m collect`.
+        goal_offsets: Distances (environment steps) at which evaluation pairs exist; budget is twice the distance.
+        extra: Name of the pip extra that the simulator needs beyond the core, or None.
+        vector_entry_point: `module:class` of a batched vector environment, or None.
+    """
+
+    name: str
+    title: str
+    env_id: str
+    entry_point: str
+    action_size: int
+    state_size: int
+    max_episode_steps: int
+    collect_episodes: int
+    goal_offsets: tuple[int, ...]
+    extra: str | None = None
+    vector_entry_point: str | None = None
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="two_room",
+            title="Two-Room",
+            env_id="lewm/TwoRoom-v0",
+            entry_point="envs.two_room:TwoRoomEnv",
+            action_size=2,
+            state_size=2,
+            max_episode_steps=100,
+            collect_episodes=10_000,
+            goal_offsets=(25, 50, 75),
+        ),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """Returns the task called `name`.
+
+    Raises:
+        ValueError: If there is no such task; the message lists those that exist.
+    """
+    try:
+        return TASKS[name]
+    except KeyError:
+        raise ValueError(f"unknown task {name!r}; expected one of: {', '.join(TASKS)}") from None
