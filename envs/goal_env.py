@@ -44,6 +44,8 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         terminate_on_success: Whether reaching the goal ends the episode.
         reference_rules: Follow the reference implementation (stable-worldmodel) where ours departs from it,
             to compare with published numbers. Each task documents what that changes.
+        render_quality: One of `render_qualities`: how carefully pictures are drawn. Pictures of different
+            qualities differ by a little; a dataset and the agents trained on it record which they used.
 
     Raises:
         ValueError: For actions that are not finite numbers of the right shape within the bounds, states that
@@ -55,7 +57,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     #: Length of one action and of the state; class attributes of the task.
     action_size: ClassVar[int]
     state_size: ClassVar[int]
-    #: name -> (low, high, default) or a tuple of choices; what `options["variations"]` may set.
+    #: What `render_quality` may be; the first is the default.
+    render_qualities: ClassVar[tuple[str, ...]] = ("fast",)
+    #: name -> (low, high, default), where a default that is a (nested) tuple gives the shape, or a list of choices,
+    #: the first of them the default; what `options["variations"]` may set.
     variation_ranges: ClassVar[dict[str, Any]] = {}
 
     def __init__(
@@ -64,10 +69,14 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         render_mode: str | None = None,
         terminate_on_success: bool = True,
         reference_rules: bool = False,
+        render_quality: str = "fast",
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, not {render_mode!r}")
+        if render_quality not in self.render_qualities:
+            raise ValueError(f"render_quality must be one of {self.render_qualities}, not {render_quality!r}")
         self.render_mode = render_mode
+        self.render_quality = render_quality
         self.terminate_on_success = terminate_on_success
         self.reference_rules = reference_rules
         picture = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -218,4 +227,25 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         unknown = sorted(set(variations) - set(self.variation_ranges))
         if unknown:
             raise ValueError(f"unknown variations {unknown}; expected some of {sorted(self.variation_ranges)}")
-        return dict(variations)
+        return {
+            name: _checked_variation(name, allowed, variations[name]) if name in variations else _default(allowed)
+            for name, allowed in self.variation_ranges.items()
+        }
+
+
+def _default(allowed: Any) -> Any:
+    return allowed[0] if isinstance(allowed, list) else np.array(allowed[2], dtype=np.float64)
+
+
+def _checked_variation(name: str, allowed: Any, value: Any) -> Any:
+    if isinstance(allowed, list):
+        if value not in allowed:
+            raise ValueError(f"variation {name!r} must be one of {allowed}, got {value!r}")
+        return value
+    low, high, default = allowed
+    array = np.array(value, dtype=np.float64)
+    if array.shape != np.shape(default):
+        raise ValueError(f"variation {name!r} must have shape {np.shape(default)}, got {array.shape}")
+    if not ((array >= low) & (array <= high)).all():  # False for NaN too
+        raise ValueError(f"variation {name!r} must lie within [{low}, {high}], got {array.tolist()}")
+    return array
