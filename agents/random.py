@@ -1,0 +1,61 @@
+"""The random policy: uniform actions, whatever is seen. The floor under every success rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_gym.types import Obs
+
+
+class RandomAgent:
+    """Acts uniformly within [-1, 1], with one random stream per environment; needs neither torch nor pixels.
+
+    Args:
+        action_size: Length of an action.
+        seed: Seed of the streams when `reset` is not given any.
+
+    Raises:
+        ValueError: If `action_size` is not positive.
+    """
+
+    def __init__(self, action_size: int, seed: int = 0) -> None:
+        if action_size < 1:
+            raise ValueError(f"action_size must be at least 1, got {action_size}")
+        self.action_size = action_size
+        self.seed = seed
+        self._streams: list[np.random.Generator] = []
+
+    def reset(self, seeds: list[int] | None = None) -> None:
+        """Begins fresh streams: `seeds`, one per environment, or streams of their own derived from the agent's seed."""
+        self._streams = [np.random.default_rng(seed) for seed in seeds or []]
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with the environments in `rows` only, in that order, each with its own stream."""
+        self._streams = [self._streams[row] for row in rows]
+
+    def act(self, obs: Obs) -> NDArray[np.float32]:
+        """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
+        stacked = np.ndim(obs["pixels"]) == 4
+        count = len(obs["pixels"]) if stacked else 1
+        if not self._streams:
+            self._streams = [np.random.default_rng([self.seed, row]) for row in range(count)]
+        if len(self._streams) != count:
+            raise ValueError(
+                f"the agent was reset for {len(self._streams)} environments, not {count}; call reset() first"
+            )
+        drawn = np.stack([stream.uniform(-1.0, 1.0, self.action_size) for stream in self._streams])
+        actions: NDArray[np.float32] = drawn.astype(np.float32)
+        return actions if stacked else actions[0]
+
+    def predict(
+        self,
+        observation: Obs,
+        state: Any = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Returns (action, state) in stable-baselines3's form; the streams run on across episodes."""
+        return self.act(observation), state

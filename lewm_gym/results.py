@@ -1,0 +1,241 @@
+"""Results on disk: one JSON file per measurement, with everything that made it, and the interval of a success rate.
+
+A result is written whole or not at all, and read strictly: a file of another schema, or one whose summary does
+not follow from its outcomes, is refused rather than shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+FORMAT = "lewm-gym result"
+SCHEMA = 1  # raise it when a field changes its meaning, appears or goes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one start/goal pair.
+
+    Attributes:
+        pair: Index in the pair set.
+        success: Whether the goal was met within the budget.
+        steps: Environment steps until success, None for a failure.
+    """
+
+    pair: int
+    success: bool
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.success != (self.steps is not None):
+            raise ValueError(f"outcome of pair {self.pair}: success={self.success} does not go with steps={self.steps}")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate with its interval.
+
+    Attributes:
+        successes: Count.
+        episodes: Count of all.
+        rate: successes / episodes, in 0..1.
+        low: Lower end of the Wilson 95 % interval.
+        high: Upper end.
+    """
+
+    successes: int
+    episodes: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, outcomes: tuple[Outcome, ...]) -> Rate:
+        """Returns the rate of `outcomes`, at least one."""
+        successes = sum(outcome.success for outcome in outcomes)
+        low, high = wilson_interval(successes, len(outcomes))
+        return cls(successes, len(outcomes), successes / len(outcomes), low, high)
+
+    def __str__(self) -> str:
+        return f"{100 * self.rate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation of one agent by planning success, as `results/*.json` holds it.
+
+    Attributes:
+        command: What was typed.
+        commit: `{"hash", "dirty"}` of the source, None outside git.
+        versions: Package name -> version.
+        hardware: The machine, see `lewm_gym.provenance.hardware`.
+        started: UTC time, ISO 8601.
+        seconds: Wall-clock seconds of the evaluation; of all its parts if it was resumed.
+        task: Name of the task.
+        agent: Name of the agent.
+        run: Description of the run folder: its path, preset, training steps and seconds, dataset, loss curves.
+        seed: Seed of the agent's random streams.
+        protocol: "audited" or "official"; see docs/evaluation.md.
+        offset_steps: Environment steps between start and goal in the recorded episode.
+        budget_steps: Environment steps allowed.
+        pairs: `{"hash", "source", "count", "seed"}` of the pair set.
+        outcomes: One per evaluated pair.
+        floor: The random policy on the same pairs.
+        timing: `act_seconds` (all calls of the agent), `plans` and `seconds_per_plan` (None if the agent does not say).
+        film: Name of the film beside the JSON file, or None.
+        kind: What was measured.
+    """
+
+    command: str
+    commit: dict[str, Any] | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    started: str
+    seconds: float
+    task: str
+    agent: str
+    run: dict[str, Any]
+    seed: int
+    protocol: str
+    offset_steps: int
+    budget_steps: int
+    pairs: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
+    floor: tuple[Outcome, ...]
+    timing: dict[str, Any]
+    film: str | None = None
+    kind: str = "plan"
+
+    def __post_init__(self) -> None:
+        if self.kind != "plan":
+            raise ValueError(f"unknown kind of result {self.kind!r}; expected 'plan'")
+        if not self.outcomes:
+            raise ValueError("a result needs at least one outcome")
+        if [o.pair for o in self.floor] not in ([], [o.pair for o in self.outcomes]):
+            raise ValueError("the random floor must be measured on the same pairs as the agent")
+
+    @property
+    def success(self) -> Rate:
+        """The agent's success rate."""
+        return Rate.of(self.outcomes)
+
+    @property
+    def floor_success(self) -> Rate | None:
+        """The random policy's success rate on the same pairs, None if it was not measured."""
+        return Rate.of(self.floor) if self.floor else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the file's content; the success rates repeat what follows from the outcomes, for readers."""
+        floor = self.floor_success
+        head = {"format": FORMAT, "schema": SCHEMA, "kind": self.kind}
+        rates = {"success": asdict(self.success), "floor_success": asdict(floor) if floor else None}
+        return {**head, **rates, **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the result, creating the folder; a reader never sees half a file."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Reads a result.
+
+        Raises:
+            ValueError: If the file is not a result, is of another schema, or contradicts itself.
+            OSError: If it cannot be read.
+        """
+        path = Path(path)
+        data = _read_object(path)
+        if data.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a LeWM-Gym result; expected a file written by `python -m benchmarks`")
+        schema = data.get("schema")
+        if schema != SCHEMA:
+            age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
+            advice = "update LeWM-Gym" if age == "a newer" else "run the benchmark again"
+            raise ValueError(f"{path} has {age} result schema ({schema}; this version reads {SCHEMA}): {advice}")
+        derived = {key: data.pop(key, None) for key in ("format", "schema", "success", "floor_success")}
+        names = {field.name for field in fields(cls)}
+        if missing := sorted(names - set(data)):
+            raise ValueError(f"{path} lacks {', '.join(missing)}; run the benchmark again")
+        if unknown := sorted(set(data) - names):
+            raise ValueError(f"{path} has unknown fields {', '.join(unknown)}")
+        try:
+            for key in ("outcomes", "floor"):
+                data[key] = tuple(Outcome(**row) for row in data[key])
+            result = cls(**data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        rates = {"success": result.success, "floor_success": result.floor_success}
+        if not all(_agrees(derived[key], rate) for key, rate in rates.items()):
+            raise ValueError(f"{path} contradicts itself: its success rates do not follow from its outcomes")
+        return result
+
+
+def is_result(path: Path) -> bool:
+    """Returns whether `path` holds a result of any schema; other JSON files (manifests, configurations) do not."""
+    try:
+        return _read_object(path).get("format") == FORMAT
+    except ValueError:
+        return False
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the Wilson score interval (low, high) of a rate, within 0..1.
+
+    Unlike the normal approximation it is sound near 0 and 1 and for few episodes: 50 of 50 gives (0.93, 1).
+
+    Args:
+        successes: Successes among `n`.
+        n: Trials, at least 1.
+        confidence: Two-sided coverage, between 0 and 1.
+
+    Raises:
+        ValueError: For counts or a confidence out of range.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n with n >= 1, got {successes} of {n}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At the ends the exact value is 0 or 1; rounding may miss it by 1e-17.
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == n else (centre + half) / scale
+    return low, high
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Writes `data` to `path`, a line per key, by way of a temporary file: a crash or full disk leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _agrees(stored: Any, rate: Rate | None) -> bool:
+    if rate is None or not isinstance(stored, dict):
+        return stored is None and rate is None
+    expected = asdict(rate)  # to 1e-9: another platform's square root may differ in the last digit
+    return stored.keys() == expected.keys() and all(abs(stored[key] - expected[key]) < 1e-9 for key in expected)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it may be cut off") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object")
+    return data
