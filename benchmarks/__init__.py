@@ -1,0 +1,1 @@
+"""Protocols, measurements and the report: what turns an agent into a number that can be trusted."""
