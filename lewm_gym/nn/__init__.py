@@ -1,0 +1,1 @@
+"""Networks and losses shared by every agent, each written once."""

@@ -1,0 +1,1 @@
+"""Search over actions with a world model: planners and the receding-horizon controller."""

@@ -1,0 +1,95 @@
+"""What every agent shares: observations in, actions out, in Gymnasium's and in stable-baselines3's form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_gym.types import Obs
+
+
+class Agent(ABC):
+    """A policy from pixels and a goal image to actions.
+
+    Attributes:
+        action_low: (action_size,) float32, smallest actions of the environment it was trained for.
+        action_high: (action_size,) float32, largest ones.
+        frame_size: Height and width of the frames that it takes, px.
+    """
+
+    def __init__(self, action_low: Any, action_high: Any, frame_size: int) -> None:
+        self.action_low = np.asarray(action_low, np.float32)
+        self.action_high = np.asarray(action_high, np.float32)
+        self.frame_size = frame_size
+
+    @abstractmethod
+    def reset(self, seeds: list[int] | None = None) -> None:
+        """Forgets plans and buffers; `seeds`, one per environment, begin fresh random streams."""
+
+    @abstractmethod
+    def _act(
+        self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], episode_start: NDArray[np.bool_] | None, state: Any
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Returns actions (B, action_size) for frames and goals (B, h, w, 3), and the memory to hand back next time."""
+
+    def act(self, obs: Obs) -> NDArray[np.float32]:
+        """Returns an action (action_size,) for one observation, or (B, action_size) for a stacked one.
+
+        Call it at every step. A changed goal begins a new plan; `reset()` between episodes is only needed where
+        consecutive episodes share their goal image.
+
+        Args:
+            obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3).
+
+        Raises:
+            ValueError: For observations of another shape or dtype, or without a goal.
+        """
+        return self.predict(obs)[0]
+
+    def predict(
+        self,
+        observation: Obs,
+        state: Any = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Returns (action, state) in stable-baselines3's form, so that its `evaluate_policy` runs the agent.
+
+        Args:
+            observation: As for `act`.
+            state: What the previous call returned, or None to use the agent's own memory.
+            episode_start: (B,), true where an episode has just begun; the old plan is dropped there.
+            deterministic: Without effect: an agent's randomness comes from its seed.
+        """
+        pixels, goals, single = self._checked(observation)
+        if episode_start is not None:
+            episode_start = np.asarray(episode_start, bool).reshape(-1)
+            if len(episode_start) != len(pixels):
+                raise ValueError(f"episode_start has {len(episode_start)} entries for {len(pixels)} observations")
+        actions, state = self._act(pixels, goals, episode_start, state)
+        actions = np.clip(actions, self.action_low, self.action_high)
+        return (actions[0] if single else actions), state
+
+    def _checked(self, obs: Obs) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
+        """Returns pixels and goals with a leading environment dimension, and whether it was missing."""
+        if not hasattr(obs, "keys") or not {"pixels", "goal"} <= set(obs.keys()):
+            got = sorted(obs.keys()) if hasattr(obs, "keys") else type(obs).__name__
+            raise ValueError(f"an observation needs 'pixels' and 'goal', got {got}")
+        arrays = {}
+        for key in ("pixels", "goal"):
+            array = np.asarray(obs[key])
+            wanted = (self.frame_size, self.frame_size, 3)
+            if array.dtype != np.uint8 or array.shape[-3:] != wanted or array.ndim not in (3, 4):
+                raise ValueError(
+                    f"obs[{key!r}] must be uint8 of shape {wanted}, or stacked with a leading environment "
+                    f"dimension; got {array.dtype} of shape {array.shape}"
+                )
+            arrays[key] = array
+        pixels, goals = arrays["pixels"], arrays["goal"]
+        if pixels.shape != goals.shape:
+            raise ValueError(f"pixels {pixels.shape} and goal {goals.shape} must have the same shape")
+        single = pixels.ndim == 3
+        return (pixels[None], goals[None], True) if single else (pixels, goals, False)

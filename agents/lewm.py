@@ -1,0 +1,206 @@
+"""LeWorldModel (arXiv 2603.19312): a world model trained from pixels end to end, and an agent that plans in it.
+
+The model, in the order of the paper:
+
+    z_t      = enc(o_t)                                  encoder and projector           encode
+    z^_{t+1} = pred(z_{t-N+1..t}, a_{t-N+1..t})          causal, conditioned on actions  predict
+    L        = mean((z^_{t+1} - z_{t+1})^2) + lambda * SIGReg(z)                         loss
+
+Nothing else: no stop-gradient, no moving average of weights, no reconstruction, no reward, no augmentation. Planning
+minimises the squared distance between the last predicted latent and the goal's (agents/planning.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.planning import PlanningAgent, PlanningConfig
+from lewm_gym.nn.conv import ConvEncoder
+from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
+from lewm_gym.nn.images import to_network
+from lewm_gym.nn.predictor import Predictor
+from lewm_gym.nn.sigreg import SIGReg
+from lewm_gym.nn.vit import ViT
+from lewm_gym.planning.cem import CEMConfig
+from lewm_gym.training import TrainingConfig
+from lewm_gym.types import Batch
+
+ENCODERS = ("vit", "conv")
+
+
+@dataclass(frozen=True)
+class LeWMConfig:
+    """Architecture and loss of LeWM; the defaults are the paper's (preset `paper`)."""
+
+    action_size: int = 2  # numbers in one action of the environment
+    frame_skip: int = 5  # environment steps between two frames, and actions in a block
+    context: int = 3  # most frames that the predictor sees, N
+    image_size: int = 224  # px that the encoder sees; larger frames are averaged down to it
+    encoder: str = "vit"  # one of ENCODERS
+    encoder_width: int = 192
+    encoder_depth: int = 12  # vit: blocks
+    encoder_heads: int = 3  # vit
+    patch_size: int = 14  # px, vit
+    conv_channels: tuple[int, ...] = (64, 128, 128)  # conv: channels after each stage
+    latent_size: int = 192  # Z
+    projection_width: int = 2048  # hidden width of both projection heads
+    predictor_depth: int = 6
+    predictor_heads: int = 16
+    predictor_head_width: int = 64
+    predictor_mlp_width: int = 2048
+    dropout: float = 0.1  # in the predictor
+    sigreg_weight: float = 0.09  # lambda; the released configuration's, 0.1 in the paper's text
+    sigreg_directions: int = 1024
+    sigreg_knots: int = 17
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {ENCODERS}, not {self.encoder!r}")
+        for name in ("action_size", "frame_skip", "context", "latent_size", "predictor_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1 or self.sigreg_weight < 0:
+            raise ValueError(f"dropout {self.dropout} must be in [0, 1), sigreg_weight {self.sigreg_weight} not negative")
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> LeWMConfig:
+        """Returns the configuration that `dataclasses.asdict` wrote."""
+        return cls(**{**values, "conv_channels": tuple(values["conv_channels"])})
+
+    @property
+    def action_block_size(self) -> int:
+        """Numbers in one block of actions, A."""
+        return self.frame_skip * self.action_size
+
+
+class LeWM(nn.Module):
+    """The world model."""
+
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _make_encoder(config)
+        self.projector = ProjectionHead(self.encoder.output_width, config.projection_width, config.latent_size)
+        self.action_encoder = ActionEncoder(config.action_block_size, config.latent_size)
+        self.predictor = Predictor(
+            config.latent_size,
+            config.context,
+            config.predictor_depth,
+            config.predictor_heads,
+            config.predictor_head_width,
+            config.predictor_mlp_width,
+            config.dropout,
+        )
+        self.prediction_projector = ProjectionHead(config.latent_size, config.projection_width, config.latent_size)
+        self.sigreg = SIGReg(config.sigreg_directions, config.sigreg_knots)
+        self.register_buffer("action_mean", torch.zeros(config.action_size))
+        self.register_buffer("action_std", torch.ones(config.action_size))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Returns latents (..., Z) of frames (..., h, w, 3) uint8."""
+        images = to_network(pixels.flatten(0, -4), self.config.image_size)
+        return self.projector(self.encoder(images)).view(*pixels.shape[:-3], -1)
+
+    def normalize_actions(self, actions: Tensor) -> Tensor:
+        """Returns z-scored action blocks (..., A) of raw ones; an action that was not recorded (NaN) becomes the mean, 0."""
+        mean, std = (v.repeat(self.config.frame_skip) for v in (self.action_mean, self.action_std))
+        return ((actions - mean) / std).nan_to_num(nan=0.0)
+
+    def denormalize_actions(self, actions: Tensor) -> Tensor:
+        """Returns raw action blocks (..., A) of z-scored ones."""
+        mean, std = (v.repeat(self.config.frame_skip) for v in (self.action_mean, self.action_std))
+        return actions * std + mean
+
+    def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Returns the latents that follow: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
+
+        Output t predicts the latent after latent t and block t, from inputs up to t.
+        """
+        return self.prediction_projector(self.predictor(latents, self.action_encoder(actions)))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the training loss of a batch of clips, and its parts."""
+        latents = self.encode(batch.pixels)
+        predicted = self.predict(latents[:, :-1], self.normalize_actions(batch.actions))
+        prediction = (predicted - latents[:, 1:]).float().square().mean()
+        sigreg = self.sigreg(latents.transpose(0, 1))
+        total = prediction + self.config.sigreg_weight * sigreg
+        return total, {"prediction": prediction, "sigreg": sigreg, "latent_std": latents.std(dim=(0, 1)).mean()}
+
+    def after_step(self) -> None:
+        """Nothing: LeWM has no target network."""
+
+    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Returns predicted latents (B, S, H, Z) of candidate plans.
+
+        Each block's prediction joins the context of the next, which keeps the last N frames.
+
+        Args:
+            latents: (B, 1, Z), the present.
+            actions: (B, S, H, A), z-scored.
+        """
+        n_envs, n_samples, horizon, _ = actions.shape
+        blocks = actions.flatten(0, 1)
+        frames = latents[:, -1:].repeat_interleave(n_samples, dim=0)
+        for t in range(horizon):
+            start = max(0, t + 1 - self.config.context)
+            following = self.predict(frames[:, start : t + 1], blocks[:, start : t + 1])[:, -1:]
+            frames = torch.cat([frames, following], dim=1)
+        return frames[:, 1:].unflatten(0, (n_envs, n_samples))
+
+
+def _make_encoder(config: LeWMConfig) -> nn.Module:
+    if config.encoder == "vit":
+        width = config.encoder_width
+        return ViT(config.image_size, config.patch_size, width, config.encoder_depth, config.encoder_heads, 4 * width)
+    return ConvEncoder(config.image_size, config.conv_channels, config.encoder_width)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named recipe: the same code at another scale."""
+
+    model: LeWMConfig
+    planning: PlanningConfig
+    training: TrainingConfig
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        LeWMConfig(),
+        PlanningConfig(),
+        TrainingConfig(steps=100_000, precision="bf16", seed=3072),
+    ),
+    # Minutes on two CPU cores. Frames averaged down to 56 px and a convolutional encoder: a small ViT of the same
+    # cost learns several times more slowly.
+    "laptop": Preset(
+        LeWMConfig(
+            image_size=56,
+            encoder="conv",
+            encoder_width=256,
+            latent_size=32,
+            projection_width=256,
+            predictor_depth=2,
+            predictor_heads=4,
+            predictor_head_width=32,
+            predictor_mlp_width=256,
+            dropout=0.0,
+            sigreg_directions=256,
+        ),
+        PlanningConfig(CEMConfig(n_iterations=10)),
+        TrainingConfig(steps=600, learning_rate=1e-3, schedule="cosine"),
+    ),
+}
+
+
+class LeWMAgent(PlanningAgent):
+    """LeWM as a Gymnasium policy: `agent = LeWMAgent.load("runs/demo")`, then `agent.act(obs)` at every step."""
+
+    name = "lewm"
+    presets = PRESETS
+    model_class = LeWM
+    config_class = LeWMConfig

@@ -1,0 +1,145 @@
+"""From a dataset folder to a run folder: what `python -m agents`, `LeWMAgent.fit` and the demo share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lewm_gym.data.clips import ClipSampler
+
+from agents.devices import choose_device
+from lewm_gym import checkpoint, provenance, training
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.tasks import IMAGE_SIZE
+from lewm_gym.training import TrainingConfig
+
+OnLog = Callable[[int, int, dict[str, float]], None]
+
+
+def train_run(
+    agent_class: Any,
+    dataset_folder: str | Path,
+    folder: str | Path,
+    preset: str,
+    overrides: dict[str, Any] | None = None,
+    device: str | None = None,
+    on_log: OnLog | None = None,
+    on_load: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Trains an agent on a dataset, or goes on where the run folder stands, and returns it loaded.
+
+    Args:
+        agent_class: A class with `name`, `presets`, `config_class`, `model_class` and `load`.
+        dataset_folder: Where `python -m collect` wrote.
+        folder: The run folder.
+        preset: One of the class's presets.
+        overrides: Values in place of the preset's, of `TrainingConfig` (`steps`, `seed`, ...) or of the model's
+            configuration (`latent_size`, ...).
+        device: Where to compute; the best one present by default.
+        on_log: Called after every step with (steps done, steps in all, latest logs).
+        on_load: Called with (frames ready, frames in all) while frames are averaged down.
+
+    Raises:
+        ValueError: If an argument is wrong, or the folder holds another run.
+        FileNotFoundError: If there is no dataset.
+    """
+    device = choose_device(device)
+    dataset = Dataset.open(dataset_folder)
+    folder = Path(folder)
+    model_config, planning, training_config = _configure(agent_class, preset, overrides or {}, dataset)
+    description = {
+        "agent": agent_class.name,
+        "task": dataset.task,
+        "preset": preset,
+        "model": dataclasses.asdict(model_config),
+        "planning": dataclasses.asdict(planning),
+        "training": dataclasses.asdict(training_config),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "frame_size": IMAGE_SIZE,
+        "action_low": [-1.0] * dataset.action_size,
+        "action_high": [1.0] * dataset.action_size,
+        "dataset": {"folder": str(dataset_folder), "hash": dataset.content_hash, "episodes": dataset.n_episodes,
+                    "frames": dataset.n_frames},
+    }  # fmt: skip
+    if not _claim(folder, description):
+        model = _make_model(agent_class, model_config, training_config.seed, dataset)
+        clips, validation = _samplers(dataset, model_config, training_config.seed, on_load)
+        seconds = training.train(model, clips, validation, training_config, folder, device, on_log)
+        done = {**description, **provenance.describe(), "finished": True, "training_seconds": round(seconds, 1)}
+        checkpoint.save_description(folder, done)
+    return agent_class.load(folder, device=device)
+
+
+def _configure(
+    agent_class: Any, preset: str, overrides: dict[str, Any], dataset: Dataset
+) -> tuple[Any, Any, TrainingConfig]:
+    """Returns the preset's three configurations with the dataset's action size and the overrides filled in."""
+    if preset not in agent_class.presets:
+        raise ValueError(f"unknown preset {preset!r} of {agent_class.name}; expected one of: {', '.join(agent_class.presets)}")
+    recipe = agent_class.presets[preset]
+    of_training = {f.name for f in dataclasses.fields(TrainingConfig)}
+    of_model = {f.name for f in dataclasses.fields(recipe.model)} - {"action_size"}
+    unknown = sorted(set(overrides) - of_training - of_model)
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; expected some of {sorted(of_training | of_model)}")
+    model = {k: v for k, v in overrides.items() if k in of_model}
+    return (
+        dataclasses.replace(recipe.model, action_size=dataset.action_size, **model),
+        recipe.planning,
+        dataclasses.replace(recipe.training, **{k: v for k, v in overrides.items() if k in of_training}),
+    )
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> bool:
+    """Makes `folder` this run's; returns whether the run is already finished.
+
+    Raises:
+        ValueError: If the folder holds another run.
+    """
+    if (folder / checkpoint.DESCRIPTION).exists():
+        found = checkpoint.load_description(folder)
+        wanted = json.loads(json.dumps(description))
+        different = [k for k in wanted if k not in ("device", "threads") and found.get(k) != wanted[k]]
+        if different:
+            what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
+            raise ValueError(f"{folder} holds another run ({what}); choose another --out, or delete the folder")
+        return bool(found.get("finished"))
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_description(folder, {**description, "finished": False})
+    return False
+
+
+def _brief(found: Any, wanted: Any) -> str:
+    """Returns how two values differ, down to the entries of dictionaries."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [k for k in wanted if found.get(k) != wanted[k]]
+        return ", ".join(f"{k} {found.get(k)!r} there, {wanted[k]!r} asked" for k in keys)
+    return f"{found!r} there, {wanted!r} asked"
+
+
+def _make_model(agent_class: Any, config: Any, seed: int, dataset: Dataset) -> Any:
+    torch.manual_seed(training.step_seed(seed, -1 % 2**32))  # a stream that no step uses
+    model = agent_class.model_class(config)
+    model.action_mean.copy_(torch.from_numpy(dataset.action_mean))
+    model.action_std.copy_(torch.from_numpy(dataset.action_std))
+    return model
+
+
+def _samplers(
+    dataset: Dataset, config: Any, seed: int, on_load: Callable[[int, int], None] | None
+) -> tuple[ClipSampler, ClipSampler]:
+    """Returns training clips and clips of held-out episodes."""
+    fit, held_out = dataset.split(validation_fraction=0.1, seed=0)
+    n_frames = config.context + 1
+
+    def sampler(episodes: Any) -> ClipSampler:
+        return ClipSampler(
+            dataset, episodes, n_frames=n_frames, frame_skip=config.frame_skip, seed=seed, image_size=config.image_size
+        )
+
+    return sampler(fit), sampler(held_out)

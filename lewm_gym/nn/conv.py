@@ -1,0 +1,37 @@
+"""A small convolutional encoder, for machines without a GPU (the paper finds LeWM agnostic to the encoder)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvEncoder(nn.Module):
+    """Encodes images (n, 3, size, size) as (n, width).
+
+    The first stage cuts the picture into patches of 4x4 px, each later one halves the map with 3x3 convolutions;
+    batch normalisation and ReLU follow each. The last map is flattened, not pooled: where things are matters here
+    more than what they are.
+
+    Args:
+        image_size: Height and width of the images, px; a multiple of 4.
+        channels: Channels after each stage.
+        width: Width of the output.
+    """
+
+    def __init__(self, image_size: int = 56, channels: tuple[int, ...] = (64, 128, 128), width: int = 256) -> None:
+        super().__init__()
+        if image_size % 4 or not channels:
+            raise ValueError(f"image_size must be a multiple of 4 and channels not empty, got {image_size} and {channels}")
+        self.output_width = width
+        stages: list[nn.Module] = [nn.Conv2d(3, channels[0], kernel_size=4, stride=4, bias=False)]
+        side = image_size // 4
+        for before, after in zip(channels, channels[1:], strict=False):
+            stages += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            stages.append(nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False))
+            side = (side + 1) // 2
+        self.stages = nn.Sequential(*stages, nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True))
+        self.out = nn.Linear(channels[-1] * side * side, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns (n, width)."""
+        return self.out(self.stages(images).flatten(1))

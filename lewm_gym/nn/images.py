@@ -1,0 +1,49 @@
+"""The one place where pixels become what a network sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def average_down(pixels: Tensor, size: int) -> Tensor:
+    """Returns frames averaged over square blocks to `size` x `size`, as uint8, rounded half up.
+
+    Whole numbers make the result the same on every device, and the same whether the frames were averaged when
+    they were loaded or are averaged now. Frames that already have the size come back as they are.
+
+    Args:
+        pixels: (..., h, w, 3) uint8, h equal to w and a multiple of `size`.
+        size: Height and width wanted, px.
+
+    Raises:
+        ValueError: For frames of another dtype or shape.
+    """
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"pixels must be uint8, got {pixels.dtype}")
+    if pixels.ndim < 3 or pixels.shape[-1] != 3 or pixels.shape[-2] != pixels.shape[-3]:
+        raise ValueError(f"pixels must have shape (..., h, h, 3), got {tuple(pixels.shape)}")
+    height = pixels.shape[-3]
+    if height == size:
+        return pixels
+    if height % size:
+        raise ValueError(f"frames of {height} px cannot be averaged down to {size} px: not a multiple")
+    factor = height // size
+    blocks = pixels.reshape(*pixels.shape[:-3], size, factor, size, factor, 3)
+    # Rows first, as int16 (at most factor x 255): the widest intermediate stays small.
+    sums = blocks.sum(dim=-4, dtype=torch.int16).sum(dim=-2, dtype=torch.int32)
+    return ((sums + factor * factor // 2) // (factor * factor)).to(torch.uint8)
+
+
+def to_network(pixels: Tensor, size: int) -> Tensor:
+    """Returns normalised float32 images (n, 3, size, size) of uint8 frames (n, h, w, 3).
+
+    [0, 1], then ImageNet's mean and std. In memory they stay height-width-channel (torch's `channels_last`).
+    """
+    images = average_down(pixels, size).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
+    return images.sub_(255 * mean).div_(255 * std)

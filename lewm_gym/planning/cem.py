@@ -1,0 +1,68 @@
+"""The cross-entropy method, as published with LeWM (arXiv 2603.19312, section 4 and its released configuration)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lewm_gym.types import Cost, PlanResult
+
+
+@dataclass(frozen=True)
+class CEMConfig:
+    """Settings of `CEM`; the defaults are the paper's for Push-T."""
+
+    n_samples: int = 300  # candidates per iteration, the current mean among them
+    n_elites: int = 30  # best candidates, to which the next proposal is fitted
+    n_iterations: int = 30  # paper: 30 on Push-T, 10 elsewhere
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
+            raise ValueError(
+                "CEM needs 1 <= n_elites <= n_samples and n_iterations >= 1, "
+                f"got {self.n_elites}, {self.n_samples} and {self.n_iterations}"
+            )
+
+
+class CEM:
+    """Samples plans from a Gaussian, keeps the elites, fits the Gaussian to them, and repeats.
+
+    No momentum and no clipping; the current mean is always one of the samples; the result is the mean of the last elites.
+    """
+
+    def __init__(self, config: CEMConfig | None = None) -> None:
+        self.config = config or CEMConfig()
+
+    def plan(
+        self,
+        cost: Cost,
+        mean: Tensor,
+        std: Tensor,
+        generators: list[torch.Generator],
+        deadline: float | None = None,
+    ) -> PlanResult:
+        """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`."""
+        config = self.config
+        costs, spreads = [], []
+        for _ in range(config.n_iterations):
+            noise = _noise(generators, config.n_samples, mean)
+            noise[:, 0] = 0.0
+            samples = mean.unsqueeze(1) + std.unsqueeze(1) * noise
+            values = cost(samples).nan_to_num(nan=torch.inf)  # a cost that is not a number ranks last
+            elite_values, index = values.topk(config.n_elites, dim=1, largest=False)
+            elites = samples.gather(1, index[..., None, None].expand(-1, -1, *samples.shape[2:]))
+            mean, std = elites.mean(dim=1), elites.std(dim=1)
+            costs.append(elite_values.mean(dim=1))
+            spreads.append(std.flatten(1).mean(dim=1))
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        return PlanResult(mean, torch.stack(costs, dim=1), torch.stack(spreads, dim=1))
+
+
+def _noise(generators: list[torch.Generator], n_samples: int, like: Tensor) -> Tensor:
+    """Returns standard normal noise (B, n_samples, H, A), row b from stream b alone."""
+    rows = [torch.randn(n_samples, *like.shape[1:], generator=g, device=g.device) for g in generators]
+    return torch.stack(rows).to(like.device)
