@@ -1,0 +1,49 @@
+"""Behaviour policies, by task and name.
+
+A module `collect.policies.<task>` has `POLICIES: dict[str, factory]`; a factory takes the noise level (None for its
+default) and returns a `lewm_gym.types.BehaviourPolicy`; the first entry is the task's default. Every task has "random"
+too, its own or the shared one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from lewm_gym.tasks import get_task
+from lewm_gym.types import BehaviourPolicy
+
+Factory = Callable[[float | None], BehaviourPolicy]
+
+
+def policies_of(task: str) -> dict[str, Factory]:
+    """Returns the task's policies by name, the default first.
+
+    Raises:
+        ValueError: If there is no such task.
+    """
+    get_task(task)
+    own: dict[str, Any] = importlib.import_module(f"collect.policies.{task}").POLICIES
+    if "random" in own:
+        return dict(own)
+    shared = importlib.import_module("collect.policies.random").make_random
+    return {**own, "random": lambda noise: shared(task, noise)}
+
+
+def make_policy(task: str, name: str | None = None, noise: float | None = None) -> BehaviourPolicy:
+    """Returns a behaviour policy of a task.
+
+    Args:
+        task: Name of the task.
+        name: Name of the policy; None is the task's default.
+        noise: Its noise level, in its own unit; None is its default.
+
+    Raises:
+        ValueError: If there is no such task or policy, or for a noise that the policy does not take.
+    """
+    policies = policies_of(task)
+    name = name or next(iter(policies))
+    if name not in policies:
+        raise ValueError(f"{task} has no policy {name!r}; expected one of: {', '.join(policies)}")
+    return policies[name](noise)

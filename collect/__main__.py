@@ -1,0 +1,87 @@
+"""The command line: `python -m collect TASK`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from lewm_gym.cli import run
+from lewm_gym.tasks import TASKS, Task
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    parser = _Parser(prog="python -m collect", description="Collect a dataset, or look after one.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for task in TASKS.values():
+        _add_task(commands, task)
+    options = parser.parse_args(arguments)
+    return int(options.main(options) or 0)
+
+
+def _add_task(commands: argparse._SubParsersAction[_Parser], task: Task) -> None:
+    parser = commands.add_parser(
+        task.name,
+        help=f"collect {task.title}",
+        description=f"Collect {task.title} episodes. Kept: what is there already; an interrupted run resumes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(main=_collect, task=task.name)
+    add = parser.add_argument
+    add("--episodes", type=int, default=task.collect_episodes, metavar="N", help="how many episodes")
+    add("--out", type=Path, default=Path("data") / task.name, metavar="FOLDER", help="where to")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection")
+    add("--first", type=int, default=0, metavar="N", help="number of the first episode")
+    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    add("--policy", metavar="NAME", help="behaviour policy (default: the task's first; 'random' always exists)")
+    add("--noise", type=float, metavar="X", help="noise level, in the policy's unit (default: the policy's)")
+    add("--render-quality", metavar="NAME", help="of the renderer (default: the task's first)")
+    add("--states-only", action="store_true", help="leave the frames out; render them later with `render`")
+    add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from collect.collector import collect
+
+    with tqdm(total=options.episodes, unit="episode", desc=f"collect {options.task}") as bar:
+
+        def progress(done: int, frames: int, total: int) -> None:
+            bar.total = total
+            bar.n = done
+            seconds = max(bar.format_dict["elapsed"], 1e-3)
+            bar.set_postfix_str(f"{frames / seconds:,.0f} frames/s", refresh=False)
+            bar.update(0)
+
+        dataset = collect(
+            options.task,
+            options.out,
+            options.episodes,
+            first=options.first,
+            seed=options.seed,
+            workers=options.workers,
+            policy=options.policy,
+            noise=options.noise,
+            render_quality=options.render_quality,
+            states_only=options.states_only,
+            pictures=not options.no_pictures,
+            progress=progress,
+        )
+    megabytes = sum(shard.bytes for shard in dataset.manifest.shards) / 1e6
+    print(
+        f"{dataset.folder}: {dataset.n_episodes:,} episodes, {dataset.n_frames:,} frames "
+        f"(mean length {dataset.lengths.mean():.1f}), {megabytes:,.1f} MB, content {dataset.content_hash}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,122 @@
+"""Collecting a dataset: which episodes are missing, who plays them, and what lies in the folder in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lewm_gym.data import Dataset
+from lewm_gym.data.header import Header
+from lewm_gym.data.writer import DatasetWriter, open_writer
+from lewm_gym.tasks import get_task
+
+#: Seed of the evaluation pairs; no dataset may be collected with it, so that no agent has trained on them.
+RESERVED_SEED = 4_000_000_007
+
+#: Called with (episodes finished, frames finished) since the start, and the number of episodes to come in all.
+Progress = Callable[[int, int, int], None]
+
+
+def collect(
+    task: str,
+    folder: str | Path,
+    episodes: int | None = None,
+    *,
+    first: int = 0,
+    seed: int = 0,
+    workers: int | None = None,
+    policy: str | None = None,
+    noise: float | None = None,
+    render_quality: str | None = None,
+    states_only: bool = False,
+    pictures: bool = True,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Collects episodes `first` to `first + episodes - 1` into a folder and returns the dataset.
+
+    What is there already is kept: an interrupted run resumes, a larger number extends. Episode i is a function of
+    (task, policy, noise, seed, i) alone.
+
+    Args:
+        task: Name of the task.
+        folder: Where to; made if needed.
+        episodes: How many; None is the paper's number.
+        first: Number of the first episode, for collecting a range on each of several machines.
+        seed: Of the whole collection.
+        workers: Processes; None is one per CPU core; 1 plays in this process. With more than one, a script must
+            guard its start by `if __name__ == "__main__":`, since workers are spawned.
+        policy: Name of the behaviour policy; None is the task's default.
+        noise: The policy's noise level, in its own unit; None is its default.
+        render_quality: Of the environment; None is its default.
+        states_only: Leave the frames out; `python -m collect render` makes them later.
+        pictures: Whether to put a contact sheet and a film beside the shards.
+        progress: Called after every episode with (episodes finished, frames finished, episodes to play).
+
+    Raises:
+        ValueError: For arguments out of range, a folder with another dataset, a faulty policy.
+        OSError: If the folder cannot be written or the disk is full; finished episodes are kept.
+        ChildProcessError: If workers keep dying on the same episode.
+    """
+    episodes = get_task(task).collect_episodes if episodes is None else episodes
+    workers = default_workers() if workers is None else workers
+    for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if seed == RESERVED_SEED:
+        raise ValueError(f"seed {RESERVED_SEED} is reserved for evaluation pairs: choose another one")
+    from collect.episodes import make_header
+
+    header = make_header(
+        task, seed=seed, policy=policy, noise=noise, render_quality=render_quality, states_only=states_only
+    )
+    folder = Path(folder)
+    with open_writer(folder, header, range(first, first + episodes)) as writer:
+        changed = bool(writer.missing)
+        _fill(writer, header, workers, progress)
+        writer.close()
+    dataset = Dataset.open(folder)
+    if pictures and dataset.has_pixels:
+        from collect.pictures import draw_pictures
+
+        draw_pictures(dataset, redraw=changed)
+    return dataset
+
+
+def default_workers() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _fill(writer: DatasetWriter, header: Header, workers: int, progress: Progress | None) -> None:
+    """Plays what is missing; an interruption leaves what is finished as shards, ready to use."""
+    done = frames = 0
+    numbers = list(writer.missing)
+    try:
+        with contextlib.closing(_play(header, writer.folder, numbers, workers)) as played:
+            for number, length in played:
+                writer.add(number)
+                done, frames = done + 1, frames + length
+                if progress is not None:
+                    progress(done, frames, len(numbers))
+    except KeyboardInterrupt:
+        if writer.finished():
+            writer.close()
+        raise
+
+
+def _play(header: Header, folder: Path, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
+    if workers > 1 and len(numbers) > 1:
+        from collect.workers import play_in_processes
+
+        yield from play_in_processes(header, folder, numbers, min(workers, len(numbers)))
+    elif numbers:
+        from collect.episodes import Player
+
+        player = Player(header)
+        try:
+            for number in numbers:
+                yield number, player.save(folder, number)
+        finally:
+            player.close()

@@ -1,0 +1,169 @@
+"""Playing one episode: a function of (task, policy, seed, number) and of nothing that ran before."""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from collect.policies import make_policy
+from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
+from lewm_gym.data.episode import Episode, check_episode
+from lewm_gym.data.header import Column, Header, installed_versions
+from lewm_gym.data.shard import EncodedEpisode
+from lewm_gym.data.writer import save_episode
+from lewm_gym.tasks import get_task
+from lewm_gym.types import BehaviourPolicy
+
+
+def episode_rng(task: str, seed: int, number: int) -> np.random.Generator:
+    """Returns the random stream of one episode; the task's number is a checksum of its name, so that it never moves."""
+    return np.random.default_rng([zlib.crc32(task.encode()), seed, number])
+
+
+def make_header(
+    task_name: str,
+    *,
+    seed: int = 0,
+    policy: str | None = None,
+    noise: float | None = None,
+    render_quality: str | None = None,
+    states_only: bool = False,
+) -> Header:
+    """Returns the recipe of a collection with every default filled in; columns and versions come with the episodes.
+
+    Raises:
+        ValueError: For an unknown task or policy, or values out of range.
+    """
+    from collect.policies import policies_of
+
+    task = get_task(task_name)
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    policy = policy or next(iter(policies_of(task.name)))
+    made = make_policy(task.name, policy, noise)
+    module, _, name = task.entry_point.partition(":")
+    qualities = getattr(importlib.import_module(module), name).render_qualities
+    if render_quality is not None and render_quality not in qualities:
+        raise ValueError(f"render quality must be one of {', '.join(qualities)}, not {render_quality!r}")
+    return Header(
+        task=task.name,
+        policy=policy,
+        noise=getattr(made, "noise", noise),
+        seed=seed,
+        render_quality=render_quality or qualities[0],
+        states_only=states_only,
+        codec=None if states_only else codec_for(task.name).as_json(),
+    )
+
+
+@dataclass(frozen=True)
+class Played:
+    """A finished episode and the header that describes it."""
+
+    header: Header
+    encoded: EncodedEpisode
+
+
+class Player:
+    """Plays the episodes of one recipe, one after another, with one environment.
+
+    Args:
+        header: From `make_header`.
+    """
+
+    def __init__(self, header: Header) -> None:
+        task = get_task(header.task)
+        self._header = header
+        self._env = make_env(header.task, header.render_quality)
+        if header.states_only:  # nothing looks at the pictures, and for Cube they are nearly all of the time
+            blank = np.zeros(self._env.observation_space["pixels"].shape, np.uint8)  # type: ignore[index]
+            self._env.render_state = lambda state: blank  # type: ignore[attr-defined]
+        self._policy = make_policy(task.name, header.policy, header.noise)
+        self._action_size = task.action_size
+        self._versions = installed_versions()
+
+    def play(self, number: int) -> Played:
+        """Plays the episode of that number.
+
+        Raises:
+            ValueError: If the policy gives an action that is not a finite vector of the right length.
+        """
+        rng = episode_rng(self._header.task, self._header.seed, number)
+        encoder = None if self._header.codec is None else EpisodeEncoder(FrameCodec.from_json(self._header.codec))
+        obs, info = self._policy.begin(self._env, rng)
+        states, actions, success = [], [], []
+        while True:
+            states.append(info["state"])
+            success.append(bool(info["is_success"]))
+            if encoder is not None:
+                encoder.add(obs["pixels"])
+            if len(actions) >= self._policy.max_steps or (actions and self._policy.done(info)):
+                break
+            action = self._checked(self._policy.act(info), number, len(actions))
+            actions.append(action)
+            obs, _, _, _, info = self._env.step(action)
+        episode = self._gather(states, actions, success)
+        return Played(self._describe(episode), EncodedEpisode(episode, encoder and encoder.frames))
+
+    def save(self, folder: Path, number: int) -> int:
+        """Plays an episode and writes it as a part of the dataset; returns its number of frames."""
+        played = self.play(number)
+        save_episode(folder, played.header, number, played.encoded)
+        return len(played.encoded.states)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+    def _checked(self, action: Any, number: int, step: int) -> NDArray[np.float32]:
+        array = np.asarray(action, dtype=np.float32)
+        if array.shape != (self._action_size,) or not (np.abs(array) <= 1.0).all():
+            came = f"shape {array.shape}" if array.shape != (self._action_size,) else str(array.tolist())
+            raise ValueError(
+                f"policy {self._header.policy!r}, episode {number}, step {step}: expected an action of shape "
+                f"({self._action_size},) within [-1, 1], got {came}"
+            )
+        return array
+
+    def _gather(self, states: list[Any], actions: list[Any], success: list[bool]) -> Episode:
+        named = [self._env.quantities(state) for state in states]  # type: ignore[attr-defined]
+        nothing = np.full(self._action_size, np.nan, np.float32)
+        episode = Episode(
+            pixels=None,
+            action=np.stack([*actions, nothing]),
+            state=np.stack(states),
+            success=np.array(success),
+            quantities={name: np.stack([row[name] for row in named]) for name in named[0]},
+        )
+        check_episode(episode)
+        return episode
+
+    def _describe(self, episode: Episode) -> Header:
+        units = getattr(self._env, "quantity_units", {})
+        columns = {
+            "action": Column(episode.action.shape[1], "float32", "", "action"),
+            "state": Column(episode.state.shape[1], "float64", "", "state"),
+            "success": Column(1, "bool", "", "success"),
+        }
+        for name, values in episode.quantities.items():
+            columns[name] = Column(values.shape[1], "float32", units.get(name, ""), "quantity")
+        return replace(
+            self._header,
+            columns=columns,
+            versions=self._versions,
+            gl_renderer=None if self._header.states_only else getattr(self._env, "gl_renderer", None),
+        )
+
+
+def make_env(task_name: str, render_quality: str | None = None) -> gymnasium.Env[Any, Any]:
+    """Returns a task's bare environment: no time limit, no checks of Gymnasium's on top of its own."""
+    quality = {} if render_quality is None else {"render_quality": render_quality}
+    env = gymnasium.make(f"lewm_gym:{get_task(task_name).env_id}", disable_env_checker=True, **quality)
+    return env.unwrapped

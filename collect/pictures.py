@@ -1,0 +1,59 @@
+"""What a dataset looks like: a contact sheet and a film beside the shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_gym.data import Dataset
+
+SHEET_NAME = "contact_sheet.png"
+FILM_NAME = "film.mp4"
+
+
+def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
+    """Writes `contact_sheet.png` and `film.mp4` into the dataset's folder, where missing or if `redraw`."""
+    sheet, film = dataset.folder / SHEET_NAME, dataset.folder / FILM_NAME
+    if redraw or not sheet.exists():
+        _write_sheet(sheet, contact_sheet(dataset))
+    if redraw or not film.exists():
+        _write_film(film, film_frames(dataset))
+
+
+def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 8) -> NDArray[np.uint8]:
+    """Returns a picture of (rows x 112, columns x 112, 3): a row per episode, time from left to right."""
+    strips = []
+    for index in _spread(dataset.n_episodes, rows):
+        steps = np.linspace(0, dataset.lengths[index] - 1, columns).round().astype(int)
+        small = dataset.frames(index, steps)[:, ::2, ::2].copy()
+        small[:, :, -1] = small[:, -1] = 128  # a thin line between pictures
+        strips.append(np.concatenate(list(small), axis=1))
+    return np.concatenate(strips, axis=0)
+
+
+def film_frames(dataset: Dataset, episodes: int = 3) -> NDArray[np.uint8]:
+    """Returns the frames of some episodes side by side, (T, 224, episodes x 224, 3); a shorter one waits at its end."""
+    indices = _spread(dataset.n_episodes, episodes)
+    length = int(max(dataset.lengths[index] for index in indices))
+    films = [dataset.frames(i, np.minimum(np.arange(length), dataset.lengths[i] - 1)) for i in indices]
+    return np.concatenate(films, axis=2)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    return sorted(set(np.linspace(0, count - 1, min(wanted, count)).astype(int).tolist()))
+
+
+def _write_sheet(path: Path, picture: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    Image.fromarray(picture).save(path)
+
+
+def _write_film(path: Path, frames: NDArray[np.uint8]) -> None:
+    import imageio.v2 as imageio
+
+    with imageio.get_writer(path, fps=10, codec="libx264", quality=8, macro_block_size=16) as film:
+        for frame in frames:
+            film.append_data(frame)

@@ -1,0 +1,87 @@
+"""Behaviour policies for Two-Room: through the door to a target in the other room, with much noise.
+
+Of the description of the reference's collector (stable-worldmodel): way-point = the door's centre until within 10.5 px
+of it, then the target; action = unit direction + N(0, 2.0) per axis, clipped; 5 % of actions repeat the previous one;
+at most 100 steps. Targets lie in the opposite room, at least 25 steps' walk away, which gives the paper's mean length
+of 92 frames (targets anywhere would give 60).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.two_room import DOOR_CENTRE, HIGH, LOW, SPEED, WALL_LEFT, WALL_RIGHT
+from lewm_gym.types import BehaviourPolicy, Info, Obs
+
+NOISE = 2.0  # standard deviation of the noise added to each coordinate of the unit direction
+REPEAT = 0.05  # probability of repeating the previous action
+AT_DOOR = 10.5  # px from the door's centre at which the target becomes the way-point
+MIN_STEPS = 25  # at full speed from start to target through the door
+MAX_STEPS = 100
+
+_DOOR = np.array(DOOR_CENTRE)
+
+
+class ThroughTheDoor:
+    """Walks to a target in the other room, through the door.
+
+    Args:
+        noise: Standard deviation of the noise added to each coordinate of the unit direction; None is 2.0.
+
+    Raises:
+        ValueError: For a negative noise.
+    """
+
+    max_steps = MAX_STEPS
+
+    def __init__(self, noise: float | None = None) -> None:
+        self.noise = NOISE if noise is None else float(noise)
+        if not self.noise >= 0.0:
+            raise ValueError(f"noise must be at least 0, got {noise}")
+
+    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a random start and a random target in the other room."""
+        self._rng = rng
+        start = _random_position(rng)
+        while True:
+            target = _random_position(rng)
+            opposite = (start[0] < DOOR_CENTRE[0]) != (target[0] < DOOR_CENTRE[0])
+            walk = np.linalg.norm(start - _DOOR) + np.linalg.norm(target - _DOOR)
+            if opposite and walk >= MIN_STEPS * SPEED:
+                break
+        self._target = target
+        self._passed_door = False
+        self._last: NDArray[np.float32] | None = None
+        return env.reset(options={"state": start, "goal_state": target})
+
+    def act(self, info: Info) -> NDArray[np.float32]:
+        """Returns the noisy step towards the way-point."""
+        if self._last is not None and self._rng.random() < REPEAT:
+            return self._last
+        position = info["state"]
+        if np.linalg.norm(_DOOR - position) < AT_DOOR:
+            self._passed_door = True
+        direction = (self._target if self._passed_door else _DOOR) - position
+        direction = direction / max(float(np.linalg.norm(direction)), 1e-9)
+        noisy = direction + self._rng.normal(0.0, self.noise, 2)
+        self._last = np.clip(noisy, -1.0, 1.0).astype(np.float32)
+        return self._last
+
+    def done(self, info: Info) -> bool:
+        """Returns whether the target is reached."""
+        return bool(info["is_success"])
+
+
+def _random_position(rng: np.random.Generator) -> NDArray[np.float64]:
+    while True:
+        position = rng.uniform(LOW, HIGH, 2)
+        if not WALL_LEFT <= position[0] <= WALL_RIGHT:
+            return position
+
+
+POLICIES: dict[str, Callable[[float | None], BehaviourPolicy]] = {"heuristic": ThroughTheDoor}

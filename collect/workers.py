@@ -1,0 +1,152 @@
+"""Worker processes that play episodes; one that dies is replaced and its episodes are played again.
+
+Spawned, never forked: a forked child inherits GL contexts and locks of threads that it does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from lewm_gym.data.header import Header
+
+#: One thread each, set before the child imports numpy: the processes are the parallelism.
+ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+}
+_QUEUED = 2  # episodes that a worker has before it, so that it never waits for an answer
+_MAX_DEATHS = 3  # of workers on the same episode
+
+
+def play_in_processes(header: Header, folder: Path, numbers: Iterable[int], workers: int) -> Iterator[tuple[int, int]]:
+    """Yields (number, frames) of each episode as soon as it is written, in the order of finishing.
+
+    Raises:
+        ValueError: What an episode raised, likewise OSError.
+        ChildProcessError: If workers keep dying on the same episode.
+    """
+    waiting = deque(numbers)
+    deaths: dict[int, int] = {}
+    pool: list[_Worker] = []
+    try:
+        while waiting or any(worker.queue for worker in pool):
+            while len(pool) < workers and waiting:
+                pool.append(_Worker(header, folder))
+            for worker in pool:
+                worker.fill(waiting)
+            ready = wait([worker.connection for worker in pool])
+            for worker in [w for w in pool if w.connection in ready]:
+                answer = worker.receive()
+                if answer is not None:
+                    yield answer
+                    continue
+                pool.remove(worker)
+                worker.stop()
+                if worker.queue:
+                    _note_death(deaths, worker)
+                    waiting.extendleft(reversed(worker.queue))
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _note_death(deaths: dict[int, int], worker: _Worker) -> None:
+    number = worker.queue[0]
+    deaths[number] = deaths.get(number, 0) + 1
+    if deaths[number] >= _MAX_DEATHS:
+        raise ChildProcessError(
+            f"{_MAX_DEATHS} worker processes died on episode {number} (last exit code {worker.exit_code}): "
+            "is memory short? Try fewer --workers; finished episodes are kept"
+        )
+
+
+class _Worker:
+    """A process and the episodes that it has been given and not answered yet."""
+
+    def __init__(self, header: Header, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.queue: deque[int] = deque()
+        with _environment(ONE_THREAD):
+            self._process = context.Process(target=_serve, args=(theirs, header, folder), daemon=True)
+            self._process.start()
+        theirs.close()  # so that the child's death is seen as the end of the stream
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exitcode
+
+    def fill(self, waiting: deque[int]) -> None:
+        while waiting and len(self.queue) < _QUEUED:
+            with contextlib.suppress(BrokenPipeError):  # it died: receive() will say so
+                self.connection.send(waiting[0])
+            self.queue.append(waiting.popleft())
+
+    def receive(self) -> tuple[int, int] | None:
+        """Returns (number, frames), or None if the process died; raises what the episode raised."""
+        try:
+            number, frames, error = self.connection.recv()
+        except (EOFError, ConnectionError):
+            return None
+        if error is not None:
+            raise error
+        self.queue.remove(number)
+        return number, frames
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(connection: Connection, header: Header, folder: Path) -> None:
+    """Plays what comes until the other end closes: a worker whose parent was killed ends by itself."""
+    from collect.episodes import Player
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    player = None
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            number = connection.recv()
+            try:
+                player = player or Player(header)
+                connection.send((number, player.save(folder, number), None))
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                connection.send((number, 0, _picklable(error)))
+
+
+def _picklable(error: Exception) -> Exception:
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+

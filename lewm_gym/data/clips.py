@@ -1,0 +1,273 @@
+"""Training clips: shuffled windows of an episode, a pure function of (seed, step, batch size).
+
+Position p = step * batch_size + j in an endless sequence of epochs names the clip; epoch e visits every clip start
+once, in an order drawn from (seed, e). So a resumed training needs the step's number and nothing else, and the number
+of threads changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lewm_gym.data.codec import CHANNEL_FIRST
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.tasks import IMAGE_SIZE
+from lewm_gym.types import Batch
+
+MEMORY_BUDGET = 2 * 2**30  # bytes
+
+
+class ClipSampler:
+    """Draws clips of `n_frames` frames, `frame_skip` environment steps apart, with the actions between them.
+
+    Frames are kept and delivered channel-first in memory, seen through (B, T, h, w, 3) tensors: a view, so that the
+    networks' channel-first floats are made without another transposition.
+
+    With `image_size` below 224, frames are averaged down (`box_average`); if all of the episodes then fit into
+    `memory_budget`, they are decoded once, by `preload` or at the first batch, and served from memory.
+
+    Args:
+        dataset: Where from.
+        episodes: Positions of the episodes to draw from, such as one side of `dataset.split()`; None for all.
+        n_frames: T, frames per clip.
+        frame_skip: Environment steps between them.
+        seed: Of the order of clips.
+        image_size: Height and width delivered, px; divides 224.
+        threads: That decode; None is one per CPU core, at most 4.
+        memory_budget: Bytes that decoded, averaged frames may take.
+
+    Raises:
+        ValueError: For values out of range, a dataset of states only, or episodes that are all too short.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        episodes: Iterable[int] | None = None,
+        n_frames: int = 4,
+        frame_skip: int = 5,
+        seed: int = 0,
+        image_size: int = IMAGE_SIZE,
+        threads: int | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:
+        for name, value, least in (("n_frames", n_frames, 2), ("frame_skip", frame_skip, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if image_size < 1 or IMAGE_SIZE % image_size:
+            raise ValueError(f"image_size must divide {IMAGE_SIZE} (such as 56, 112 or 224), got {image_size}")
+        if not dataset.has_pixels:
+            raise ValueError(f"{dataset.folder} holds states only; first: python -m collect render {dataset.folder}")
+        self.dataset = dataset
+        self.n_frames, self.frame_skip, self.seed, self.image_size = n_frames, frame_skip, seed, image_size
+        self.threads = threads or min(4, os.cpu_count() or 1)
+        wanted = range(dataset.n_episodes) if episodes is None else episodes
+        self.episodes = np.unique(np.fromiter(wanted, np.int64))
+        if len(self.episodes) and not 0 <= self.episodes[0] <= self.episodes[-1] < dataset.n_episodes:
+            raise ValueError(f"episodes must be within 0 to {dataset.n_episodes - 1}")
+        self._starts_before = self._count_starts()
+        self._orders = _Orders(self.n_clips, seed)
+        self._actions = dataset.actions
+        self._buffers = _Buffers()
+        lengths = dataset.lengths[self.episodes]
+        self._rows_before = np.concatenate([[0], np.cumsum(lengths)])
+        self.pooled_bytes = int(lengths.sum()) * 3 * image_size**2
+        self._in_memory = image_size < IMAGE_SIZE and self.pooled_bytes <= memory_budget
+        self._frames: NDArray[np.uint8] | None = None
+        self._preload_lock = threading.Lock()
+
+    def _count_starts(self) -> NDArray[np.int64]:
+        span = (self.n_frames - 1) * self.frame_skip + 1
+        lengths = self.dataset.lengths[self.episodes]
+        counts = np.maximum(lengths - span + 1, 0)
+        if counts.sum() == 0:
+            longest = int(lengths.max()) if len(lengths) else 0
+            raise ValueError(
+                f"a clip of {self.n_frames} frames at a frame skip of {self.frame_skip} spans {span} frames, but the "
+                f"longest of {len(lengths)} episodes in {self.dataset.folder} has {longest}: collect longer or more "
+                "episodes, or lower n_frames or frame_skip"
+            )
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    @property
+    def n_clips(self) -> int:
+        """Number of different clips, the length of an epoch."""
+        return int(self._starts_before[-1])
+
+    # One batch -----------------------------------------------------------------------------------------------
+
+    def batch(self, step: int, batch_size: int) -> Batch:
+        """Returns the batch of a training step: pixels (B, T, size, size, 3) uint8, raw actions (B, T - 1, A) float32.
+
+        Raises:
+            ValueError: For a negative step, a batch size below 1, or damaged files.
+        """
+        which, starts = self.clips(step, batch_size)
+        indices = self.episodes[which]
+        rows = self.dataset.starts[indices] + starts
+        span = (self.n_frames - 1) * self.frame_skip
+        actions = self._actions[rows[:, None] + np.arange(span)]
+        actions = actions.reshape(batch_size, self.n_frames - 1, -1)
+        pixels = self._buffers.take((batch_size, self.n_frames, 3, self.image_size, self.image_size))
+        self._fill(pixels.numpy(), which, starts)
+        return Batch(pixels.permute(0, 1, 3, 4, 2), torch.from_numpy(np.ascontiguousarray(actions)))
+
+    def clips(self, step: int, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns which clips a batch holds: (B,) positions within `self.episodes`, (B,) first environment steps."""
+        if step < 0 or batch_size < 1:
+            raise ValueError(f"step must be at least 0 and batch_size at least 1, got {step} and {batch_size}")
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        clips = self._orders.at(positions)
+        which = np.searchsorted(self._starts_before, clips, side="right") - 1
+        return which, clips - self._starts_before[which]
+
+    def _fill(self, pixels: NDArray[np.uint8], which: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        if self._in_memory:
+            self.preload()
+            assert self._frames is not None
+            rows = self._rows_before[which] + starts
+            steps = np.arange(self.n_frames) * self.frame_skip
+            np.take(self._frames, rows[:, None] + steps, axis=0, out=pixels)
+            return
+        whole = None if self.image_size == IMAGE_SIZE else np.empty(CHANNEL_FIRST, np.uint8)
+        for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its dictionary
+            index = int(self.episodes[which[j]])
+            for t in range(self.n_frames):
+                self._decode(pixels[j, t], index, int(starts[j]) + t * self.frame_skip, whole)
+
+    def _decode(self, out: NDArray[np.uint8], index: int, step: int, whole: NDArray[np.uint8] | None) -> None:
+        if whole is None:
+            self.dataset.decode_into(out, index, step)
+        else:
+            self.dataset.decode_into(whole, index, step)
+            out[:] = box_average(whole, self.image_size)
+
+    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decodes all frames into memory if they fit, once; otherwise does nothing.
+
+        Args:
+            progress: Called with (episodes decoded, episodes in all).
+        """
+        if not self._in_memory or self._frames is not None:
+            return
+        with self._preload_lock:
+            if self._frames is not None:
+                return
+            frames = np.empty((self._rows_before[-1], 3, self.image_size, self.image_size), np.uint8)
+            with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
+                jobs = [pool.submit(self._decode_episode, frames, k) for k in range(len(self.episodes))]
+                try:
+                    for done, job in enumerate(jobs, start=1):
+                        job.result()
+                        if progress is not None:
+                            progress(done, len(jobs))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+            self._frames = frames
+
+    def _decode_episode(self, frames: NDArray[np.uint8], k: int) -> None:
+        whole = np.empty(CHANNEL_FIRST, np.uint8)
+        for step, row in enumerate(range(self._rows_before[k], self._rows_before[k + 1])):
+            self._decode(frames[row], int(self.episodes[k]), step, whole)
+
+    # Many batches --------------------------------------------------------------------------------------------
+
+    def batches(self, start_step: int, n_steps: int, batch_size: int) -> Iterator[Batch]:
+        """Yields the batches of steps `start_step` to `start_step + n_steps - 1` in order, prepared in the background.
+
+        Where CUDA is available they are in pinned memory. Closing the iterator (or leaving its loop) ends the threads.
+        """
+        self.preload()
+        steps = iter(range(start_step, start_step + n_steps))
+        threads = 1 if self._in_memory else self.threads
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for step in steps:
+                ahead.append(pool.submit(self.batch, step, batch_size))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def box_average(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Returns (..., h, w) planes averaged down to (..., size, size), half rounded up: (sum + k*k//2) // (k*k), k = h/size.
+
+    Integer arithmetic, so that the same picture gives the same numbers everywhere; Pillow's `Image.reduce` agrees for
+    every k that is a power of two. Adding k strided views is 4x faster than it.
+    """
+    k = planes.shape[-1] // size
+    if k == 1:
+        return planes
+    rows = planes.reshape(*planes.shape[:-2], size, k, size * k)
+    sums = rows[..., 0, :].astype(np.uint16 if k <= 16 else np.uint32)  # 16 * 16 * 255 + 128 < 2**16
+    for i in range(1, k):
+        sums += rows[..., i, :]
+    columns = sums.reshape(*planes.shape[:-2], size, size, k)
+    sums = columns[..., 0].copy()
+    for i in range(1, k):
+        sums += columns[..., i]
+    sums += k * k // 2
+    sums //= k * k
+    return sums.astype(np.uint8)
+
+
+class _Orders:
+    """The order of clips of each epoch; the last two used are remembered (a batch may straddle them)."""
+
+    def __init__(self, n_clips: int, seed: int) -> None:
+        self._n_clips, self._seed = n_clips, seed
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+        self._lock = threading.Lock()
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the clips at positions of the endless sequence."""
+        epochs, within = np.divmod(positions, self._n_clips)
+        clips = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            clips[here] = self._order(epoch)[within[here]]
+        return clips
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        with self._lock:
+            if epoch not in self._epochs:
+                while len(self._epochs) > 1:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[epoch] = np.random.default_rng([self._seed, epoch]).permutation(self._n_clips)
+            return self._epochs[epoch]
+
+
+class _Buffers:
+    """Memory for batches, used again once nobody holds the tensor: fresh pages cost as much as decoding into them."""
+
+    def __init__(self) -> None:
+        self._pinned = torch.cuda.is_available()
+        self._arrays: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._pinned:  # CUDA's host allocator keeps and reuses pinned blocks, aware of copies under way
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        with self._lock:
+            self._arrays = [a for a in self._arrays if a.shape == shape]
+            for array in self._arrays:
+                if sys.getrefcount(array) == 3:  # the list, this loop's variable and getrefcount's argument
+                    return torch.from_numpy(array)
+            array = np.empty(shape, np.uint8)
+            if len(self._arrays) < 16:
+                self._arrays.append(array)
+            return torch.from_numpy(array)

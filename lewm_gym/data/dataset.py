@@ -1,0 +1,209 @@
+"""Reading a dataset folder: opened in a moment, memory-mapped, any frame by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_gym.data.codec import CHANNEL_FIRST, FrameDecoder
+from lewm_gym.data.episode import Episode
+from lewm_gym.data.header import Header
+from lewm_gym.data.manifest import Manifest, scan
+from lewm_gym.data.shard import Shard
+from lewm_gym.data.writer import PARTS
+
+
+class Dataset:
+    """Episodes on disk. Open one with `Dataset.open(folder)`.
+
+    Episodes are addressed by position, 0 to `n_episodes - 1`; `episode_numbers` tells their numbers, which differ
+    only where a folder holds a range that does not begin at 0. Thread-safe.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What the folder says of itself.
+        lengths: (n_episodes,) int64, frames of each episode.
+        starts: (n_episodes + 1,) int64, row of each episode's first frame in the columns, and the number of rows.
+        episode_numbers: (n_episodes,) int64.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.lengths = np.array([n for shard in manifest.shards for n in shard.lengths], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.episode_numbers = np.array([i for shard in manifest.shards for i in shard.episodes], np.int64)
+        counts = [len(shard.lengths) for shard in manifest.shards]
+        self._shard_of = np.repeat(np.arange(len(counts)), counts)
+        self._position_of = np.concatenate([np.arange(count) for count in counts])
+        self._shards: list[Shard | None] = [None] * len(counts)
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._decoder = FrameDecoder()
+
+    @staticmethod
+    def open(folder: str | Path) -> Dataset:
+        """Returns the dataset in a folder; takes well under a second for 20,000 episodes.
+
+        Raises:
+            FileNotFoundError: If there is no dataset.
+            ValueError: If a shard is missing, truncated or of another dataset.
+        """
+        folder = Path(folder)
+        manifest = scan(folder)
+        if manifest is None:
+            waiting = " yet (its collection was interrupted)" if (folder / PARTS).is_dir() else ""
+            raise FileNotFoundError(f"{folder} holds no dataset{waiting}: run python -m collect TASK --out {folder}")
+        return Dataset(folder, manifest)
+
+    # What it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def header(self) -> Header:
+        """Recipe, versions, columns and codec."""
+        return self.manifest.header
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.header.task
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.lengths)
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames of all episodes."""
+        return int(self.starts[-1])
+
+    @property
+    def action_size(self) -> int:
+        """Length of one action."""
+        return self.header.columns["action"].size
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether there are frames, not states only."""
+        return self.header.codec is not None
+
+    @property
+    def content_hash(self) -> str:
+        """128 bits, in hexadecimal, that stand for the episodes' content, whatever shards hold them."""
+        return self.manifest.content_hash
+
+    @property
+    def action_mean(self) -> NDArray[np.float32]:
+        """(action_size,) mean of all actions; NaN rows do not count."""
+        return np.array(self.manifest.action_statistics()[0], np.float32)
+
+    @property
+    def action_std(self) -> NDArray[np.float32]:
+        """(action_size,) standard deviation of all actions; NaN rows do not count."""
+        return np.array(self.manifest.action_statistics()[1], np.float32)
+
+    # What it holds -------------------------------------------------------------------------------------------
+
+    def episode(self, index: int, pixels: bool = True) -> Episode:
+        """Returns the episode at a position, with its frames decoded unless `pixels=False` (or there are none)."""
+        shard, position = self._locate(index)
+        states = shard.states(position)
+        if not (pixels and self.has_pixels):
+            return states
+        frames = self.frames(index, np.arange(len(states)))
+        return Episode(frames, states.action, states.state, states.success, states.quantities)
+
+    def frames(self, index: int, steps: Any) -> NDArray[np.uint8]:
+        """Returns the frames of an episode at `steps`, (n, 224, 224, 3) uint8."""
+        steps = np.atleast_1d(np.asarray(steps))
+        planes = np.empty((len(steps), *CHANNEL_FIRST), np.uint8)
+        for plane, step in zip(planes, steps.tolist(), strict=True):
+            self.decode_into(plane, index, step)
+        return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+    def decode_into(self, planes: NDArray[np.uint8], index: int, step: int) -> None:
+        """Decodes one frame into a contiguous (3, 224, 224) uint8 array: channel-first, as it is stored.
+
+        Raises:
+            IndexError: If the episode has no such step.
+            ValueError: If the file is damaged.
+        """
+        shard, position = self._locate(index)
+        if not 0 <= step < self.lengths[index]:
+            raise IndexError(f"episode {index} has steps 0 to {self.lengths[index] - 1}, not {step}")
+        starts = shard.frame_starts()[position]
+        first = shard.bytes[starts[0] : starts[1]]
+        frame = shard.bytes[starts[step] : starts[step + 1]] if step else None
+        try:
+            self._decoder.decode_into(memoryview(planes).cast("B"), index, first, frame)
+        except ValueError as error:
+            raise shard.damaged(f"episode {self.episode_numbers[index]}, step {step}: {error}") from None
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Returns a column over all frames: (n_frames, size), or (n_frames,) for "success"; kept in memory.
+
+        Rows `starts[i]` to `starts[i + 1]` are episode i.
+
+        Raises:
+            ValueError: If there is no such column; the message lists those that exist.
+        """
+        if name not in self.header.columns:
+            raise ValueError(f"{self.folder} has no column {name!r}; it has: {', '.join(self.header.columns)}")
+        if name not in self._columns:
+            shards = [self._shard(i) for i in range(len(self._shards))]
+            self._columns[name] = np.concatenate([shard.column(name) for shard in shards])
+        return self._columns[name]
+
+    @property
+    def actions(self) -> NDArray[np.float32]:
+        """(n_frames, action_size) float32; the last row of each episode is NaN."""
+        return self.column("action")
+
+    @property
+    def states(self) -> NDArray[np.float64]:
+        """(n_frames, state_size) float64."""
+        return self.column("state")
+
+    @property
+    def quantities(self) -> dict[str, NDArray[np.float32]]:
+        """Name -> (n_frames, k) float32, the physical quantities."""
+        return {n: self.column(n) for n, column in self.header.columns.items() if column.role == "quantity"}
+
+    def split(self, validation_fraction: float = 0.1, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns positions of training and validation episodes, each sorted, disjoint, all together.
+
+        The same dataset, fraction and seed give the same split. At least one episode is on either side, unless the
+        fraction is 0.
+
+        Raises:
+            ValueError: For a fraction outside [0, 1), or fewer than two episodes to split.
+        """
+        if not 0.0 <= validation_fraction < 1.0:
+            raise ValueError(f"validation_fraction must be within [0, 1), got {validation_fraction}")
+        order = np.random.default_rng([seed, self.n_episodes]).permutation(self.n_episodes)
+        if validation_fraction == 0.0:
+            return np.sort(order), order[:0]
+        if self.n_episodes < 2:
+            raise ValueError("a validation split needs at least 2 episodes; use validation_fraction=0")
+        held_out = min(max(round(validation_fraction * self.n_episodes), 1), self.n_episodes - 1)
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+    def _locate(self, index: int) -> tuple[Shard, int]:
+        if not 0 <= index < self.n_episodes:
+            raise IndexError(f"{self.folder} has episodes 0 to {self.n_episodes - 1}, not {index}")
+        return self._shard(int(self._shard_of[index])), int(self._position_of[index])
+
+    def _shard(self, i: int) -> Shard:
+        shard = self._shards[i]
+        if shard is None:  # two threads may both open it; either will do
+            info = self.manifest.shards[i]
+            shard = Shard(self.folder / info.file)
+            if tuple(entry.frames for entry in shard.entries) != info.lengths:
+                raise shard.damaged("its episodes are not those of the manifest")
+            self._shards[i] = shard
+        return shard
+
+
