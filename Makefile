@@ -1,0 +1,55 @@
+# Every target prepares what it needs on its first call (see bootstrap.sh) and starts at once afterwards.
+#
+#   make demo ARGS="--help"      arguments for the program behind a target
+#   make test ARGS="-k two_room"
+#   make demo VENV=path          another virtual environment than .venv
+#   make demo PYTHON=python3.12  an interpreter that has everything, used as it is, or the one to make .venv from
+
+VENV ?= .venv
+PYTHON ?=
+TORCH ?=
+ARGS ?=
+export VENV PYTHON TORCH
+
+# Two cores run two tests at a time; more than four workers cost more memory than they save time.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo "$$n")
+
+CORE = python=$$(sh bootstrap.sh core)
+ALL = python=$$(sh bootstrap.sh all)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup setup-gl test test-slow lint types format hooks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: ## collect, train, evaluate and film an agent on Two-Room, into runs/demo
+	@$(CORE) && "$$python" -m lewm_gym $(ARGS)
+
+setup: ## install everything, and do nothing else
+	@$(ALL) && echo "$$python"
+
+setup-gl: ## install the system libraries that draw MuJoCo's tasks without a screen
+	@sh bootstrap.sh gl
+
+test: ## run the tests, all but those marked slow
+	@$(ALL) && "$$python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-slow: ## run the tests marked slow
+	@$(ALL) && "$$python" -m pytest -m slow $(ARGS)
+
+lint: ## check style, formatting and spelling
+	@$(ALL) && "$$python" -m ruff check . && "$$python" -m ruff format --check --quiet . && "$$python" -m codespell_lib
+
+types: ## check types
+	@$(ALL) && "$$python" -m mypy
+
+format: ## mend what lint can mend by itself
+	@$(ALL) && "$$python" -m ruff check --fix . ; "$$python" -m ruff format .
+
+hooks: ## run lint, types and spelling at every git commit
+	@$(ALL) && "$$python" -m pre_commit install
+
+clean: ## remove .venv and caches; data, runs and results stay
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
