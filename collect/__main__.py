@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lewm_gym.cli import run
-from lewm_gym.tasks import TASKS, Task
+from lewm_gym.tasks import TASKS, Task, get_task
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for task in TASKS.values():
         _add_task(commands, task)
+    _add_pairs(commands)
     options = parser.parse_args(arguments)
     return int(options.main(options) or 0)
 
@@ -48,19 +49,46 @@ def _add_task(commands: argparse._SubParsersAction[_Parser], task: Task) -> None
     add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
 
 
+def _add_pairs(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "pairs",
+        help="make evaluation pairs",
+        description="Make evaluation pairs: starts and goals from held-out episodes, with the actions between.",
+    )
+    parser.set_defaults(main=_pairs)
+    add = parser.add_argument
+    add("task", metavar="TASK", help=f"one of: {', '.join(TASKS)}")
+    add("--offsets", type=int, nargs="+", metavar="D", help="distances, environment steps (default: the task's)")
+    add("--count", type=int, default=200, metavar="N", help="pairs per distance (default: %(default)s)")
+    add("--out", type=Path, default=Path("pairs"), metavar="FOLDER", help="where to (default: %(default)s)")
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from collect.pairs import make_pairs
+
+    for offset in options.offsets or get_task(options.task).goal_offsets:
+        with tqdm(total=options.count, unit="pair", desc=f"pairs {options.task} {offset}", mininterval=0.5) as bar:
+            pairs = make_pairs(options.task, offset, options.count, progress=lambda done, _, bar=bar: bar.update())
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"{options.task}-{offset}.json"
+        pairs.save(path)
+        print(f"{path}: {len(pairs.pairs)} pairs, {path.stat().st_size / 1e3:,.0f} kB, content {pairs.content_hash}")
+
+
 def _collect(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from collect.collector import collect
 
-    with tqdm(total=options.episodes, unit="episode", desc=f"collect {options.task}") as bar:
+    with tqdm(total=options.episodes, unit="episode", desc=f"collect {options.task}", mininterval=0.5) as bar:
 
         def progress(done: int, frames: int, total: int) -> None:
             bar.total = total
-            bar.n = done
             seconds = max(bar.format_dict["elapsed"], 1e-3)
             bar.set_postfix_str(f"{frames / seconds:,.0f} frames/s", refresh=False)
-            bar.update(0)
+            bar.update(done - bar.n)
 
         dataset = collect(
             options.task,

@@ -12,14 +12,13 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from collect.policies import make_policy
+from collect.policies import make_policy, policies_of
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
 from lewm_gym.data.episode import Episode, check_episode
 from lewm_gym.data.header import Column, Header, installed_versions
 from lewm_gym.data.shard import EncodedEpisode
 from lewm_gym.data.writer import save_episode
 from lewm_gym.tasks import get_task
-from lewm_gym.types import BehaviourPolicy
 
 
 def episode_rng(task: str, seed: int, number: int) -> np.random.Generator:
@@ -41,8 +40,6 @@ def make_header(
     Raises:
         ValueError: For an unknown task or policy, or values out of range.
     """
-    from collect.policies import policies_of
-
     task = get_task(task_name)
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")

@@ -204,10 +204,10 @@ class ClipSampler:
 
 
 def box_average(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Returns (..., h, w) planes averaged down to (..., size, size), half rounded up: (sum + k*k//2) // (k*k), k = h/size.
+    """Returns (..., h, w) planes averaged down to (..., size, size), half rounded up.
 
-    Integer arithmetic, so that the same picture gives the same numbers everywhere; Pillow's `Image.reduce` agrees for
-    every k that is a power of two. Adding k strided views is 4x faster than it.
+    That is (sum + k*k//2) // (k*k) with k = h / size, in integer arithmetic, so that the same picture gives the same
+    numbers everywhere; Pillow's `Image.reduce` agrees for every k that is a power of two, but takes 4x as long.
     """
     k = planes.shape[-1] // size
     if k == 1:

@@ -205,5 +205,3 @@ class Dataset:
                 raise shard.damaged("its episodes are not those of the manifest")
             self._shards[i] = shard
         return shard
-
-

@@ -148,9 +148,7 @@ def _entry_as_json(entry: Entry) -> dict[str, Any]:
 
 def _entry_from_json(record: dict[str, Any]) -> Entry:
     sums, squares = record["action_sums"]
-    return Entry(
-        record["episode"], record["frames"], record["states"], record["pixels"], (tuple(sums), tuple(squares))
-    )
+    return Entry(record["episode"], record["frames"], record["states"], record["pixels"], (tuple(sums), tuple(squares)))
 
 
 # Reading -----------------------------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ class Shard:
         return np.concatenate([_array(part) for part in parts])
 
     def frame_starts(self) -> list[NDArray[np.int64]]:
-        """Returns, for each episode, the addresses of its T compressed frames in `bytes`, and of their end: (T + 1,)."""
+        """Returns, for each episode, where its T compressed frames begin in `bytes`, and where they end: (T + 1,)."""
         if self._frame_starts is None:
             self._frame_starts = [self._starts(position) for position in range(len(self))]
         return self._frame_starts

@@ -1,0 +1,124 @@
+"""Making the audited evaluation pairs: held out, unsolved, balanced over episodes, replayed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collect.collector import RESERVED_SEED
+from collect.episodes import Player, make_env, make_header
+from lewm_gym.data.episode import Episode
+from lewm_gym.data.header import installed_versions
+from lewm_gym.pairs import Pair, PairSet
+from lewm_gym.tasks import get_task
+
+COUNT = 200
+_PATIENCE = 50  # episodes in a row without a suitable pair, after which there probably is none
+
+
+def _in_opposite_rooms(start: NDArray[np.float64], goal: NDArray[np.float64]) -> bool:
+    from envs.two_room import WALL_LEFT, WALL_RIGHT
+
+    low, high = sorted((start[0], goal[0]))
+    return bool(low <= WALL_LEFT and high >= WALL_RIGHT)
+
+
+#: Task -> a kind of pair of which every `QUOTA`-th one must be, at least: pairs that a straight line does not solve.
+HARD: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], bool]] = {"two_room": _in_opposite_rooms}
+QUOTA = 4
+
+
+def make_pairs(
+    task_name: str,
+    offset_steps: int,
+    count: int = COUNT,
+    seed: int = RESERVED_SEED,
+    progress: Callable[[int, int], None] | None = None,
+) -> PairSet:
+    """Returns `count` pairs, each from an episode of its own, unsolved at the start and checked by replay.
+
+    Args:
+        task_name: Name of the task.
+        offset_steps: Environment steps from start to goal.
+        count: How many.
+        seed: Of the episodes; the default is reserved, so that no dataset contains them.
+        progress: Called with (pairs found, count).
+
+    Raises:
+        ValueError: For arguments out of range, episodes that are too short, or an environment that does not replay.
+    """
+    task = get_task(task_name)
+    for name, value in (("offset_steps", offset_steps), ("count", count)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    header = make_header(task.name, seed=seed, states_only=True)
+    player, env = Player(header), make_env(task.name)
+    pairs: list[Pair] = []
+    number = fruitless = 0
+    try:
+        while len(pairs) < count:
+            episode = player.play(number).encoded.states
+            rng = np.random.default_rng([zlib.crc32(task.name.encode()), seed, number, offset_steps])
+            hard = HARD.get(task.name) if len(pairs) % QUOTA == 0 else None
+            start = _choose(env, episode, offset_steps, rng, hard)
+            fruitless = 0 if start is not None else fruitless + 1
+            if start is not None:
+                pairs.append(_cut(episode, start, offset_steps, number, seed))
+                _check_replay(env, pairs[-1])
+                if progress is not None:
+                    progress(len(pairs), count)
+            elif fruitless >= _PATIENCE:
+                raise ValueError(
+                    f"{fruitless} episodes of {task.name} in a row have no unsolved pair {offset_steps} steps apart: "
+                    "choose a shorter distance"
+                )
+            number += 1
+    finally:
+        player.close()
+        env.close()
+    return PairSet(task.name, offset_steps, tuple(pairs), seed, header.policy, installed_versions())
+
+
+def _choose(
+    env: Any,
+    episode: Episode,
+    offset: int,
+    rng: np.random.Generator,
+    hard: Callable[[NDArray[np.float64], NDArray[np.float64]], bool] | None,
+) -> int | None:
+    """Returns a random step from which the goal `offset` steps on is unsolved (and hard, if asked), or None."""
+    state = episode.state
+    for start in rng.permutation(max(len(state) - offset, 0)).tolist():
+        here, there = state[start], state[start + offset]
+        if not env.is_goal(here, there) and (hard is None or hard(here, there)):
+            return int(start)
+    return None
+
+
+def _cut(episode: Episode, start: int, offset: int, number: int, seed: int) -> Pair:
+    return Pair(
+        start_state=episode.state[start].copy(),
+        goal_state=episode.state[start + offset].copy(),
+        actions=episode.action[start : start + offset].copy(),
+        episode=number,
+        start_step=start,
+        seed=seed,
+    )
+
+
+def _check_replay(env: Any, pair: Pair) -> None:
+    """Raises ValueError unless the actions lead from start to goal bit for bit, in an environment of their own."""
+    _, info = env.reset(options={"state": pair.start_state, "goal_state": pair.goal_state})
+    if info["is_success"]:
+        raise ValueError(f"episode {pair.episode}, step {pair.start_step}: already solved at the start")
+    for action in pair.actions:
+        info = env.step(action)[4]
+    if not np.array_equal(info["state"], pair.goal_state):
+        raise ValueError(
+            f"episode {pair.episode}, step {pair.start_step}: replaying the recorded actions does not repeat the "
+            "recorded states; the environment does not restore its state exactly"
+        )
