@@ -55,6 +55,17 @@ TASKS: dict[str, Task] = {
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75),
         ),
+        Task(
+            name="pusht",
+            title="Push-T",
+            env_id="lewm/PushT-v0",
+            entry_point="envs.pusht:PushTEnv",
+            action_size=2,
+            state_size=10,
+            max_episode_steps=300,  # 97 % of the expert's episodes are shorter, and budgets go up to 200
+            collect_episodes=20_000,
+            goal_offsets=(25, 50, 75, 100),
+        ),
     )
 }
 
