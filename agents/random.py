@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lewm_gym.tasks import get_task
 from lewm_gym.types import Obs
 
 
@@ -27,6 +30,22 @@ class RandomAgent:
         self.action_size = action_size
         self.seed = seed
         self._streams: list[np.random.Generator] = []
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> RandomAgent:
+        """Returns the random policy for the task of a run folder.
+
+        Args:
+            folder: A folder whose `run.json` says `{"agent": "random", "task": ...}`.
+            device: Without effect.
+            seed: As for the class.
+
+        Raises:
+            ValueError: If the folder names no task that exists.
+            OSError: If it has no `run.json`.
+        """
+        description = json.loads(Path(folder, "run.json").read_text(encoding="utf-8"))
+        return cls(get_task(str(description.get("task"))).action_size, seed)
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Begins fresh streams: `seeds`, one per environment, or streams of their own derived from the agent's seed."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lewm_gym import cli
+from lewm_gym.progress import Bars
 
 if TYPE_CHECKING:
     from lewm_gym.results import Result
@@ -22,39 +23,41 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    shape = argparse.ArgumentDefaultsHelpFormatter
-
-    plan = commands.add_parser(
-        "plan", help="measure planning success", formatter_class=shape, description=PLAN_DESCRIPTION
-    )
+    plan = commands.add_parser("plan", help="measure planning success", description=PLAN_DESCRIPTION)
     plan.set_defaults(command=_plan)
     plan.add_argument("run", type=Path, metavar="RUN", help="run folder, e.g. runs/two_room-lewm-0")
     plan.add_argument("--pairs", type=Path, metavar="FILE", help="pair set to use instead of the one shipped")
     plan.add_argument(
-        "--offset", type=int, default=25, metavar="STEPS", help="distance of the shipped pairs, environment steps"
+        "--offset",
+        type=int,
+        default=25,
+        metavar="STEPS",
+        help="distance of the shipped pairs, environment steps (default: %(default)s)",
     )
     plan.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
     plan.add_argument(
         "--budget", type=int, metavar="STEPS", help="environment steps allowed (default: twice the distance)"
     )
-    plan.add_argument("--seed", type=int, default=0, help="seed of the agent's random streams")
+    plan.add_argument("--seed", type=int, default=0, help="seed of the agent's random streams (default: %(default)s)")
     plan.add_argument(
-        "--n-envs", type=int, default=16, metavar="N", help="environments planned for at once; outcomes do not change"
+        "--n-envs",
+        type=int,
+        default=16,
+        metavar="N",
+        help="environments evaluated at once; changes the speed, not the outcomes (default: %(default)s)",
     )
     plan.add_argument(
         "--out", type=Path, metavar="FILE", help="result, JSON (default: results/<run>-<distance>-seed<seed>.json)"
     )
     plan.add_argument("--film", action="store_true", help="film six episodes, beside the result (.mp4 and .png)")
 
-    report = commands.add_parser(
-        "report", help="render results as one page", formatter_class=shape, description=REPORT_DESCRIPTION
-    )
+    report = commands.add_parser("report", help="render results as one page", description=REPORT_DESCRIPTION)
     report.set_defaults(command=_report)
     report.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="JSON files, or folders of them")
     report.add_argument(
         "--out", type=Path, metavar="FILE", help="page, HTML; Markdown goes beside it (default: <folder>/report.html)"
     )
-    report.add_argument("--title", default="LeWM-Gym report", help="heading of the page")
+    report.add_argument("--title", default="LeWM-Gym report", help="heading of the page (default: %(default)s)")
     return parser
 
 
@@ -63,7 +66,7 @@ PLAN_DESCRIPTION = (
     "goals it meets within the budget; the random policy gets the same pairs. A killed evaluation resumes."
 )
 REPORT_DESCRIPTION = (
-    "Renders result files as one self-contained HTML page and a Markdown file: success with Wilson 95 %% intervals "
+    "Renders result files as one self-contained HTML page and a Markdown file: success with Wilson 95 % intervals "
     "beside the published numbers, training curves, films, and what made each number."
 )
 
@@ -81,7 +84,7 @@ def _plan(options: argparse.Namespace) -> int:
             n_envs=options.n_envs,
             out=options.out,
             film=options.film,
-            progress=bars,
+            progress=lambda stage, done, total: bars(stage, done, total, "episode"),
         )
     print(summary(result))
     return 0
@@ -92,10 +95,10 @@ def _report(options: argparse.Namespace) -> int:
     paths = report.find_results(options.results)
     out = options.out
     if out is None:
-        first = options.results[0]
-        out = (first if first.is_dir() else first.parent) / "report.html"
+        folder = options.results[0] if options.results[0].is_dir() else options.results[0].parent
+        out = folder / "report.html"
     page = report.write_report(paths, out, title=options.title)
-    print(f"{len(paths)} results -> {page} and {page.with_suffix('.md')}")
+    print(f"{len(paths)} {'result' if len(paths) == 1 else 'results'} -> {page} and {page.with_suffix('.md')}")
     return 0
 
 
@@ -112,33 +115,6 @@ def summary(result: Result) -> str:
     per_plan = result.timing.get("seconds_per_plan")
     lines.append(f"  time     {result.seconds:.0f} s" + (f", {per_plan:.2f} s per plan" if per_plan else ""))
     return "\n".join(lines)
-
-
-class Bars:
-    """Progress bars on standard error, one per stage, with the time left; call it with (stage, done, total)."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> Bars:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leaves the last bar where it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Moves the bar of `stage` to `done` of `total`."""
-        if self._bar is None or self._bar.desc != stage:
-            if self._bar is not None:
-                self._bar.close()
-            tqdm = importlib.import_module("tqdm").tqdm
-            # Outcomes that a resumed evaluation already knows must not count as speed: hence initial.
-            self._bar = tqdm(total=total, initial=done, desc=stage, unit="episode", dynamic_ncols=True)
-            self._bar.desc = stage  # tqdm appends ": " to what it was given
-        self._bar.update(done - self._bar.n)
 
 
 if __name__ == "__main__":

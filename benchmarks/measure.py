@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,31 @@ from lewm_gym.results import Outcome, Result
 from lewm_gym.tasks import Task, get_task
 from lewm_gym.types import Agent, Obs
 
+
+class PairSetLike(Protocol):
+    """Pairs of one task at one distance; `lewm_gym.pairs.PairSet` is one."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def offset_steps(self) -> int:
+        """Distance, environment steps."""
+
+    @property
+    def pairs(self) -> Sequence[PairLike]:
+        """The pairs."""
+
+    @property
+    def seed(self) -> int:
+        """Seed that they were collected from."""
+
+    @property
+    def content_hash(self) -> str:
+        """What identifies the contents."""
+
+
 CURVE_POINTS = 200  # of each training curve that a result carries: as many as a plot can show
 #: What `measure` does, in its order; the names under which it reports progress.
 STAGES = {"floor": "random floor", "agent": "planning", "film": "film"}
@@ -35,7 +60,7 @@ Stage = Callable[[str, int, int], None]
 def measure(
     run: str | Path,
     *,
-    pairs: str | Path | None = None,
+    pairs: str | Path | PairSetLike | None = None,
     offset_steps: int = 25,
     episodes: int | None = None,
     budget_steps: int | None = None,
@@ -52,7 +77,7 @@ def measure(
 
     Args:
         run: Run folder.
-        pairs: File of a pair set; default the one shipped with the task at `offset_steps`.
+        pairs: A pair set or its file; default the one shipped with the task at `offset_steps`.
         offset_steps: Distance of the shipped pairs, environment steps.
         episodes: How many pairs, from the first; default all.
         budget_steps: Environment steps allowed; default twice the distance.
@@ -82,7 +107,7 @@ def measure(
     )
     out = Path(out) if out else Path("results", f"{run.resolve().name}-{pair_set.offset_steps}-seed{seed}.json")
     agent = importlib.import_module("agents").load_agent(run) if agent is None else agent
-    weights = _weights_hash(run)
+    weights = weights_hash(run)
     log = OutcomeLog(out.with_name(out.name + ".partial"), _log_header(job, pair_set, weights))
     session = _Session(job, log, TimedAgent(agent), progress)
     floor = session.run("floor", RandomAgent(task.action_size))
@@ -269,15 +294,20 @@ def _load_description(run: Path) -> dict[str, Any]:
     missing = [key for key in ("agent", "task") if key not in description]
     if missing:
         raise ValueError(f"{run / 'run.json'} does not say its {' and '.join(missing)}; train the run again")
+    if description.get("finished") is False:
+        raise ValueError(f"the training of {run} is not finished; run its command again, it resumes")
     return dict(description)
 
 
-def _load_pairs(task: str, path: str | Path | None, offset_steps: int) -> Any:
+def _load_pairs(task: str, pairs: str | Path | PairSetLike | None, offset_steps: int) -> PairSetLike:
+    if pairs is not None and not isinstance(pairs, str | Path):
+        return pairs
     module = importlib.import_module("lewm_gym.pairs")
-    return module.PairSet.load(Path(path)) if path else module.load_shipped(task, offset_steps)
+    loaded: PairSetLike = module.load_shipped(task, offset_steps) if pairs is None else module.PairSet.load(Path(pairs))
+    return loaded
 
 
-def _check_fit(run: Path, description: dict[str, Any], pair_set: Any) -> None:
+def _check_fit(run: Path, description: dict[str, Any], pair_set: PairSetLike) -> None:
     """Refuses pairs of another task, and those collected from the seed of the run's own training set."""
     if pair_set.task != description["task"]:
         raise ValueError(f"the pairs are of task {pair_set.task!r}, but {run} was trained on {description['task']!r}")
@@ -287,27 +317,18 @@ def _check_fit(run: Path, description: dict[str, Any], pair_set: Any) -> None:
         raise ValueError(f"the pairs come from seed {seed}, on which {run} was trained; use pairs of another seed")
 
 
-def _hash_of(pair_set: Any) -> str:
-    value = pair_set.content_hash
-    return str(value() if callable(value) else value)
+def _describe_pairs(pair_set: PairSetLike, source: str | Path | PairSetLike | None) -> dict[str, Any]:
+    names = {"source": "shipped" if source is None else str(source) if isinstance(source, str | Path) else "given"}
+    return {"hash": pair_set.content_hash, **names, "count": len(pair_set.pairs), "seed": pair_set.seed}
 
 
-def _describe_pairs(pair_set: Any, source: str | Path | None) -> dict[str, Any]:
-    return {
-        "hash": _hash_of(pair_set),
-        "source": str(source) if source else "shipped",
-        "count": len(pair_set.pairs),
-        "seed": pair_set.seed,
-    }
-
-
-def _log_header(job: Job, pair_set: Any, weights: str) -> dict[str, Any]:
+def _log_header(job: Job, pair_set: PairSetLike, weights: str) -> dict[str, Any]:
     """Returns what outcomes are a function of, and when they were begun."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": weights,
         "task": job.task.name,
-        "pairs": _hash_of(pair_set),
+        "pairs": pair_set.content_hash,
         "budget_steps": job.budget_steps,
         "seed": job.seed,
         "commit": provenance.commit(),
@@ -323,7 +344,7 @@ def _checked_count(episodes: int | None, available: int) -> int:
     return episodes
 
 
-def _weights_hash(run: Path) -> str:
+def weights_hash(run: Path) -> str:
     """Returns the SHA-256 of the weights, or of `run.json` for an agent without any: what acts."""
     weights = run / "weights.safetensors"
     digest = hashlib.sha256()

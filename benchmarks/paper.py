@@ -11,6 +11,10 @@ PAPER_PROTOCOL = (
 )
 
 
+#: Who reports: the paper itself, others who ran the same methods, and methods that came after.
+BLOCKS = ("The paper", "Measured again by others", "Methods since")
+
+
 @dataclass(frozen=True)
 class Published:
     """A success rate that others report.
@@ -19,6 +23,7 @@ class Published:
         task: Name of the task.
         agent: Name of the agent, as in `agents.AGENTS`.
         label: Name of the method as its authors write it.
+        block: Heading under which it stands, one of BLOCKS.
         success: Success, % of episodes.
         spread: Standard deviation over seeds, % points, where it is given.
         episodes: Number of episodes, where it is given.
@@ -29,6 +34,7 @@ class Published:
     task: str
     agent: str
     label: str
+    block: str
     success: float
     spread: float | None = None
     episodes: int | None = 50
@@ -56,21 +62,23 @@ _FIELD = "mostly the official protocol, 25 steps apart, budget 50, as its author
 
 def _published() -> tuple[Published, ...]:
     rows = [
-        Published(task, agent, label, value, _SPREADS.get((agent, task)))
+        Published(task, agent, label, BLOCKS[0], value, _SPREADS.get((agent, task)))
         for agent, label, values in _TABLE
         for task, value in zip(_TASKS, values, strict=True)
         if value is not None
     ]
     rows += [
-        Published(task, "lewm", "LeWM, re-run by others", value, None, 300, "independent re-evaluation", _REPAIRED)
+        Published(
+            task, "lewm", "LeWM, released weights", BLOCKS[1], value, None, 300, "independent re-evaluation", _REPAIRED
+        )
         for task, value in zip(_TASKS, (83.0, 79.7, 86.7, 50.3), strict=True)
     ]
     rows += [
-        Published(task, "random", "random policy, measured by others", value, None, None, "independent re-evaluation")
+        Published(task, "random", "random policy", BLOCKS[1], value, None, None, "independent re-evaluation")
         for task, value in zip(_TASKS, (26, 13, 4, 49), strict=True)
     ]
     rows += [
-        Published(task, "field", label, value, None, None, source, _FIELD)
+        Published(task, "field", label, BLOCKS[2], value, None, None, source, _FIELD)
         for label, source, values in (
             ("Fast-LeWM + self-consistency", "arXiv 2606.26217", (98, 90, 98, 82)),
             ("Sub-JEPA", "arXiv 2605.09241", (95, 84, 89, 76)),

@@ -177,11 +177,13 @@ class Result:
 
 
 def is_result(path: Path) -> bool:
-    """Returns whether `path` holds a result of any schema; other JSON files (manifests, configurations) do not."""
-    try:
-        return _read_object(path).get("format") == FORMAT
-    except ValueError:
-        return False
+    """Returns whether `path` holds a result of any schema; other JSON files (manifests, configurations) do not.
+
+    Raises:
+        ValueError: If it is not JSON: a damaged result should not silently be missing from a table.
+    """
+    data = _parse(path)
+    return isinstance(data, dict) and data.get("format") == FORMAT
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -232,10 +234,14 @@ def _agrees(stored: Any, rate: Rate | None) -> bool:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it may be cut off") from None
+    data = _parse(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object")
     return data
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it may be cut off") from None
