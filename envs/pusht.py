@@ -17,7 +17,7 @@ What departs from the reference (stable-worldmodel), and is undone by `reference
 - states are restored exactly; there, one physics step runs inside the restore, the block's velocity is lost and a
   living Space cannot be restored (see `envs.pusht_physics`). The goal's picture shows the goal state itself in both.
 - the agent stops at the walls, and cannot press the block through one; there, both can leave the arena.
-- states are checked: agent within the arena, block within the walls, the agent's centre outside the block.
+- states are checked: agent within the arena, block within the walls, the two apart, up to a tolerance.
 - random starts have no overlapping bodies.
 
 Step and picture: about 5,000 per second on one core of the machine that wrote this (see tests/test_pusht.py).
@@ -37,7 +37,10 @@ from envs.pusht_picture import Colour, Picture
 
 SUCCESS_DISTANCE = 20.0  # px, over agent and block coordinates together
 SUCCESS_ANGLE = np.pi / 9  # rad
-WALL_TOLERANCE = 15.0  # px that the simulation lets the block reach into a wall; measured maximum 13
+# px that bodies may overlap in a state. Contacts are soft: what a million pushes against walls gave was at most
+# 17 px of the block in a wall and 12 px of the agent in the block.
+WALL_TOLERANCE = 25.0
+AGENT_TOLERANCE = 15.0
 _AGENT_STARTS = (50.0, 450.0)  # px, each axis
 _BLOCK_STARTS = (100.0, 400.0)  # px, each axis
 _RADIUS_PER_SCALE = 0.375  # px of agent radius, as the reference scales its disc
@@ -101,7 +104,7 @@ class PushTEnv(GoalEnv):
             raise ValueError(f"Push-T's agent must be within [0, {ARENA:g}] px, got {state[:2].tolist()}")
         if wall_overlap(*pose, scale) > WALL_TOLERANCE:
             raise ValueError(f"Push-T's block at (x, y, angle) {pose.tolist()} reaches through a wall of the arena")
-        if distance((state[0], state[1]), *pose, scale) < 0.0:
+        if distance((state[0], state[1]), *pose, scale) < self.sizes.agent_radius - AGENT_TOLERANCE:
             raise ValueError(f"Push-T's agent at {state[:2].tolist()} lies inside the block at {pose.tolist()}")
 
     def _set_state(self, state: State) -> None:

@@ -51,8 +51,10 @@ def wall_overlap(x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -
     return overlap
 
 
-def gaps(point: Point, x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -> list[tuple[float, float, float]]:
-    """Returns for each of the T's boxes its signed distance to `point` (negative inside) and the outward normal there."""
+def gaps(
+    point: Point, x: float, y: float, angle: float, scale: float = BLOCK_SCALE
+) -> list[tuple[float, float, float]]:
+    """Returns for each of the T's boxes the signed distance of `point` (negative inside) and the normal there."""
     cos, sin = math.cos(angle), math.sin(angle)
     dx, dy = point[0] - x, point[1] - y
     local_x, local_y = cos * dx + sin * dy, cos * dy - sin * dx
@@ -77,7 +79,10 @@ def distance(point: Point, x: float, y: float, angle: float, scale: float = BLOC
 
 
 def coverage(
-    pose: NDArray[np.float64], goal_pose: NDArray[np.float64], scale: float = BLOCK_SCALE, goal_scale: float = BLOCK_SCALE
+    pose: NDArray[np.float64],
+    goal_pose: NDArray[np.float64],
+    scale: float = BLOCK_SCALE,
+    goal_scale: float = BLOCK_SCALE,
 ) -> float:
     """Returns the part of the goal's T that the T covers, 0..1: exact, by polygon clipping.
 

@@ -37,6 +37,7 @@ SUBSTEPS = 10  # per action
 _STIFFNESS, _DAMPING = 100.0, 20.0  # of the agent's PD control
 _MAX_MOVE = 60.0  # px that agent or block can move within one action, rounded up (41 per axis at constant |action| 1)
 _JAM = 1.0  # px that the block may reach into a wall before the agent stops pushing it further
+_DEEP = 6.0  # px that the agent may reach into the block near a wall; a first contact at full speed gives 5
 _MAX_SPEED, _MAX_SPIN = 600.0, 6.0  # px/s, rad/s of the block; the agent's own pushes give at most 526 and 4.8
 _THICK = 100.0  # px, half thickness of the walls; their inner faces lie where the reference's are
 _TURN = 2.0 * math.pi
@@ -63,7 +64,7 @@ def advance(state: Sequence[float], action: Sequence[float], sizes: Sizes = DEFA
 
     Two things differ from the reference, in which the agent passes through walls and the block can be pressed out
     of the arena for good: the agent's disc stops at the walls (if it is beyond, it can only come back), and the
-    agent does not push a block further that already reaches 1 px into a wall.
+    agent does not push a block further that already reaches 1 px into a wall. Both matter near walls only.
     """
     x, y, block_x, block_y, angle = state[:5]
     centre = centre_of_gravity(block_x, block_y, angle, sizes.block_scale)
@@ -114,9 +115,7 @@ class ContinuousSpace:
         return _read(self._agent, self._block)
 
 
-def _build(
-    state: Sequence[float], sizes: Sizes, walls: float | None
-) -> tuple[pymunk.Space, pymunk.Body, pymunk.Body]:
+def _build(state: Sequence[float], sizes: Sizes, walls: float | None) -> tuple[pymunk.Space, pymunk.Body, pymunk.Body]:
     """Returns a new Space with its bodies; `walls` is their half thickness, None where the block cannot meet one."""
     space = pymunk.Space()
     space.damping = 0.0  # quasi-static: the block moves only while it is pushed
@@ -166,30 +165,28 @@ def _controlled(x: float, y: float, velocity_x: float, velocity_y: float, target
 
 
 def _stopped_at_walls(position: float, velocity: float, radius: float) -> float:
-    """Returns the velocity along one axis that keeps the disc between the walls; beyond them, only the way back is free."""
+    """Returns the velocity along one axis that keeps the disc between the walls; beyond, only the way back is free."""
     lowest = min(WALL_LOW + radius, position)
     highest = max(WALL_HIGH - radius, position)
     return min(max(velocity, (lowest - position) / TIME_STEP), (highest - position) / TIME_STEP)
 
 
-def _without_jamming(
-    position: Point, velocity: Point, block: pymunk.Body, sizes: Sizes
-) -> Point:
-    """Returns the agent's velocity less what would press a jammed block further into a wall."""
+def _without_jamming(position: Point, velocity: Point, block: pymunk.Body, sizes: Sizes) -> Point:
+    """Returns the agent's velocity less what would press a jammed block further into a wall, or the agent into it."""
     pose = (*block.position, block.angle)
-    if wall_overlap(*pose, sizes.block_scale) <= _JAM:
-        return velocity
+    jammed = wall_overlap(*pose, sizes.block_scale) > _JAM
     velocity_x, velocity_y = velocity
-    for gap, normal_x, normal_y in gaps(position, *pose, sizes.block_scale):
-        allowed = max(gap - sizes.agent_radius, 0.0) / TIME_STEP
-        excess = -(velocity_x * normal_x + velocity_y * normal_y) - allowed
-        if excess > 0.0:
-            velocity_x, velocity_y = velocity_x + excess * normal_x, velocity_y + excess * normal_y
+    for distance, normal_x, normal_y in gaps(position, *pose, sizes.block_scale):
+        gap = distance - sizes.agent_radius
+        if jammed or gap < -_DEEP:
+            excess = -(velocity_x * normal_x + velocity_y * normal_y) - max(gap, 0.0) / TIME_STEP
+            if excess > 0.0:
+                velocity_x, velocity_y = velocity_x + excess * normal_x, velocity_y + excess * normal_y
     return velocity_x, velocity_y
 
 
 def _slow_down(block: pymunk.Body) -> None:
-    """Caps the block's speed at what pushing can give it; squeezed out like a pip, it would cross a wall in one step."""
+    """Caps the block's speed at what pushes can give it; squeezed out like a pip, it would cross a wall at once."""
     speed = block.velocity.length
     if speed > _MAX_SPEED:
         block.velocity = block.velocity * (_MAX_SPEED / speed)
