@@ -149,13 +149,15 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             raise ValueError(f"unknown reset options {unknown}; expected some of {list(RESET_OPTIONS)}")
         if "goal_state" in options and "goal_image" in options:
             raise ValueError("reset options: give goal_state or goal_image, not both")
-        variations = self._checked_variations(options.get("variations") or {})
-        start = self._checked_state(options["state"], "state") if "state" in options else None
-        goal = self._checked_state(options["goal_state"], "goal_state") if "goal_state" in options else None
-        image = self._checked_image(options["goal_image"]) if "goal_image" in options else None
-
-        self.variations = variations
-        self._apply_variations(variations)
+        before, self.variations = self.variations, self._checked_variations(options.get("variations") or {})
+        try:  # under the new variations, since sizes decide which states overlap
+            start = self._checked_state(options["state"], "state") if "state" in options else None
+            goal = self._checked_state(options["goal_state"], "goal_state") if "goal_state" in options else None
+            image = self._checked_image(options["goal_image"]) if "goal_image" in options else None
+        except ValueError:
+            self.variations = before
+            raise
+        self._apply_variations(self.variations)
         if start is None:
             start = self._sample_state(self.np_random)
         self._set_state(start)

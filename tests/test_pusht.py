@@ -274,6 +274,15 @@ def test_variations_change_present_and_goal_picture_alike() -> None:
     np.testing.assert_array_equal(back["pixels"], plain["pixels"])
 
 
+def test_states_are_checked_under_the_sizes_of_the_same_reset() -> None:
+    env = PushTEnv()
+    state = np.array([256.0, 345.0, 256.0, 200.0, 0.0, 0, 0, 0, 0, 0])  # 25 px below a stem of scale 30
+    env.reset(options={"state": state, "goal_state": REST})
+    with pytest.raises(ValueError, match="inside the block"):
+        env.reset(options={"state": state, "variations": {"block_scale": 60.0}})
+    assert env.sizes == Sizes()  # a refused reset changes nothing
+
+
 def test_sizes_change_the_physics() -> None:
     env = PushTEnv(terminate_on_success=False)
     state = np.array([256.0, 320.0, 256.0, 200.0, 0.0, 0, 0, 0, 0, 0])  # 0 px below a stem of scale 30
