@@ -20,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     trainable = [name for name in AGENTS if name != "random"]
     p.add_argument("agent", help=f"one of: {', '.join(trainable)}")
     p.add_argument("dataset", type=Path, help="folder that `python -m collect` wrote, e.g. data/two_room")
-    p.add_argument("--preset", default="laptop", help="recipe: laptop (minutes on two CPU cores) or paper (hours on a GPU)")
+    p.add_argument(
+        "--preset", default="laptop", help="recipe: laptop (minutes on two CPU cores) or paper (hours on a GPU)"
+    )
     p.add_argument("--out", type=Path, help="run folder [runs/<task>-<agent>-<seed>]")
     p.add_argument("--seed", type=int, help="seed of weights, clips and SIGReg's directions [the preset's]")
     p.add_argument("--steps", type=int, help="optimiser steps [the preset's]")
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from agents.run import train_run
     from lewm_gym.data.dataset import Dataset
+    from lewm_gym.progress import Bars
 
     if args.threads is not None:
         if args.threads < 1:
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     } | _parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
     folder = args.out or Path("runs") / f"{task}-{args.agent}-{overrides.get('seed', 0)}"
-    with TrainingBars() as bars:
+    with Bars() as bars:
         train_run(kind, args.dataset, folder, args.preset, overrides, args.device, bars.on_log, bars.on_load)
     print(f"{folder} is ready: python -m benchmarks plan {folder}")
     return 0
@@ -80,38 +83,6 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
             value = text
         values[name] = tuple(value) if isinstance(value, list) else value
     return values
-
-
-class TrainingBars:
-    """Progress bars of loading and training; `with` closes them."""
-
-    def __init__(self) -> None:
-        self._bars: dict[str, Any] = {}
-
-    def __enter__(self) -> TrainingBars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for bar in self._bars.values():
-            bar.close()
-
-    def on_load(self, ready: int, total: int) -> None:
-        """Shows frames averaged down."""
-        self._advance("frames", ready, total, "frame")
-
-    def on_log(self, done: int, total: int, latest: dict[str, float]) -> None:
-        """Shows steps done, time left and the latest losses."""
-        bar = self._advance("train", done, total, "step")
-        bar.set_postfix({k: f"{latest[k]:.3g}" for k in ("loss", "prediction", "sigreg") if k in latest}, refresh=False)
-
-    def _advance(self, name: str, done: int, total: int, unit: str) -> Any:
-        from tqdm import tqdm
-
-        if name not in self._bars:
-            self._bars[name] = tqdm(total=total, initial=done - 1 if unit == "step" else 0, unit=unit, desc=name)
-        bar = self._bars[name]
-        bar.update(done - bar.n)
-        return bar
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lewm_gym.curves import save_curves
 from lewm_gym.data.clips import ClipSampler
 
 from agents.devices import choose_device
@@ -41,7 +42,7 @@ def train_run(
             configuration (`latent_size`, ...).
         device: Where to compute; the best one present by default.
         on_log: Called after every step with (steps done, steps in all, latest logs).
-        on_load: Called with (frames ready, frames in all) while frames are averaged down.
+        on_load: Called with (episodes ready, episodes in all) while their frames are averaged down.
 
     Raises:
         ValueError: If an argument is wrong, or the folder holds another run.
@@ -63,13 +64,21 @@ def train_run(
         "frame_size": IMAGE_SIZE,
         "action_low": [-1.0] * dataset.action_size,
         "action_high": [1.0] * dataset.action_size,
-        "dataset": {"folder": str(dataset_folder), "hash": dataset.content_hash, "episodes": dataset.n_episodes,
-                    "frames": dataset.n_frames},
-    }  # fmt: skip
+        "dataset": {
+            "folder": str(dataset_folder),
+            "hash": dataset.content_hash,
+            "seed": dataset.header.seed,
+            "policy": dataset.header.policy,
+            "episodes": dataset.n_episodes,
+            "frames": dataset.n_frames,
+        },
+    }
     if not _claim(folder, description):
         model = _make_model(agent_class, model_config, training_config.seed, dataset)
         clips, validation = _samplers(dataset, model_config, training_config.seed, on_load)
         seconds = training.train(model, clips, validation, training_config, folder, device, on_log)
+        rows = training.read_log(folder / checkpoint.LOG)
+        save_curves(rows, folder / "curves.png", f"{agent_class.name} on {dataset.task}, seed {training_config.seed}")
         done = {**description, **provenance.describe(), "finished": True, "training_seconds": round(seconds, 1)}
         checkpoint.save_description(folder, done)
     return agent_class.load(folder, device=device)
@@ -80,7 +89,8 @@ def _configure(
 ) -> tuple[Any, Any, TrainingConfig]:
     """Returns the preset's three configurations with the dataset's action size and the overrides filled in."""
     if preset not in agent_class.presets:
-        raise ValueError(f"unknown preset {preset!r} of {agent_class.name}; expected one of: {', '.join(agent_class.presets)}")
+        known = ", ".join(agent_class.presets)
+        raise ValueError(f"unknown preset {preset!r} of agent {agent_class.name!r}; expected one of: {known}")
     recipe = agent_class.presets[preset]
     of_training = {f.name for f in dataclasses.fields(TrainingConfig)}
     of_model = {f.name for f in dataclasses.fields(recipe.model)} - {"action_size"}
@@ -138,8 +148,10 @@ def _samplers(
     n_frames = config.context + 1
 
     def sampler(episodes: Any) -> ClipSampler:
-        return ClipSampler(
+        clips = ClipSampler(
             dataset, episodes, n_frames=n_frames, frame_skip=config.frame_skip, seed=seed, image_size=config.image_size
         )
+        clips.preload(on_load)
+        return clips
 
     return sampler(fit), sampler(held_out)

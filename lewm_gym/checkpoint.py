@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 SCHEMA = 1
@@ -54,13 +54,8 @@ def load_description(folder: str | Path) -> dict[str, Any]:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors atomically: a file of that name is always whole."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial, metadata)
-        _to_disk(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, metadata)
+    write_atomically(path, content)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,106 @@
+"""`python -m lewm_gym`: the whole line on Two-Room, from nothing to a film of a planning agent.
+
+Collects episodes, trains LeWM from their pixels, evaluates it on held-out pairs beside the random policy, and leaves
+film, curves, page and results in one folder. Each stage resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+from lewm_gym import cli
+from lewm_gym.progress import Bars
+
+TASK = "two_room"
+OFFSET_STEPS = 25
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line's parser."""
+    p = argparse.ArgumentParser(
+        prog="python -m lewm_gym",
+        description="Collect Two-Room episodes, train LeWM from their pixels, evaluate it, and show it in a film.",
+        epilog="Ctrl-C keeps what is finished; the same command resumes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything")
+    p.add_argument("--episodes", type=int, default=300, help="episodes to collect")
+    p.add_argument("--steps", type=int, help="training steps [the laptop preset's]")
+    p.add_argument("--pairs", type=int, default=100, help="held-out start/goal pairs to evaluate, at most 200")
+    p.add_argument("--seed", type=int, default=0, help="seed of collection, training and planning")
+    p.add_argument("--workers", type=int, help="processes that collect [one per core]")
+    p.add_argument("--device", help="cpu, cuda, ... [a GPU if there is one]")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo."""
+    args = parser().parse_args(arguments)
+    begin = time.monotonic()
+    folder: Path = args.out
+    print(f"LeWM on Two-Room, from nothing to a planning agent, in {folder}/", flush=True)
+
+    print(f"\n1/4  collect {args.episodes} episodes of a noisy heuristic: pixels and actions", flush=True)
+    data = _collect(folder / "data", args)
+
+    print("\n2/4  train the world model from pixels: prediction loss + SIGReg, nothing else", flush=True)
+    _train(data, folder, args)
+
+    print(f"\n3/4  plan towards {args.pairs} held-out goals, {OFFSET_STEPS} steps away, none solved at the start", flush=True)
+    result = _evaluate(folder, args)
+
+    print("\n4/4  write the page", flush=True)
+    page = importlib.import_module("benchmarks.report").write_report(
+        [folder / "result.json"], folder / "index.html", title="LeWM-Gym demo: Two-Room"
+    )
+    floor = result.floor_success
+    print(
+        f"\nLeWM reaches its goal in {result.success} of pairs (Wilson 95 % interval, "
+        f"{result.success.successes} of {result.success.episodes});\n"
+        f"the random policy, on the same pairs, in {floor}.\n"
+        f"\n  page     {page}\n  film     {folder / 'result.mp4'}\n  curves   {folder / 'curves.png'}\n"
+        f"  numbers  {folder / 'result.json'}\n"
+        f"\nThis call took {(time.monotonic() - begin) / 60:.1f} min. In Python: LeWMAgent.load({str(folder)!r})"
+    )
+    return 0
+
+
+def _collect(folder: Path, args: argparse.Namespace) -> Path:
+    collect = importlib.import_module("collect.collector").collect
+    with Bars() as bars:
+        collect(TASK, folder, args.episodes, seed=args.seed, workers=args.workers, progress=bars.on_collect)
+    return folder
+
+
+def _train(data: Path, folder: Path, args: argparse.Namespace) -> None:
+    overrides = {"seed": args.seed} | ({"steps": args.steps} if args.steps is not None else {})
+    train_run = importlib.import_module("agents.run").train_run
+    agent_class = importlib.import_module("agents").agent_class("lewm")
+    with Bars() as bars:
+        train_run(agent_class, data, folder, "laptop", overrides, args.device, bars.on_log, bars.on_load)
+
+
+def _evaluate(folder: Path, args: argparse.Namespace) -> Any:
+    """Returns the result, from disk if these weights have been evaluated on as many pairs before."""
+    path = folder / "result.json"
+    measure = importlib.import_module("benchmarks.measure")
+    results = importlib.import_module("lewm_gym.results")
+    if path.exists():
+        result = results.Result.load(path)
+        same = (result.run["weights"], result.success.episodes, result.seed)
+        if same == (measure._weights_hash(folder), args.pairs, args.seed):
+            return result
+    agent = importlib.import_module("agents").load_agent(folder, device=args.device)
+    with Bars() as bars:
+        return measure.measure(
+            folder, offset_steps=OFFSET_STEPS, episodes=args.pairs, seed=args.seed, out=path, film=True,
+            progress=bars, agent=agent,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

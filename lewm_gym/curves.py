@@ -1,0 +1,43 @@
+"""The picture of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+#: column of the log -> (title, whether a logarithmic axis reads better)
+PANELS = {
+    "loss": ("loss", True),
+    "prediction": ("prediction loss, mean squared latent error", True),
+    "sigreg": ("SIGReg, 1.05 on a perfect Gaussian", True),
+    "latent_std": ("standard deviation of the latents", False),
+}
+
+
+def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: str) -> None:
+    """Draws losses over training, held-out episodes dotted, into a PNG.
+
+    Args:
+        rows: Of a `log.jsonl`.
+        path: Where to write.
+        title: Heading of the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [name for name in PANELS if any(name in row for row in rows)]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], panels, strict=True):
+        heading, logarithmic = PANELS[name]
+        for column, style, label in ((name, "-", "training"), (f"validation_{name}", "o:", "held-out episodes")):
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1.2, label=label)
+        axis.set(title=heading, xlabel="step", yscale="log" if logarithmic else "linear")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

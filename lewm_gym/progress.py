@@ -1,0 +1,48 @@
+"""Progress bars for command lines, with the time left; libraries report through callbacks and stay silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Bars:
+    """A progress bar on standard error per stage; use it in a `with` statement and call it as work gets done."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> Bars:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the last bar where it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, stage: str, done: int, total: int, unit: str = "it", note: str = "") -> None:
+        """Moves the bar of `stage` to `done` of `total`, in `unit`s, with a `note` behind it."""
+        if self._bar is None or self._bar.desc != stage:
+            if self._bar is not None:
+                self._bar.close()
+            from tqdm import tqdm
+
+            # What was done before this call must not count as speed: hence initial.
+            self._bar = tqdm(desc=stage, initial=max(done - 1, 0), total=total, unit=unit, smoothing=0.05)
+        self._bar.total = total
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def on_load(self, ready: int, total: int) -> None:
+        """Shows episodes whose frames are averaged down."""
+        self("load", ready, total, "episode")
+
+    def on_log(self, done: int, total: int, latest: dict[str, float]) -> None:
+        """Shows training steps and the latest losses."""
+        shown = ("loss", "prediction", "sigreg")
+        self("train", done, total, "step", ", ".join(f"{k} {latest[k]:.3g}" for k in shown if k in latest))
+
+    def on_collect(self, episodes: int, frames: int, total: int) -> None:
+        """Shows episodes collected."""
+        self("collect", episodes, total, "episode", f"{frames:,} frames")

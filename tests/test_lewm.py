@@ -1,0 +1,178 @@
+"""LeWM's equations, and LeWMAgent as a policy."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import lewm_gym
+from agents.lewm import LeWMAgent
+from lewm_gym.types import Batch
+
+
+def clips(n=6, frames=4):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, frames, 56, 56, 3), dtype=torch.uint8, generator=generator)
+    return Batch(pixels, torch.rand(n, frames - 1, 10, generator=generator) * 2 - 1)
+
+
+# The model ---------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_prediction_error_plus_weighted_sigreg_and_nothing_else():
+    model = tiny.model(sigreg_weight=0.5).eval()
+    batch = clips()
+    torch.manual_seed(1)
+    loss, parts = model.loss(batch)
+    latents = model.encode(batch.pixels)
+    predicted = model.predict(latents[:, :3], model.normalize_actions(batch.actions))
+    error = ((predicted - latents[:, 1:]) ** 2).mean()
+    torch.manual_seed(1)
+    sigreg = model.sigreg(latents.transpose(0, 1))
+    torch.testing.assert_close(loss, error + 0.5 * sigreg)
+    torch.testing.assert_close(parts["prediction"], error)
+
+
+def test_gradient_reaches_the_encoder_through_targets_and_contexts():
+    model = tiny.model(sigreg_weight=0.0)
+    latents = torch.randn(2, 4, 8, requires_grad=True)
+    predicted = model.predict(latents[:, :-1], torch.zeros(2, 3, 10))
+    (predicted - latents[:, 1:]).square().mean().backward()
+    assert (latents.grad.abs().sum(dim=(0, 2)) > 0).all()  # the last frame is only ever a target: no stop-gradient
+
+
+def test_rollout_equals_prediction_with_a_sliding_window():
+    model = tiny.model().eval()
+    start, actions = torch.randn(2, 1, 8), torch.randn(2, 3, 5, 10)
+    got = model.rollout(start, actions)
+    assert got.shape == (2, 3, 5, 8)
+    for b in range(2):
+        for s in range(3):
+            frames = [start[b, 0]]
+            for t in range(5):
+                window = slice(max(0, t - 2), t + 1)
+                context = torch.stack(frames[window]).unsqueeze(0)
+                frames.append(model.predict(context, actions[b, s, window].unsqueeze(0))[0, -1])
+            torch.testing.assert_close(got[b, s], torch.stack(frames[1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_pairs_first_candidate_with_current_frame():
+    model = tiny.model().eval()
+    start, actions = torch.randn(1, 1, 8), torch.randn(1, 4, 1, 10)
+    got = model.rollout(start, actions)[0, :, 0]
+    expected = torch.cat([model.predict(start, actions[:, s])[:, 0] for s in range(4)])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_actions_are_normalised_per_dimension_and_missing_ones_become_the_mean():
+    model = tiny.model()
+    model.action_mean.copy_(torch.tensor([1.0, -2.0]))
+    model.action_std.copy_(torch.tensor([2.0, 4.0]))
+    raw = torch.tensor([3.0, 2.0] * 5)
+    assert model.normalize_actions(raw).tolist() == [1.0, 1.0] * 5
+    torch.testing.assert_close(model.denormalize_actions(model.normalize_actions(raw)), raw)
+    assert model.normalize_actions(torch.full((10,), torch.nan)).tolist() == [0.0] * 10
+
+
+# The agent ---------------------------------------------------------------------------------------------------
+
+
+def test_act_takes_one_observation_or_a_stack():
+    agent = tiny.agent()
+    assert agent.act(tiny.observation()).shape == (2,)
+    agent.reset()
+    actions = agent.act(tiny.observation(3))
+    assert actions.shape == (3, 2) and actions.dtype == np.float32
+    assert (np.abs(actions) <= 1).all()
+
+
+def test_an_environments_actions_are_the_same_alone_and_among_others():
+    many, alone = tiny.agent(), tiny.agent()
+    observations = tiny.observation(4)
+    many.reset(seeds=[1, 2, 3, 4])
+    alone.reset(seeds=[3])
+    for _ in range(30):  # past a second plan
+        expected = many.act(observations)[2]
+        got = alone.act({k: v[2:3] for k, v in observations.items()})[0]
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_keep_goes_on_with_the_rows_that_are_named():
+    agent, reference = tiny.agent(), tiny.agent()
+    observations = tiny.observation(3)
+    agent.reset(seeds=[1, 2, 3])
+    reference.reset(seeds=[1, 2, 3])
+    agent.act(observations)
+    reference.act(observations)
+    agent.keep([0, 2])
+    got = agent.act({k: v[[0, 2]] for k, v in observations.items()})
+    np.testing.assert_array_equal(got, reference.act(observations)[[0, 2]])
+
+
+def test_seed_repeats_the_plan_and_another_seed_does_not():
+    observation = tiny.observation()
+    first, again, other = (tiny.agent(seed).act(observation) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_save_and_load_keep_every_action(tmp_path):
+    agent = tiny.agent()
+    agent.description["model"] = {k: v for k, v in vars(agent.model.config).items()}
+    agent.save(tmp_path / "run")
+    loaded = LeWMAgent.load(tmp_path / "run", device="cpu")
+    np.testing.assert_array_equal(agent.act(tiny.observation()), loaded.act(tiny.observation()))
+    assert lewm_gym.LeWMAgent is LeWMAgent
+
+
+def test_plain_gymnasium_loop_over_ten_episodes_needs_no_reset_of_the_agent():
+    env = gym.make("lewm_gym:lewm/TwoRoom-v0", max_episode_steps=3)
+    agent = tiny.agent()
+    plans = []
+    search = agent._controller._search
+    agent._controller._search = lambda *a: plans.append(1) or search(*a)
+    for episode in range(10):
+        obs, _ = env.reset(seed=episode)
+        over = False
+        while not over:
+            obs, _, terminated, truncated, _ = env.step(agent.act(obs))
+            over = terminated or truncated
+    assert len(plans) == 10  # each episode has another goal, and with it a plan of its own
+
+
+def test_episode_start_begins_a_new_plan_for_the_same_goal():
+    agent = tiny.agent()
+    obs = tiny.observation(1)
+    first, state = agent.predict(obs, episode_start=np.array([True]))
+    second, state = agent.predict(obs, state, np.array([False]))
+    third, _ = agent.predict(obs, state, np.array([True]))
+    assert not np.array_equal(second, third)
+    assert len(state[0].queue) == 24
+
+
+def test_stable_baselines3_evaluates_it():
+    evaluation = pytest.importorskip("stable_baselines3.common.evaluation")
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    envs = vec_env.DummyVecEnv([lambda: gym.make("lewm_gym:lewm/TwoRoom-v0", max_episode_steps=4)] * 2)
+    envs.seed(0)
+    rewards, lengths = evaluation.evaluate_policy(tiny.agent(), envs, n_eval_episodes=4, return_episode_rewards=True)
+    assert len(rewards) == 4
+    assert max(lengths) <= 4
+
+
+BAD_OBSERVATIONS = {
+    "no goal": (lambda o: {"pixels": o["pixels"]}, "goal"),
+    "an array": (lambda o: o["pixels"], "'pixels' and 'goal'"),
+    "floats": (lambda o: {k: v / np.float32(255) for k, v in o.items()}, "uint8"),
+    "channel first": (lambda o: {k: v.transpose(2, 0, 1) for k, v in o.items()}, "224, 224, 3"),
+    "another size": (lambda o: {k: v[::2, ::2] for k, v in o.items()}, "224, 224, 3"),
+    "unequal stacks": (lambda o: {"pixels": o["pixels"][None], "goal": o["goal"]}, "same shape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OBSERVATIONS)
+def test_bad_observations_are_refused(name):
+    spoil, message = BAD_OBSERVATIONS[name]
+    with pytest.raises(ValueError, match=message):
+        tiny.agent().act(spoil(tiny.observation()))

@@ -1,0 +1,97 @@
+"""Shapes, sizes and structure of the networks."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from agents.lewm import PRESETS, LeWM, LeWMConfig
+from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, to_network
+from lewm_gym.nn.predictor import Predictor
+from lewm_gym.nn.vit import ViT
+
+
+def n_parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_paper_preset_has_the_published_number_of_parameters():
+    model = LeWM(LeWMConfig(action_size=2))
+    assert n_parameters(model) == 18_034_478
+    assert n_parameters(model.encoder) == 5_501_376
+    assert n_parameters(model.projector) == n_parameters(model.prediction_projector) == 792_768
+    assert n_parameters(model.action_encoder) == 156_206
+    assert n_parameters(model.predictor) == 10_791_360
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_encode_keeps_leading_dimensions(preset):
+    model = LeWM(PRESETS[preset].model).eval()
+    pixels = torch.randint(0, 256, (2, 1, 224, 224, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert model.encode(pixels).shape == (2, 1, PRESETS[preset].model.latent_size)
+
+
+def test_averaging_equals_pillow_and_is_idempotent():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    small = average_down(torch.from_numpy(pixels), 56)
+    expected = np.stack([np.asarray(Image.fromarray(frame).reduce(4)) for frame in pixels])
+    np.testing.assert_array_equal(small.numpy(), expected)
+    assert average_down(small, 56) is small
+
+
+def test_averaging_refuses_what_it_cannot_average():
+    with pytest.raises(ValueError, match="uint8"):
+        average_down(torch.zeros(1, 224, 224, 3), 56)
+    with pytest.raises(ValueError, match="shape"):
+        average_down(torch.zeros(1, 3, 224, 224, dtype=torch.uint8), 56)
+    with pytest.raises(ValueError, match="multiple"):
+        average_down(torch.zeros(1, 100, 100, 3, dtype=torch.uint8), 56)
+
+
+def test_images_are_normalised_channel_first():
+    pixels = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    pixels[..., 1] = 255
+    images = to_network(pixels, 8)
+    assert images.shape == (1, 3, 8, 8)
+    values = images[0, :, 0, 0].tolist()
+    expected = [(level - m) / s for level, m, s in zip((0, 1, 0), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    assert values == pytest.approx(expected, abs=1e-5)
+
+
+def test_predictor_is_causal_and_starts_as_identity_of_its_actions():
+    torch.manual_seed(0)
+    predictor = Predictor(width=16, depth=2, heads=2, head_width=8, mlp_width=32).eval()
+    latents, actions = torch.randn(4, 3, 16), torch.randn(4, 3, 16)
+    # AdaLN-zero: at initialisation every gate is 0, so actions cannot matter yet
+    torch.testing.assert_close(predictor(latents, actions), predictor(latents, torch.zeros_like(actions)))
+    for block in predictor.blocks:
+        torch.nn.init.normal_(block.modulation.weight, std=0.3)
+    before = predictor(latents, actions)
+    latents[:, 2] += 1.0
+    actions[:, 2] += 1.0
+    after = predictor(latents, actions)
+    torch.testing.assert_close(before[:, :2], after[:, :2])
+    assert not torch.allclose(before[:, 2], after[:, 2])
+
+
+def test_predictor_output_depends_on_own_and_earlier_actions():
+    torch.manual_seed(0)
+    predictor = Predictor(width=16, depth=1, heads=2, head_width=8, mlp_width=32).eval()
+    torch.nn.init.normal_(predictor.blocks[0].modulation.weight, std=0.3)
+    latents, actions = torch.randn(1, 3, 16), torch.randn(1, 3, 16)
+    before = predictor(latents, actions)
+    actions[:, 0] += 1.0
+    after = predictor(latents, actions)
+    assert (before - after).abs().amax(dim=(0, 2)).min() > 1e-6
+
+
+def test_vit_refuses_sizes_that_do_not_divide():
+    with pytest.raises(ValueError, match="divide"):
+        ViT(image_size=100, patch_size=14)
+
+
+def test_bad_configurations_are_refused():
+    for bad in ({"encoder": "mlp"}, {"dropout": 1.0}, {"latent_size": 0}, {"sigreg_weight": -0.1}):
+        with pytest.raises(ValueError):
+            LeWMConfig(**bad)

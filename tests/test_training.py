@@ -1,0 +1,185 @@
+"""The training loop: repeatable, resumable, and honest about divergence; run folders."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from agents import load_agent
+from agents.lewm import LeWMAgent
+from agents.run import train_run
+from lewm_gym import checkpoint, training
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.training import TrainingConfig, TrainingDiverged
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny.collect_two_room(tmp_path_factory.mktemp("data") / "two_room")
+
+
+def run(dataset, folder, on_log=None, **overrides):
+    return train_run(LeWMAgent, dataset, folder, "laptop", {**tiny.SETTINGS, "steps": 12, **overrides}, "cpu", on_log)
+
+
+def weights(folder):
+    return checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def test_same_seed_gives_the_same_weights_and_another_does_not(dataset, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(dataset, tmp_path / name, seed=seed)
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    name = "predictor.positions"
+    assert not torch.equal(weights(tmp_path / "a")[name], weights(tmp_path / "c")[name])
+
+
+class Killed(BaseException):
+    """Stands for Ctrl-C: not an error that code may catch."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 7, 11])
+def test_resumed_run_equals_an_undisturbed_one(dataset, tmp_path, kill_at):
+    run(dataset, tmp_path / "whole", dropout=0.1)
+
+    def kill(done, total, logs):
+        if done == kill_at:
+            raise Killed
+
+    settings = {"dropout": 0.1, "checkpoint_every_s": 0.0, "log_every_steps": 2}
+    run(dataset, tmp_path / "reference", **settings)
+    with pytest.raises(Killed):
+        run(dataset, tmp_path / "killed", kill, **settings)
+    assert not (tmp_path / "killed" / checkpoint.WEIGHTS).exists()
+    assert checkpoint.load_description(tmp_path / "killed")["finished"] is False
+    run(dataset, tmp_path / "killed", **settings)
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    logs = [training.read_log(tmp_path / name / checkpoint.LOG) for name in ("killed", "reference")]
+    steps = [[row["step"] for row in log] for log in logs]
+    assert steps[0] == steps[1] == [1, 2, 4, 6, 8, 10, 12]
+
+
+def test_finished_run_is_loaded_not_trained_again(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    before = (tmp_path / "run" / checkpoint.WEIGHTS).stat().st_mtime_ns
+    agent = run(dataset, tmp_path / "run", on_log=lambda *a: pytest.fail("trained again"))
+    assert (tmp_path / "run" / checkpoint.WEIGHTS).stat().st_mtime_ns == before
+    assert agent.act(tiny.observation()).shape == (2,)
+
+
+def test_folder_of_another_run_is_refused(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    with pytest.raises(ValueError, match="another run.*latent_size 8 there, 6 asked"):
+        run(dataset, tmp_path / "run", latent_size=6)
+
+
+def test_run_folder_is_complete(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    description = checkpoint.load_description(tmp_path / "run")
+    assert description["finished"] and description["task"] == "two_room"
+    assert description["dataset"]["hash"] and description["versions"]["torch"] == torch.__version__
+    assert description["training"]["steps"] == 12
+    assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    rows = training.read_log(tmp_path / "run" / checkpoint.LOG)
+    assert {"loss", "prediction", "sigreg", "validation_loss"} <= set(rows[-1])
+    actions = Dataset.open(dataset).actions
+    np.testing.assert_allclose(weights(tmp_path / "run")["action_std"], np.nanstd(actions, axis=0), rtol=1e-5)
+
+
+def test_loss_that_is_not_a_number_stops_training(dataset, tmp_path):
+    with pytest.raises(TrainingDiverged, match="at step"):
+        run(dataset, tmp_path / "run", learning_rate=1e30, schedule="constant", clip_norm=1e30)
+    assert not (tmp_path / "run" / checkpoint.WEIGHTS).exists()
+
+
+def test_batchnorm_is_recalibrated_on_a_copy(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    trained = checkpoint.load_tensors(tmp_path / "run" / checkpoint.CHECKPOINT)
+    name = "projector.norm.running_mean"
+    assert not torch.equal(trained["learner/" + name], weights(tmp_path / "run")[name])
+    torch.testing.assert_close(
+        trained["learner/projector.linear_in.weight"], weights(tmp_path / "run")["projector.linear_in.weight"]
+    )
+
+
+def test_schedules():
+    paper = TrainingConfig(steps=1000)
+    assert paper.rate_factor(0) == pytest.approx(1 / 100)
+    assert paper.rate_factor(100) == 1.0
+    assert paper.rate_factor(999) == pytest.approx(0.98, abs=0.005)  # where the authors stop
+    cosine = TrainingConfig(steps=1000, schedule="cosine")
+    assert cosine.rate_factor(50) == 1.0
+    assert cosine.rate_factor(999) < 1e-4
+    assert TrainingConfig(steps=10, schedule="constant").rate_factor(0) == 1.0
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"schedule": "linear"}, {"precision": "fp8"}, {"batch_size": 1}])
+def test_bad_training_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        TrainingConfig(**{"steps": 1, **bad})
+
+
+def test_unknown_settings_and_presets_are_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match="unknown settings.*latent"):
+        run(dataset, tmp_path / "a", latent=8)
+    with pytest.raises(ValueError, match="laptop"):
+        train_run(LeWMAgent, dataset, tmp_path / "a", "desktop")
+    assert not (tmp_path / "a").exists()
+
+
+# Damaged run folders ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_truncated_weights_are_refused(finished):
+    path = finished / checkpoint.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        load_agent(finished)
+
+
+def test_weights_of_another_model_are_refused(finished):
+    description = json.loads((finished / checkpoint.DESCRIPTION).read_text())
+    description["model"]["latent_size"] = 6
+    (finished / checkpoint.DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="another shape"):
+        load_agent(finished)
+
+
+def test_missing_damaged_and_foreign_folders_are_refused(finished, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run"):
+        load_agent(tmp_path / "nothing")
+    description = json.loads((finished / checkpoint.DESCRIPTION).read_text())
+    for change, message in (({"agent": "gcbc"}, "gcbc"), ({"schema": 99}, "schema 99")):
+        (finished / checkpoint.DESCRIPTION).write_text(json.dumps({**description, **change}))
+        with pytest.raises(ValueError, match=message):
+            LeWMAgent.load(finished)
+    (finished / checkpoint.DESCRIPTION).write_text("{")
+    with pytest.raises(ValueError, match="JSON"):
+        LeWMAgent.load(finished)
+
+
+def test_failed_write_leaves_neither_a_partial_nor_a_damaged_file(tmp_path, monkeypatch):
+    checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
+
+    def full_disk(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_to_disk", full_disk)
+    with pytest.raises(OSError):
+        checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    np.testing.assert_array_equal(checkpoint.load_tensors(tmp_path / "x.safetensors")["a"], np.ones(2))

@@ -1,0 +1,60 @@
+"""A dataset and a model small enough for every test that needs one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agents.lewm import PRESETS, LeWM, LeWMAgent, LeWMConfig
+from agents.planning import PlanningConfig
+from lewm_gym.planning.cem import CEMConfig
+
+#: Overrides that turn the laptop preset into one that trains in a second.
+SETTINGS = {
+    "conv_channels": (8, 8, 8),
+    "encoder_width": 16,
+    "latent_size": 8,
+    "projection_width": 16,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
+    "predictor_head_width": 8,
+    "predictor_mlp_width": 16,
+    "sigreg_directions": 16,
+    "batch_size": 8,
+    "recalibration_batches": 2,
+}
+MODEL = {k: v for k, v in SETTINGS.items() if k not in ("batch_size", "recalibration_batches")}
+ENVIRONMENT = {"agent": "lewm", "task": "two_room", "action_low": [-1.0] * 2, "action_high": [1.0] * 2, "frame_size": 224}
+
+
+def config(**changes) -> LeWMConfig:
+    return replace(PRESETS["laptop"].model, **{**MODEL, **changes})
+
+
+def model(seed: int = 0, **changes) -> LeWM:
+    torch.manual_seed(seed)
+    made = LeWM(config(**changes))
+    for block in made.predictor.blocks:  # as after some training: actions matter
+        torch.nn.init.normal_(block.modulation.weight, std=0.3)
+    return made
+
+
+def agent(seed: int = 0) -> LeWMAgent:
+    made = model()
+    planning = PlanningConfig(CEMConfig(n_samples=16, n_elites=4, n_iterations=2))
+    return LeWMAgent(made, planning, {**ENVIRONMENT, "model": vars(made.config) | {}}, seed=seed)
+
+
+def observation(*shape: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {key: rng.integers(0, 256, (*shape, 224, 224, 3), dtype=np.uint8) for key in ("pixels", "goal")}
+
+
+def collect_two_room(folder: Path, episodes: int = 6) -> Path:
+    from collect.collector import collect
+
+    collect("two_room", folder, episodes, workers=1, pictures=False)
+    return folder
