@@ -1,0 +1,204 @@
+"""The page: all numbers on it, true, with what made them, and nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_results import make_result
+
+from benchmarks import charts, paper
+from benchmarks.charts import Line
+from benchmarks.report import find_results, write_report
+from lewm_gym.results import Outcome, Result, write_json
+
+VOID = {"meta", "link", "img", "line", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Parses strictly enough to find unclosed tags; gathers text, addresses and anchors."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: set[str] = set()
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        values = dict(attrs)
+        self.addresses += [values[name] or "" for name in ("src", "href", "poster", "srcset", "data") if name in values]
+        self.ids |= {values["id"] or ""} if "id" in values else set()
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+
+def save(folder: Path, name: str, result: Result) -> Path:
+    result.save(folder / name)
+    return folder / name
+
+
+def with_seed(seed: int, successes: int, **changes: Any) -> Result:
+    run = {
+        "folder": f"runs/{seed}",
+        "weights": str(seed) * 64,
+        "description": {"preset": "laptop", "training": {"seed": seed}},
+        "curves": {
+            "prediction": {"step": [1, 300, 600], "value": [1.0, 0.2, 0.02]},
+            "validation_prediction": {"step": [600], "value": [0.03]},
+            "sigreg": {"step": [1, 300, 600], "value": [40.0, 2.0, 1.1]},
+            "gradient_norm": {"step": [1], "value": [7.0]},
+        },
+    }
+    outcomes = tuple(Outcome(i, i < successes, 9 if i < successes else None) for i in range(10))
+    return make_result(run=run, outcomes=outcomes, **changes)
+
+
+def test_page_holds_the_numbers_and_what_made_them(tmp_path: Path) -> None:
+    path = save(tmp_path, "r.json", with_seed(0, 9))
+    out = write_report([path], tmp_path / "page.html", title="The demo", intro="Made in 9 minutes.")
+    page = Page(out.read_text())
+    for text in ("The demo", "Made in 9 minutes.", "90.0", "59.6", "98.2", "10.0", "[1.8, 40.4]"):
+        assert text in page.text
+    for text in (
+        "LeWM, laptop, seed 0",
+        "python -m benchmarks plan runs/x",
+        "a" * 12,
+        "abacus",
+        "12.5 s",
+        "0.5 s per plan",
+    ):
+        assert text in page.text
+    assert "87.0" in page.text and "LeWorldModel, arXiv 2603.19312" in page.text and "50 episodes" in page.text
+    assert "sigreg" in page.text and "gradient" not in page.text
+    markdown = out.with_suffix(".md").read_text()
+    assert "| **LeWM, laptop, seed 0** | 90.0 | 59.6 to 98.2 |" in markdown
+    assert "| **random policy** | 10.0 | 1.8 to 40.4 |" in markdown
+    assert "*LeWM* (published) | 87.0" in markdown
+
+
+def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    (tmp_path / "f.mp4").write_bytes(b"film")
+    (tmp_path / "f.png").write_bytes(b"still")
+    path = save(tmp_path, "r.json", with_seed(0, 9, film="f.mp4"))
+    text = write_report([path], tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.ids
+    assert {"data:video/mp4;base64,ZmlsbQ==", "data:image/png;base64,c3RpbGw="} <= set(page.addresses)
+    assert "script" not in page.tags
+    assert not re.search(r"@import|url\(|https?:", text)
+    assert "prefers-color-scheme" in text and 'name="viewport"' in text
+
+
+def test_film_given_by_the_caller_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "mine.mp4").write_bytes(b"film")
+    path = save(tmp_path, "r.json", with_seed(0, 9))
+    out = write_report([path], tmp_path / "page.html", film=tmp_path / "mine.mp4")
+    assert "data:video/mp4;base64,ZmlsbQ==" in out.read_text()
+    assert "(mine.mp4)" in out.with_suffix(".md").read_text()
+    with pytest.raises(ValueError, match="no film"):
+        write_report([path], tmp_path / "page.html", film=tmp_path / "missing.mp4")
+
+
+def test_seeds_are_averaged_and_distances_kept_apart(tmp_path: Path) -> None:
+    paths = [save(tmp_path, f"{s}.json", with_seed(s, n)) for s, n in ((0, 10), (1, 9), (2, 8))]
+    paths.append(save(tmp_path, "far.json", with_seed(0, 5, offset_steps=50, budget_steps=100)))
+    out = write_report(paths, tmp_path / "page.html")
+    markdown = out.with_suffix(".md").read_text()
+    assert "**LeWM, laptop, mean of 3 seeds** | 90.0 |  | standard deviation 10.0 points |" in markdown
+    near, far = markdown.split("## Two-Room, goals 50 steps away")
+    assert near.count("**random policy**") == 1  # the same floor once, not once per seed
+    assert "(published)" in near and "(published)" not in far.split("## What made")[0]
+    page = out.read_text()
+    assert page.count('<figure class="curve">') == 2  # seeds share a drawing, and a run is drawn once
+    assert page.count("<polyline") == 6 and page.count("<circle") == 3
+
+
+def test_the_same_seed_twice_is_not_averaged(tmp_path: Path) -> None:
+    paths = [save(tmp_path, f"{n}.json", with_seed(0, n)) for n in (10, 8)]
+    assert "mean of" not in write_report(paths, tmp_path / "page.html").read_text()
+
+
+def test_strings_from_files_are_escaped(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    result = with_seed(
+        0, 9, command=bad, protocol=bad, agent=f'"{bad}', hardware={"cpu": bad, "cores": 1, "system": "x | y"}
+    )
+    result.run["folder"] = bad
+    result.run["curves"][f'x"{bad}'] = {"step": [1, 2], "value": [1, 2]}
+    path = save(tmp_path, "r.json", result)
+    out = write_report([path], tmp_path / "page.html", title=bad, intro=bad)
+    assert "script" not in Page(out.read_text()).tags
+    markdown = out.with_suffix(".md").read_text()
+    assert "<script" not in markdown and "x \\| y" in markdown
+
+
+def test_film_of_a_result_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.mp4").write_bytes(b"film")
+    path = save(tmp_path / "results", "r.json", with_seed(0, 9, film="../secret.mp4"))
+    assert "video/mp4" not in write_report([path], tmp_path / "page.html").read_text()
+
+
+def test_older_results_and_other_files_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "old.json", make_result().to_json() | {"schema": 0})
+    with pytest.raises(ValueError, match="older result schema"):
+        write_report(find_results([tmp_path]), tmp_path / "page.html")
+    (tmp_path / "old.json").unlink()
+    (tmp_path / "manifest.json").write_text('{"schema": 1}')
+    with pytest.raises(ValueError, match="no results in"):
+        find_results([tmp_path])
+    with pytest.raises(ValueError, match="not a LeWM-Gym result"):
+        write_report(find_results([tmp_path / "manifest.json"]), tmp_path / "page.html")
+    with pytest.raises(ValueError, match="no results to report"):
+        write_report([], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_result_without_floor_curves_or_description_is_shown(tmp_path: Path) -> None:
+    bare = replace(make_result(), floor=(), run={}, commit=None, timing={}, task="chess", agent="mine")
+    page = Page(write_report([save(tmp_path, "r.json", bare)], tmp_path / "page.html").read_text())
+    assert "chess" in page.text and "not in a git checkout" in page.text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1.0], [0.0, 0.0], [3.0, 3.0], [-2.0, 5.0], [1e-6, 1e3], [0.5, 30.0], [0.97, 0.98, 0.99]],
+)
+def test_curves_stay_within_their_axes(values: list[float]) -> None:
+    drawing = charts.curve("loss", [Line("x", range(1, len(values) + 1), values)])
+    points = re.findall(r"([\d.-]+),([\d.-]+)", re.sub(r"\w+: .*?;", "", drawing)) or re.findall(
+        r'cx="([\d.-]+)" cy="([\d.-]+)"', drawing
+    )
+    assert len(points) == len(values)
+    for x, y in points:
+        assert charts.LEFT - 0.1 <= float(x) <= charts.WIDTH - charts.RIGHT + 0.1
+        assert charts.TOP - 0.1 <= float(y) <= charts.HEIGHT - charts.BOTTOM + 0.1
+    assert drawing.count('class="grid"') >= 1
+
+
+def test_published_numbers_are_the_papers() -> None:
+    lewm = {row.task: row.success for row in paper.PUBLISHED if row.agent == "lewm" and row.source == paper.PAPER}
+    assert lewm == {"two_room": 87, "reacher": 86, "pusht": 96, "cube": 74}
+    assert all(row.protocol and row.source and row.block in paper.BLOCKS for row in paper.PUBLISHED)
+    assert not [row for row in paper.published("reacher") if row.agent.startswith("gc")]  # the paper leaves them out
