@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lewm_gym.cli import run
 from lewm_gym.tasks import TASKS, Task, get_task
+
+if TYPE_CHECKING:
+    from collect.collector import Progress
+    from lewm_gym.data import Dataset
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     for task in TASKS.values():
         _add_task(commands, task)
     _add_pairs(commands)
+    _add_verify(commands)
+    _add_render(commands)
     options = parser.parse_args(arguments)
     return int(options.main(options) or 0)
 
@@ -77,19 +85,92 @@ def _pairs(options: argparse.Namespace) -> None:
         print(f"{path}: {len(pairs.pairs)} pairs, {path.stat().st_size / 1e3:,.0f} kB, content {pairs.content_hash}")
 
 
-def _collect(options: argparse.Namespace) -> None:
+def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="check a dataset",
+        description="Check every hash, count and frame of a dataset; exit status 2 if anything is wrong.",
+    )
+    parser.set_defaults(main=_verify)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+
+
+def _add_render(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "render",
+        help="make the frames of a dataset of states",
+        description="Make the full dataset from one that was collected with --states-only: the same pixels.",
+    )
+    parser.set_defaults(main=_render)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="of the states")
+    add("--out", type=Path, metavar="FOLDER", help="where to (default: FOLDER without '-states', or with '-rendered')")
+    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+
+
+def _verify(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from collect.collector import collect
+    from lewm_gym.data import Dataset
+    from lewm_gym.data.verify import verify
 
-    with tqdm(total=options.episodes, unit="episode", desc=f"collect {options.task}", mininterval=0.5) as bar:
+    with tqdm(unit="shard", desc=f"verify {options.folder}", mininterval=0.5) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        faults = verify(options.folder, progress)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        return 2
+    print("sound: " + _summary(Dataset.open(options.folder)))
+    return 0
+
+
+def _render(options: argparse.Namespace) -> None:
+    from collect.render import render
+
+    name = options.folder.name
+    default = name.removesuffix("-states") if name.endswith("-states") else f"{name}-rendered"
+    out = options.out or options.folder.with_name(default)
+    with _episode_bar(f"render {options.folder}") as progress:
+        dataset = render(options.folder, out, options.workers, progress)
+    print(_summary(dataset))
+
+
+@contextlib.contextmanager
+def _episode_bar(title: str) -> Iterator[Progress]:
+    """Yields a callback that shows episodes done, time left and frames per second."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
 
         def progress(done: int, frames: int, total: int) -> None:
-            bar.total = total
+            nonlocal bar  # made with the first episode: an error before leaves no empty bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(total=total, unit="episode", desc=title, mininterval=0.5))
             seconds = max(bar.format_dict["elapsed"], 1e-3)
             bar.set_postfix_str(f"{frames / seconds:,.0f} frames/s", refresh=False)
             bar.update(done - bar.n)
 
+        yield progress
+
+
+def _summary(dataset: Dataset) -> str:
+    megabytes = sum(shard.bytes for shard in dataset.manifest.shards) / 1e6
+    return (
+        f"{dataset.folder}: {dataset.n_episodes:,} episodes, {dataset.n_frames:,} frames "
+        f"(mean length {dataset.lengths.mean():.1f}), {megabytes:,.1f} MB, content {dataset.content_hash}"
+    )
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from collect.collector import collect
+
+    with _episode_bar(f"collect {options.task}") as progress:
         dataset = collect(
             options.task,
             options.out,
@@ -104,11 +185,7 @@ def _collect(options: argparse.Namespace) -> None:
             pictures=not options.no_pictures,
             progress=progress,
         )
-    megabytes = sum(shard.bytes for shard in dataset.manifest.shards) / 1e6
-    print(
-        f"{dataset.folder}: {dataset.n_episodes:,} episodes, {dataset.n_frames:,} frames "
-        f"(mean length {dataset.lengths.mean():.1f}), {megabytes:,.1f} MB, content {dataset.content_hash}"
-    )
+    print(_summary(dataset))
 
 
 if __name__ == "__main__":

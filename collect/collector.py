@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from collect.workers import EpisodeSource, play_in_processes
 from lewm_gym.data import Dataset
-from lewm_gym.data.header import Header
 from lewm_gym.data.writer import DatasetWriter, open_writer
 from lewm_gym.tasks import get_task
 
@@ -66,7 +67,7 @@ def collect(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if seed == RESERVED_SEED:
         raise ValueError(f"seed {RESERVED_SEED} is reserved for evaluation pairs: choose another one")
-    from collect.episodes import make_header
+    from collect.episodes import Player, make_header
 
     header = make_header(
         task, seed=seed, policy=policy, noise=noise, render_quality=render_quality, states_only=states_only
@@ -74,7 +75,7 @@ def collect(
     folder = Path(folder)
     with open_writer(folder, header, range(first, first + episodes)) as writer:
         changed = bool(writer.missing)
-        _fill(writer, header, workers, progress)
+        fill(writer, partial(Player, header), workers, progress)
         writer.close()
     dataset = Dataset.open(folder)
     if pictures and dataset.has_pixels:
@@ -89,12 +90,14 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _fill(writer: DatasetWriter, header: Header, workers: int, progress: Progress | None) -> None:
-    """Plays what is missing; an interruption leaves what is finished as shards, ready to use."""
+def fill(
+    writer: DatasetWriter, make_source: Callable[[], EpisodeSource], workers: int, progress: Progress | None
+) -> None:
+    """Makes the episodes that the writer misses; an interruption leaves what is finished as shards, ready to use."""
     done = frames = 0
     numbers = list(writer.missing)
     try:
-        with contextlib.closing(_play(header, writer.folder, numbers, workers)) as played:
+        with contextlib.closing(_play(make_source, writer.folder, numbers, workers)) as played:
             for number, length in played:
                 writer.add(number)
                 done, frames = done + 1, frames + length
@@ -106,17 +109,15 @@ def _fill(writer: DatasetWriter, header: Header, workers: int, progress: Progres
         raise
 
 
-def _play(header: Header, folder: Path, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
+def _play(
+    make_source: Callable[[], EpisodeSource], folder: Path, numbers: list[int], workers: int
+) -> Iterator[tuple[int, int]]:
     if workers > 1 and len(numbers) > 1:
-        from collect.workers import play_in_processes
-
-        yield from play_in_processes(header, folder, numbers, min(workers, len(numbers)))
+        yield from play_in_processes(make_source, folder, numbers, min(workers, len(numbers)))
     elif numbers:
-        from collect.episodes import Player
-
-        player = Player(header)
+        source = make_source()
         try:
             for number in numbers:
-                yield number, player.save(folder, number)
+                yield number, source.save(folder, number)
         finally:
-            player.close()
+            source.close()

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-
-from lewm_gym.data.header import Header
+from typing import Protocol
 
 #: One thread each, set before the child imports numpy: the processes are the parallelism.
 ONE_THREAD = {
@@ -25,8 +25,26 @@ _QUEUED = 2  # episodes that a worker has before it, so that it never waits for 
 _MAX_DEATHS = 3  # of workers on the same episode
 
 
-def play_in_processes(header: Header, folder: Path, numbers: Iterable[int], workers: int) -> Iterator[tuple[int, int]]:
+class EpisodeSource(Protocol):
+    """What a worker does: makes episodes and writes them."""
+
+    def save(self, folder: Path, number: int) -> int:
+        """Writes the episode of that number as a part of the dataset; returns its number of frames."""
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
+
+
+def play_in_processes(
+    make_source: Callable[[], EpisodeSource], folder: Path, numbers: Iterable[int], workers: int
+) -> Iterator[tuple[int, int]]:
     """Yields (number, frames) of each episode as soon as it is written, in the order of finishing.
+
+    Args:
+        make_source: Picklable; called once in each worker.
+        folder: The dataset's folder.
+        numbers: Of the episodes to make.
+        workers: How many processes.
 
     Raises:
         ValueError: What an episode raised, likewise OSError.
@@ -38,7 +56,7 @@ def play_in_processes(header: Header, folder: Path, numbers: Iterable[int], work
     try:
         while waiting or any(worker.queue for worker in pool):
             while len(pool) < workers and waiting:
-                pool.append(_Worker(header, folder))
+                pool.append(_Worker(make_source, folder))
             for worker in pool:
                 worker.fill(waiting)
             ready = wait([worker.connection for worker in pool])
@@ -70,12 +88,12 @@ def _note_death(deaths: dict[int, int], worker: _Worker) -> None:
 class _Worker:
     """A process and the episodes that it has been given and not answered yet."""
 
-    def __init__(self, header: Header, folder: Path) -> None:
+    def __init__(self, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.queue: deque[int] = deque()
         with _environment(ONE_THREAD):
-            self._process = context.Process(target=_serve, args=(theirs, header, folder), daemon=True)
+            self._process = context.Process(target=_serve, args=(theirs, make_source, folder), daemon=True)
             self._process.start()
         theirs.close()  # so that the child's death is seen as the end of the stream
 
@@ -106,19 +124,17 @@ class _Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, header: Header, folder: Path) -> None:
+def _serve(connection: Connection, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
     """Plays what comes until the other end closes: a worker whose parent was killed ends by itself."""
-    from collect.episodes import Player
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    player = None
+    source = None
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             number = connection.recv()
             try:
-                player = player or Player(header)
-                connection.send((number, player.save(folder, number), None))
+                source = source or make_source()
+                connection.send((number, source.save(folder, number), None))
             except (EOFError, ConnectionError):
                 raise
             except Exception as error:
@@ -127,8 +143,6 @@ def _serve(connection: Connection, header: Header, folder: Path) -> None:
 
 
 def _picklable(error: Exception) -> Exception:
-    import pickle
-
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

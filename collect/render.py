@@ -1,0 +1,87 @@
+"""Making the frames of a dataset that was collected, or shipped, as states only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from collect.collector import default_workers, fill
+from collect.episodes import make_env
+from lewm_gym.data import Dataset
+from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
+from lewm_gym.data.header import Header, installed_versions
+from lewm_gym.data.shard import EncodedEpisode
+from lewm_gym.data.writer import open_writer, save_episode
+
+
+class Renderer:
+    """Draws the recorded states of a dataset; stands where a `Player` stands.
+
+    Args:
+        header: Of the dataset to make.
+        source: Folder of the states.
+    """
+
+    def __init__(self, header: Header, source: Path) -> None:
+        self._dataset = Dataset.open(source)
+        self._index = {int(number): i for i, number in enumerate(self._dataset.episode_numbers)}
+        self._env = make_env(header.task, header.render_quality)
+        self._header = replace(
+            header, versions=installed_versions(), gl_renderer=getattr(self._env, "gl_renderer", None)
+        )
+
+    def save(self, folder: Path, number: int) -> int:
+        """Draws an episode and writes it as a part of the dataset; returns its number of frames."""
+        episode = self._dataset.episode(self._index[number])
+        assert self._header.codec is not None
+        encoder = EpisodeEncoder(FrameCodec.from_json(self._header.codec))
+        self._env.reset(options={"state": episode.state[0], "goal_state": episode.state[-1]})
+        for state in episode.state:
+            encoder.add(self._env.render_state(state))  # type: ignore[attr-defined]
+        save_episode(folder, self._header, number, EncodedEpisode(episode, encoder.frames))
+        return len(episode)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+
+def render(
+    source: str | Path,
+    folder: str | Path,
+    workers: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Dataset:
+    """Returns the full dataset made from one of states only; the same pixels as if it had been collected with them.
+
+    Like `collect`, it resumes and extends.
+
+    Args:
+        source: Folder of the states.
+        folder: Where to.
+        workers: Processes; None is one per CPU core.
+        progress: As in `collect`.
+
+    Raises:
+        FileNotFoundError: If there is no dataset in `source`.
+        ValueError: If `folder` holds another dataset.
+    """
+    source, folder = Path(source), Path(folder)
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    states = Dataset.open(source)
+    if folder.resolve() == source.resolve():
+        raise ValueError(f"cannot render into the folder of the states itself ({folder}): choose another one")
+    header = replace(states.header, states_only=False, codec=codec_for(states.task).as_json())
+    with open_writer(folder, header, states.episode_numbers.tolist()) as writer:
+        changed = bool(writer.missing)
+        fill(writer, partial(Renderer, header, source), workers, progress)
+        writer.close()
+    from collect.pictures import draw_pictures
+
+    dataset = Dataset.open(folder)
+    draw_pictures(dataset, redraw=changed)
+    return dataset

@@ -1,0 +1,269 @@
+"""Episodes, codec, shards and the reader."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lewm_gym.data import Dataset, Episode
+from lewm_gym.data.codec import CHANNEL_FIRST, EpisodeEncoder, FrameCodec, FrameDecoder, pixels_hash
+from lewm_gym.data.episode import check_episode
+from lewm_gym.data.header import Column, Header
+from lewm_gym.data.manifest import MANIFEST_NAME
+from lewm_gym.data.shard import Shard, encode
+from lewm_gym.data.verify import verify
+from lewm_gym.data.writer import open_writer, part_path, save_episode
+
+HEADER = Header(
+    task="two_room",
+    policy="made up",
+    noise=None,
+    seed=0,
+    columns={
+        "action": Column(2, "float32", "", "action"),
+        "state": Column(3, "float64", "", "state"),
+        "success": Column(1, "bool", "", "success"),
+        "angle": Column(1, "float32", "rad", "quantity"),
+    },
+    codec=FrameCodec(level=1).as_json(),
+)
+
+
+def made_up_episode(number: int, length: int = 12) -> Episode:
+    rng = np.random.default_rng(number)
+    pixels = np.repeat(rng.integers(0, 256, (1, 224, 224, 3), np.uint8), length, axis=0)
+    pixels[np.arange(length), np.arange(length)] = rng.integers(0, 256, (length, 224, 3), np.uint8)
+    action = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
+    action[-1] = np.nan
+    success = rng.random(length) < 0.5
+    quantities = {"angle": rng.normal(size=(length, 1)).astype(np.float32)}
+    return Episode(pixels, action, rng.normal(size=(length, 3)), success, quantities)
+
+
+def write(folder, numbers, header=HEADER, length=lambda number: 8 + number % 5):
+    numbers = list(numbers)
+    with open_writer(folder, header, numbers) as writer:
+        for number in numbers:
+            save_episode(folder, header, number, encode(made_up_episode(number, length(number)), FrameCodec(level=1)))
+            writer.add(number)
+        writer.close()
+    return Dataset.open(folder)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"), range(53))
+
+
+def test_episodes_come_back_as_they_were_written(dataset):
+    assert dataset.n_episodes == 53 and dataset.lengths.tolist() == [8 + i % 5 for i in range(53)]
+    assert len(dataset.manifest.shards) == 2
+    for index in (0, 49, 50, 52):
+        wrote, read = made_up_episode(index, 8 + index % 5), dataset.episode(index)
+        np.testing.assert_array_equal(read.pixels, wrote.pixels)
+        np.testing.assert_array_equal(read.action, wrote.action)
+        np.testing.assert_array_equal(read.state, wrote.state)
+        np.testing.assert_array_equal(read.success, wrote.success)
+        np.testing.assert_array_equal(read.quantities["angle"], wrote.quantities["angle"])
+        check_episode(read)
+
+
+def test_frames_are_readable_one_by_one(dataset):
+    frames = dataset.frames(51, [3, 0, 7])
+    np.testing.assert_array_equal(frames, made_up_episode(51, 9).pixels[[3, 0, 7]])
+    with pytest.raises(IndexError, match="steps 0 to 8"):
+        dataset.frames(51, [9])
+    with pytest.raises(IndexError, match="episodes 0 to 52"):
+        dataset.episode(53)
+
+
+def test_columns_run_over_all_frames(dataset):
+    rows = slice(dataset.starts[51], dataset.starts[52])
+    np.testing.assert_array_equal(dataset.states[rows], made_up_episode(51, 9).state)
+    np.testing.assert_array_equal(dataset.actions[rows], made_up_episode(51, 9).action)
+    np.testing.assert_array_equal(dataset.quantities["angle"][rows], made_up_episode(51, 9).quantities["angle"])
+    assert dataset.column("success").shape == (dataset.n_frames,)
+    with pytest.raises(ValueError, match="no column 'speed'; it has: action"):
+        dataset.column("speed")
+
+
+def test_action_statistics_leave_out_the_rows_without_action(dataset):
+    actions = dataset.actions[~np.isnan(dataset.actions[:, 0])].astype(np.float64)
+    assert len(actions) == dataset.n_frames - dataset.n_episodes
+    np.testing.assert_allclose(dataset.action_mean, actions.mean(0), atol=1e-7)
+    np.testing.assert_allclose(dataset.action_std, actions.std(0), rtol=1e-6)
+    assert dataset.action_mean.dtype == dataset.action_std.dtype == np.float32
+
+
+def test_split_is_by_episodes_disjoint_and_repeatable(dataset):
+    fit, held_out = dataset.split(0.1, seed=3)
+    assert len(held_out) == 5
+    assert sorted([*fit, *held_out]) == list(range(53))
+    np.testing.assert_array_equal(held_out, dataset.split(0.1, seed=3)[1])
+    assert held_out.tolist() != dataset.split(0.1, seed=4)[1].tolist()
+    assert len(dataset.split(0.0)[1]) == 0
+    with pytest.raises(ValueError, match="within"):
+        dataset.split(1.0)
+
+
+def test_content_hash_does_not_depend_on_the_shards(dataset, tmp_path):
+    again = write(tmp_path, [*range(53)][::-1])
+    assert again.content_hash == dataset.content_hash
+    write(tmp_path / "other", range(20))
+    longer = write(tmp_path / "other", range(20, 53))
+    assert longer.content_hash == dataset.content_hash
+    assert write(tmp_path / "different", range(52)).content_hash != dataset.content_hash
+
+
+def test_shards_have_the_same_bytes_whatever_the_history(dataset, tmp_path):
+    write(tmp_path, range(10, 30))
+    write(tmp_path, range(51, 53))
+    write(tmp_path, range(53))
+    for info in dataset.manifest.shards:
+        assert (tmp_path / info.file).read_bytes() == (dataset.folder / info.file).read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("*.arrow")) == [info.file for info in dataset.manifest.shards]
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == (dataset.folder / MANIFEST_NAME).read_bytes()
+
+
+def test_two_ranges_merge_by_moving_files(dataset, tmp_path):
+    low, high = tmp_path / "low", tmp_path / "high"
+    write(low, range(50))
+    write(high, range(50, 53))
+    for path in high.glob("*.arrow"):
+        path.rename(low / path.name)
+    merged = Dataset.open(low)
+    assert merged.content_hash == dataset.content_hash
+    assert verify(low) == []
+    (low / MANIFEST_NAME).unlink()
+    assert Dataset.open(low).content_hash == dataset.content_hash
+
+
+def test_a_range_keeps_its_numbers(tmp_path):
+    there = write(tmp_path, range(60, 63))
+    assert there.episode_numbers.tolist() == [60, 61, 62]
+    np.testing.assert_array_equal(there.episode(1).state, made_up_episode(61, 9).state)
+
+
+def test_shards_of_another_recipe_are_refused(tmp_path):
+    write(tmp_path / "a", range(3))
+    write(tmp_path / "b", range(50, 53), header=replace(HEADER, seed=1))
+    (tmp_path / "b" / "episodes-000050-000052.arrow").rename(tmp_path / "a" / "episodes-000050-000052.arrow")
+    with pytest.raises(ValueError, match="does not belong to this dataset.*seed 0 and 1"):
+        Dataset.open(tmp_path / "a")
+
+
+def test_writing_another_recipe_into_a_folder_is_refused(tmp_path):
+    write(tmp_path, range(3))
+    with pytest.raises(ValueError, match="holds another dataset.*task 'two_room' and 'pusht'"):
+        write(tmp_path, range(3), header=replace(HEADER, task="pusht"))
+
+
+def test_arrow_readers_can_read_a_shard(dataset):
+    with pa.memory_map(str(dataset.folder / dataset.manifest.shards[0].file)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    assert table.column_names == ["episode", "step", "action", "state", "success", "angle", "pixels"]
+    assert table["step"].to_pylist()[:10] == [*range(8), 0, 1]
+
+
+def test_manifest_says_what_is_in_the_folder(dataset):
+    record = json.loads((dataset.folder / MANIFEST_NAME).read_text())
+    assert (record["episodes"], record["frames"], record["task"]) == (53, dataset.n_frames, "two_room")
+    assert record["columns"]["angle"]["units"] == "rad"
+    assert record["content_hash"] == dataset.content_hash
+
+
+def test_codec_is_lossless_for_frames_that_have_nothing_in_common():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
+    encoder = EpisodeEncoder(FrameCodec(level=1))
+    for frame in pixels:
+        encoder.add(frame)
+    decoder, plane = FrameDecoder(), np.empty(CHANNEL_FIRST, np.uint8)
+    for step, frame in enumerate(pixels):
+        data = memoryview(encoder.frames[step]) if step else None
+        decoder.decode_into(memoryview(plane).cast("B"), 0, memoryview(encoder.frames[0]), data)
+        np.testing.assert_array_equal(plane.transpose(1, 2, 0), frame)
+
+
+def test_pixels_hash_depends_on_the_pixels_and_not_on_the_level():
+    hashes = set()
+    for level in (1, 9):
+        frames = encode(made_up_episode(1), FrameCodec(level)).frames
+        hashes.add(pixels_hash(frames))
+    assert len(hashes) == 1
+    assert pixels_hash(encode(made_up_episode(2), FrameCodec(1)).frames) not in hashes
+
+
+def test_decoder_forgets_old_episodes_and_still_decodes():
+    decoder, plane = FrameDecoder(max_cached=2), np.empty(CHANNEL_FIRST, np.uint8)
+    episodes = [encode(made_up_episode(i), FrameCodec(1)).frames for i in range(4)]
+    for _ in range(2):
+        for i, frames in enumerate(episodes):
+            decoder.decode_into(memoryview(plane).cast("B"), i, memoryview(frames[0]), memoryview(frames[5]))
+            np.testing.assert_array_equal(plane.transpose(1, 2, 0), made_up_episode(i).pixels[5])
+    assert len(decoder._local.cache) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": np.zeros((12, 3), np.float32)}, "state: expected .* float64, got .* float32"),
+        ({"state": np.full((12, 3), np.nan)}, "state: contains NaN"),
+        ({"action": np.zeros((12, 2), np.float32)}, "last row must be NaN"),
+        ({"action": np.full((12, 2), np.nan, np.float32)}, "row 0 is"),
+        ({"action": np.zeros((11, 2), np.float32)}, r"action: expected \(12, any\)"),
+        ({"success": np.zeros(12)}, "success: expected"),
+        ({"pixels": np.zeros((12, 3, 224, 224), np.uint8)}, "pixels: expected"),
+        ({"quantities": {"angle": np.zeros(12, np.float32)}}, "angle: expected"),
+    ],
+)
+def test_faulty_episodes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_episode(replace(made_up_episode(0), **change))
+
+
+def test_twenty_thousand_episodes_open_within_a_second(tmp_path):
+    part = tmp_path / "one"
+    encoded = encode(replace(made_up_episode(0), pixels=None), FrameCodec(1))
+    header = replace(HEADER, codec=None, states_only=True)
+    dataset = write_states(part, header, encoded)
+    info = dataset.manifest.shards[0]
+    shards = []
+    for k in range(400):
+        name = f"episodes-{50 * k:06d}-{50 * k + 49:06d}.arrow"
+        (part / name).write_bytes(b"0" * info.bytes) if k else None
+        shards.append(replace(info, file=name, first_episode=50 * k, lengths=(12,) * 50))
+    replace(dataset.manifest, shards=tuple(shards)).save(part)
+    begin = time.perf_counter()
+    assert Dataset.open(part).n_episodes == 20_000
+    assert time.perf_counter() - begin < 1.0
+
+
+def write_states(folder, header, encoded):
+    with open_writer(folder, header, range(50)) as writer:
+        for number in range(50):
+            save_episode(folder, header, number, encoded)
+            writer.add(number)
+        writer.close()
+    return Dataset.open(folder)
+
+
+def test_a_dataset_of_states_has_no_frames_and_says_what_to_do(tmp_path):
+    encoded = encode(replace(made_up_episode(0), pixels=None), FrameCodec(1))
+    dataset = write_states(tmp_path, replace(HEADER, codec=None, states_only=True), encoded)
+    assert dataset.episode(0).pixels is None and not dataset.has_pixels
+    with pytest.raises(ValueError, match="states only.*python -m collect render"):
+        dataset.frames(0, [0])
+
+
+def test_a_part_waits_in_the_same_format(tmp_path):
+    with open_writer(tmp_path, HEADER, range(3)) as writer:
+        save_episode(tmp_path, HEADER, 1, encode(made_up_episode(1), FrameCodec(1)))
+        writer.add(1)
+    assert len(Shard(part_path(tmp_path, 1))) == 1
+    with pytest.raises(FileNotFoundError, match="interrupted"):
+        Dataset.open(tmp_path)
