@@ -66,6 +66,18 @@ TASKS: dict[str, Task] = {
             collect_episodes=20_000,
             goal_offsets=(25, 50, 75, 100),
         ),
+        Task(
+            name="reacher",
+            title="Reacher",
+            env_id="lewm/Reacher-v0",
+            entry_point="envs.reacher:ReacherEnv",
+            action_size=2,
+            state_size=6,
+            max_episode_steps=200,
+            collect_episodes=10_000,
+            goal_offsets=(25, 50, 75, 100),
+            extra="mujoco",
+        ),
     )
 }
 

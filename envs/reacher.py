@@ -1,0 +1,186 @@
+"""Reacher: a two-link arm in the plane that must reach a joint configuration seen in a picture.
+
+Physics: the model of the DeepMind Control Suite (arXiv 1801.00690), read from the installed dm_control: two hinges
+driven by motors, timestep 0.02 s, action repeat 2 (one step is 0.04 s). The suite's target ball is not drawn.
+
+State, (6,) float64: shoulder and wrist angle (rad), their velocities (rad/s), and the constraint solver's warm start
+`qacc_warmstart` (rad/s^2): the wrist's limit is solved iteratively, so that the next step depends on it. Time does not
+matter. The shoulder turns freely and its angle is not wrapped; the wrist is limited to +-160 degrees, softly.
+A state from elsewhere (angles and velocities only) is completed with zeros.
+
+Success: both joints within 0.05 rad of the goal's, after either of the two physics steps of a step; velocities do not
+count. The shoulder's difference is wrapped to [-pi, pi]. With `reference_rules=True` it is not, as in
+stable-worldmodel: a configuration that differs by a full turn, and looks the same, does not count.
+
+Variations: `agent_color` (3,), `floor_colors` (2, 3) and `light_intensity` change the picture; `arm_density` and
+`finger_density` (kg/m^3) the dynamics.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.goal_env import Frame, GoalEnv, State
+from envs.mujoco_rendering import (
+    SceneRenderer,
+    checker_texels,
+    load_mujoco,
+    package_folder,
+    shared_renderer,
+)
+
+SUCCESS_RADIANS = 0.05
+ACTION_REPEAT = 2
+TIMESTEP = 0.02  # s
+LINK = 0.12  # m, from shoulder to wrist and from wrist to finger
+WRIST_LIMIT = np.radians(160.0)
+#: The limit is soft: extreme actions drive the wrist 0.17 rad beyond it (20,000 steps), at up to 7.3 rad/s.
+WRIST_TOLERANCE = 0.3  # rad
+MAX_VELOCITY = 50.0  # rad/s
+_DENSITY = 1000.0  # kg/m^3, MuJoCo's default, which the suite's model uses
+_FLOOR = 'width="300" height="300" mark="edge" markrgb=".2 .3 .4"'
+
+
+class ReacherEnv(GoalEnv):
+    """Reacher as a goal-conditioned environment; see the module for its physics and `GoalEnv` for the interface."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+    action_size = 2
+    state_size = 6
+    render_qualities = ("fast", "reference")
+    quantity_units = {"joint_velocities": "rad/s", "finger_position": "m"}
+    variation_ranges = {
+        "agent_color": (0.0, 1.0, (0.7, 0.5, 0.3)),
+        "floor_colors": (0.0, 1.0, ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4))),
+        "light_intensity": (0.0, 1.0, 0.7),
+        "arm_density": (500.0, 1500.0, _DENSITY),
+        "finger_density": (500.0, 1500.0, _DENSITY),
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        load_mujoco()
+        package_folder("dm_control")
+        self.variations = self._checked_variations({})
+        self._state: State = np.full(self.state_size, np.nan)
+        self._simulation: Simulation | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_simulation": None}  # MuJoCo's structures are made again where they are needed
+
+    def _sample_state(self, rng: np.random.Generator) -> State:
+        angles = rng.uniform((-np.pi, -WRIST_LIMIT), (np.pi, WRIST_LIMIT))
+        return np.concatenate([angles, np.zeros(4)])
+
+    def check_state(self, state: State) -> None:
+        """Raises ValueError for a wrist beyond its limit or impossible velocities."""
+        if abs(state[1]) > WRIST_LIMIT + WRIST_TOLERANCE:
+            raise ValueError(f"Reacher's wrist is limited to +-{WRIST_LIMIT:.3f} rad, got {state[1]:g}")
+        if np.abs(state[2:4]).max() > MAX_VELOCITY:
+            raise ValueError(f"Reacher's joint velocities must lie within {MAX_VELOCITY} rad/s, got {state[2:4]}")
+
+    def _set_state(self, state: State) -> None:
+        self._state = state.copy()
+
+    def _get_state(self) -> State:
+        return self._state.copy()
+
+    def _apply_variations(self, variations: dict[str, Any]) -> None:
+        self._simulation = None  # its model depends on the densities
+
+    def _advance(self, action: NDArray[np.float32]) -> bool:
+        if self._simulation is None:
+            densities = (float(self.variations[name]) for name in ("arm_density", "finger_density"))
+            self._simulation = Simulation(*densities)
+        reached = False
+        for _ in range(ACTION_REPEAT):
+            self._state = self._simulation.step(self._state, action)
+            reached = reached or self.is_goal(self._state, self.goal_state)
+        return reached
+
+    def is_goal(self, state: State, goal_state: State) -> bool:
+        """Returns whether both joints are within 0.05 rad of the goal's."""
+        difference = state[:2] - goal_state[:2]
+        if not self.reference_rules:
+            difference[0] = (difference[0] + np.pi) % (2 * np.pi) - np.pi
+        return bool((np.abs(difference) < SUCCESS_RADIANS).all())  # False where the goal is unknown (NaN)
+
+    def achieved_goal(self, state: State) -> NDArray[np.float64]:
+        """Returns both joint angles, (2,) rad."""
+        return state[:2].copy()
+
+    def render_state(self, state: State) -> Frame:
+        """Returns the picture of the arm at `state`; only the angles are seen."""
+        renderer = shared_renderer(("reacher", self.render_quality), functools.partial(_renderer, self.render_quality))
+        looks = {name: self.variations[name] for name in ("agent_color", "floor_colors", "light_intensity")}
+        renderer.dress({name: value.tolist() for name, value in looks.items()}, lambda r: _dress(r, **looks))
+        renderer.data.qpos[:] = state[:2]
+        return renderer.draw()
+
+    def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
+        """Returns `joint_angles` (4,), cosine and sine of each, `joint_velocities` (2,) and `finger_position` (2,)."""
+        return {
+            "joint_angles": np.stack([np.cos(state[:2]), np.sin(state[:2])], 1).ravel().astype(np.float32),
+            "joint_velocities": state[2:4].astype(np.float32),
+            "finger_position": finger_position(state).astype(np.float32),
+        }
+
+
+def finger_position(state: State) -> NDArray[np.float64]:
+    """Returns where the finger's centre is, (2,) m, the shoulder at the origin."""
+    shoulder, forearm = state[0], state[0] + state[1]
+    return LINK * np.array([np.cos(shoulder) + np.cos(forearm), np.sin(shoulder) + np.sin(forearm)])
+
+
+class Simulation:
+    """The arm's dynamics as a function of the state; nothing is remembered between steps.
+
+    Args:
+        arm_density: Of the upper arm, kg/m^3.
+        finger_density: Of the finger, kg/m^3.
+    """
+
+    def __init__(self, arm_density: float = _DENSITY, finger_density: float = _DENSITY) -> None:
+        self._mujoco = load_mujoco()
+        self._model = _physics_model(arm_density, finger_density)
+        self._data = self._mujoco.MjData(self._model)
+
+    def step(self, state: State, action: NDArray[np.float32]) -> State:
+        """Returns the state one physics step (0.02 s) after `state` (6,) under `action` (2,), a fresh array."""
+        data = self._data
+        data.qpos, data.qvel, data.qacc_warmstart = state[:2], state[2:4], state[4:6]
+        data.ctrl = action
+        self._mujoco.mj_step(self._model, data)
+        return np.concatenate([data.qpos, data.qvel, data.qacc_warmstart])
+
+
+@functools.lru_cache(maxsize=16)
+def _physics_model(arm_density: float, finger_density: float) -> Any:
+    mujoco = load_mujoco()
+    spec = mujoco.MjSpec.from_file(str(package_folder("dm_control") / "suite" / "reacher.xml"))
+    spec.geom("arm").density = arm_density
+    spec.geom("finger").density = finger_density
+    return spec.compile()
+
+
+def _renderer(quality: str) -> SceneRenderer:
+    mujoco = load_mujoco()
+    spec = mujoco.MjSpec.from_file(str(package_folder("dm_control") / "suite" / "reacher.xml"))
+    spec.delete(spec.geom("target"))
+    return SceneRenderer(spec.compile(), camera="fixed", quality=quality)
+
+
+def _dress(
+    renderer: SceneRenderer,
+    agent_color: NDArray[np.float64],
+    floor_colors: NDArray[np.float64],
+    light_intensity: NDArray[np.float64],
+) -> None:
+    model = renderer.model
+    model.material("self").rgba[:3] = agent_color
+    model.light("light").diffuse[:] = light_intensity
+    renderer.set_texture("grid", checker_texels(_FLOOR, tuple(floor_colors.ravel().tolist())))
