@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -72,13 +72,11 @@ def _add_pairs(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _pairs(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from collect.pairs import make_pairs
 
     for offset in options.offsets or get_task(options.task).goal_offsets:
-        with tqdm(total=options.count, unit="pair", desc=f"pairs {options.task} {offset}", mininterval=0.5) as bar:
-            pairs = make_pairs(options.task, offset, options.count, progress=lambda done, _, bar=bar: bar.update())
+        with _bar(f"pairs {options.task} {offset}", "pair") as advance:
+            pairs = make_pairs(options.task, offset, options.count, progress=advance)
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{options.task}-{offset}.json"
         pairs.save(path)
@@ -109,18 +107,11 @@ def _add_render(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from lewm_gym.data import Dataset
     from lewm_gym.data.verify import verify
 
-    with tqdm(unit="shard", desc=f"verify {options.folder}", mininterval=0.5) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        faults = verify(options.folder, progress)
+    with _bar(f"verify {options.folder}", "shard") as advance:
+        faults = verify(options.folder, advance)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
@@ -141,22 +132,29 @@ def _render(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _episode_bar(title: str) -> Iterator[Progress]:
-    """Yields a callback that shows episodes done, time left and frames per second."""
+def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Yields a callback (done, total, note) that shows progress and time left."""
     from tqdm import tqdm
 
     with contextlib.ExitStack() as stack:
         bar: Any = None
 
-        def progress(done: int, frames: int, total: int) -> None:
-            nonlocal bar  # made with the first episode: an error before leaves no empty bar
+        def advance(done: int, total: int, note: Callable[[float], str] | None = None) -> None:
+            nonlocal bar  # made when there is something to show: an error before leaves no empty bar
             if bar is None:
-                bar = stack.enter_context(tqdm(total=total, unit="episode", desc=title, mininterval=0.5))
-            seconds = max(bar.format_dict["elapsed"], 1e-3)
-            bar.set_postfix_str(f"{frames / seconds:,.0f} frames/s", refresh=False)
+                bar = stack.enter_context(tqdm(total=total, unit=unit, desc=title, mininterval=0.5))
+            if note is not None:
+                bar.set_postfix_str(note(max(bar.format_dict["elapsed"], 1e-3)), refresh=False)
             bar.update(done - bar.n)
 
-        yield progress
+        yield advance
+
+
+@contextlib.contextmanager
+def _episode_bar(title: str) -> Iterator[Progress]:
+    """Yields a callback that shows episodes done, time left and frames per second."""
+    with _bar(title, "episode") as advance:
+        yield lambda done, frames, total: advance(done, total, lambda seconds: f"{frames / seconds:,.0f} frames/s")
 
 
 def _summary(dataset: Dataset) -> str:

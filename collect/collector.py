@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def fill(
 
 def _play(
     make_source: Callable[[], EpisodeSource], folder: Path, numbers: list[int], workers: int
-) -> Iterator[tuple[int, int]]:
+) -> Generator[tuple[int, int], None, None]:
     if workers > 1 and len(numbers) > 1:
         yield from play_in_processes(make_source, folder, numbers, min(workers, len(numbers)))
     elif numbers:

@@ -95,7 +95,9 @@ class Player:
         rng = episode_rng(self._header.task, self._header.seed, number)
         encoder = None if self._header.codec is None else EpisodeEncoder(FrameCodec.from_json(self._header.codec))
         obs, info = self._policy.begin(self._env, rng)
-        states, actions, success = [], [], []
+        states: list[NDArray[np.float64]] = []
+        actions: list[NDArray[np.float32]] = []
+        success: list[bool] = []
         while True:
             states.append(info["state"])
             success.append(bool(info["is_success"]))
@@ -107,7 +109,7 @@ class Player:
             actions.append(action)
             obs, _, _, _, info = self._env.step(action)
         episode = self._gather(states, actions, success)
-        return Played(self._describe(episode), EncodedEpisode(episode, encoder and encoder.frames))
+        return Played(self._describe(episode), EncodedEpisode(episode, None if encoder is None else encoder.frames))
 
     def save(self, folder: Path, number: int) -> int:
         """Plays an episode and writes it as a part of the dataset; returns its number of frames."""
@@ -161,6 +163,6 @@ class Player:
 
 def make_env(task_name: str, render_quality: str | None = None) -> gymnasium.Env[Any, Any]:
     """Returns a task's bare environment: no time limit, no checks of Gymnasium's on top of its own."""
-    quality = {} if render_quality is None else {"render_quality": render_quality}
+    quality: dict[str, Any] = {} if render_quality is None else {"render_quality": render_quality}
     env = gymnasium.make(f"lewm_gym:{get_task(task_name).env_id}", disable_env_checker=True, **quality)
     return env.unwrapped

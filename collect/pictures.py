@@ -54,6 +54,4 @@ def _write_sheet(path: Path, picture: NDArray[np.uint8]) -> None:
 def _write_film(path: Path, frames: NDArray[np.uint8]) -> None:
     import imageio.v2 as imageio
 
-    with imageio.get_writer(path, fps=10, codec="libx264", quality=8, macro_block_size=16) as film:
-        for frame in frames:
-            film.append_data(frame)
+    imageio.mimwrite(path, list(frames), fps=10, codec="libx264", quality=8, macro_block_size=16)  # type: ignore[arg-type]

@@ -185,7 +185,7 @@ def test_codec_is_lossless_for_frames_that_have_nothing_in_common():
     decoder, plane = FrameDecoder(), np.empty(CHANNEL_FIRST, np.uint8)
     for step, frame in enumerate(pixels):
         data = memoryview(encoder.frames[step]) if step else None
-        decoder.decode_into(memoryview(plane).cast("B"), 0, memoryview(encoder.frames[0]), data)
+        decoder.decode_into(plane, 0, memoryview(encoder.frames[0]), data)
         np.testing.assert_array_equal(plane.transpose(1, 2, 0), frame)
 
 
@@ -203,7 +203,7 @@ def test_decoder_forgets_old_episodes_and_still_decodes():
     episodes = [encode(made_up_episode(i), FrameCodec(1)).frames for i in range(4)]
     for _ in range(2):
         for i, frames in enumerate(episodes):
-            decoder.decode_into(memoryview(plane).cast("B"), i, memoryview(frames[0]), memoryview(frames[5]))
+            decoder.decode_into(plane, i, memoryview(frames[0]), memoryview(frames[5]))
             np.testing.assert_array_equal(plane.transpose(1, 2, 0), made_up_episode(i).pixels[5])
     assert len(decoder._local.cache) == 2
 

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,16 +214,14 @@ def box_average(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if k == 1:
         return planes
     rows = planes.reshape(*planes.shape[:-2], size, k, size * k)
-    sums = rows[..., 0, :].astype(np.uint16 if k <= 16 else np.uint32)  # 16 * 16 * 255 + 128 < 2**16
+    sums: NDArray[Any] = rows[..., 0, :].astype(np.uint16 if k <= 16 else np.uint32)  # 16 * 16 * 255 + 128 < 2**16
     for i in range(1, k):
-        sums += rows[..., i, :]
+        np.add(sums, rows[..., i, :], out=sums)
     columns = sums.reshape(*planes.shape[:-2], size, size, k)
     sums = columns[..., 0].copy()
     for i in range(1, k):
-        sums += columns[..., i]
-    sums += k * k // 2
-    sums //= k * k
-    return sums.astype(np.uint8)
+        np.add(sums, columns[..., i], out=sums)
+    return np.asarray((sums + k * k // 2) // (k * k), np.uint8)
 
 
 class _Orders:

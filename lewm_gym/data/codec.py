@@ -130,11 +130,11 @@ class FrameDecoder:
         self._max_cached = max_cached
         self._local = threading.local()
 
-    def decode_into(self, destination: memoryview, key: Any, first: memoryview, frame: memoryview | None) -> None:
-        """Decodes one frame into `destination` (150,528 bytes, channel-first).
+    def decode_into(self, planes: NDArray[np.uint8], key: Any, first: memoryview, frame: memoryview | None) -> None:
+        """Decodes one frame into `planes`, (3, 224, 224) uint8, contiguous.
 
         Args:
-            destination: Where to; writable and contiguous.
+            planes: Where to.
             key: Names the episode, for the cache.
             first: The episode's first frame, compressed.
             frame: The frame wanted, compressed; None for the first itself.
@@ -142,6 +142,7 @@ class FrameDecoder:
         Raises:
             ValueError: If the data are damaged.
         """
+        destination = planes.data.cast("B")
         cache = getattr(self._local, "cache", None)
         if cache is None:
             cache = self._local.cache = OrderedDict()

@@ -138,7 +138,7 @@ class Dataset:
         first = shard.bytes[starts[0] : starts[1]]
         frame = shard.bytes[starts[step] : starts[step + 1]] if step else None
         try:
-            self._decoder.decode_into(memoryview(planes).cast("B"), index, first, frame)
+            self._decoder.decode_into(planes, index, first, frame)
         except ValueError as error:
             raise shard.damaged(f"episode {self.episode_numbers[index]}, step {step}: {error}") from None
 

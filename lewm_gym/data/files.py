@@ -18,6 +18,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file that becomes `path` when the block ends well, and vanishes when it does not.
 
     The data reach the disk before the name does, so that after a power cut the file is whole or absent.
+
+    Raises:
+        OSError: Naming `path`, if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,9 +29,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # a failed write() does not say of what; the temporary name would not help
         raise
 
 

@@ -71,7 +71,11 @@ def encode(episode: Episode, codec: FrameCodec) -> EncodedEpisode:
 def states_hash(episode: Episode) -> str:
     """Returns BLAKE2b-128 over actions, states, success and quantities (by name)."""
     digest = hashlib.blake2b(digest_size=16)
-    named = {"action": episode.action, "state": episode.state, "success": episode.success.astype(np.uint8)}
+    named: dict[str, NDArray[Any]] = {
+        "action": episode.action,
+        "state": episode.state,
+        "success": episode.success.astype(np.uint8),
+    }
     for name, values in (*named.items(), *sorted(episode.quantities.items())):
         digest.update(f"{name} {values.shape} {values.dtype}".encode())
         digest.update(np.ascontiguousarray(values).data)

@@ -108,7 +108,7 @@ def _check_episode(shard: Shard, position: int) -> Iterator[str]:
         plane, decoder = np.empty(CHANNEL_FIRST, np.uint8), FrameDecoder(max_cached=1)
         for step, frame in enumerate(frames):
             try:
-                decoder.decode_into(memoryview(plane).cast("B"), position, frames[0], frame if step else None)
+                decoder.decode_into(plane, position, frames[0], frame if step else None)
             except ValueError as error:
                 yield f"{where}, step {step}: {error}"
                 return

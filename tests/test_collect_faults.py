@@ -1,0 +1,178 @@
+"""Whatever is killed, and whenever: nothing finished is lost, and what comes after equals an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collect.episodes
+from collect.collector import collect as run_collect
+from collect.workers import play_in_processes
+from lewm_gym.data import Dataset
+from lewm_gym.data.manifest import MANIFEST_NAME
+from lewm_gym.data.verify import verify
+
+EPISODES = 120
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run_collect("two_room", tmp_path_factory.mktemp("undisturbed"), EPISODES, workers=1, pictures=False)
+
+
+def start(folder, workers=2):
+    options = ["--episodes", str(EPISODES), "--workers", str(workers), "--out", str(folder), "--no-pictures"]
+    command = [sys.executable, "-m", "collect", "two_room", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def finished(folder):
+    parts = [int(path.stem.split("-")[1]) for path in folder.glob("parts/episode-*.arrow")]
+    shards = [range(int(p.stem.split("-")[1]), int(p.stem.split("-")[2]) + 1) for p in folder.glob("episodes-*.arrow")]
+    return {*parts, *(number for shard in shards for number in shard)}
+
+
+def wait_for_progress(process, folder, known):
+    for _ in range(1200):
+        if process.poll() is not None or finished(folder) - known:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no episode within a minute")
+
+
+def kill_at_random_moments(folder, kills, rng):
+    """Kills the run, its whole group, or workers, at random moments; then lets it finish."""
+    process, known = start(folder), set()
+    for _ in range(kills):
+        wait_for_progress(process, folder, known)
+        known = finished(folder)
+        time.sleep(rng.uniform(0, 0.15))
+        victim = rng.choice(["run", "group", "worker"])
+        if victim == "worker" and process.poll() is None:
+            for worker in children(process.pid)[-1:]:
+                os.kill(worker, signal.SIGKILL)
+            continue
+        try:
+            (os.killpg if victim == "group" else os.kill)(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.communicate()
+        assert known <= finished(folder)
+        process = start(folder)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def assert_same(folder, undisturbed):
+    for name in (MANIFEST_NAME, *(info.file for info in undisturbed.manifest.shards)):
+        assert (folder / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
+    assert not (folder / "parts").exists() or not list((folder / "parts").glob("*"))
+    assert verify(folder) == []
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes through /proc")
+
+
+@linux
+def test_kill_9_at_five_random_moments_loses_and_changes_nothing(undisturbed, tmp_path):
+    kill_at_random_moments(tmp_path, 5, random.Random(1))
+    assert_same(tmp_path, undisturbed)
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_kill_9_at_fifty_random_moments_loses_and_changes_nothing(undisturbed, tmp_path, seed):
+    kill_at_random_moments(tmp_path, 5, random.Random(100 + seed))
+    assert_same(tmp_path, undisturbed)
+
+
+@linux
+def test_workers_end_when_the_run_is_killed(tmp_path):
+    process = start(tmp_path)
+    wait_for_progress(process, tmp_path, set())
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    for _ in range(200):
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
+            return
+        time.sleep(0.05)
+    raise AssertionError("orphaned workers live on")
+
+
+def test_ctrl_c_leaves_a_dataset_that_can_be_used_and_extended(undisturbed, tmp_path):
+    process = start(tmp_path)
+    wait_for_progress(process, tmp_path, set())
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"stopped" in errors and b"Traceback" not in errors
+    some = Dataset.open(tmp_path)
+    assert 0 < some.n_episodes < EPISODES and verify(tmp_path) == []
+    np.testing.assert_array_equal(some.states[:5], undisturbed.states[:5])
+    run_collect("two_room", tmp_path, EPISODES, workers=1, pictures=False)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_full_disk_is_named_and_finished_episodes_stay(tmp_path, monkeypatch):
+    save, calls = collect.episodes.save_episode, []
+
+    def fill_up(*arguments):
+        calls.append(arguments)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device", "somewhere")
+        save(*arguments)
+
+    monkeypatch.setattr(collect.episodes, "save_episode", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        run_collect("two_room", tmp_path, 6, workers=1, pictures=False)
+    monkeypatch.undo()
+    assert finished(tmp_path) == {0, 1, 2}
+    again = []
+    run_collect("two_room", tmp_path, 6, workers=1, pictures=False, progress=lambda *call: again.append(call))
+    assert len(again) == 3 and verify(tmp_path) == []
+
+
+def test_a_file_that_cannot_grow_gives_one_line_naming_it(tmp_path):
+    command = f"ulimit -f 40; exec {sys.executable} -m collect two_room --episodes 4 --workers 2 --out {tmp_path}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: File too large: ")
+    assert "episode-0" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("**/*.arrow"))
+    assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_two_runs_on_one_folder_do_not_meet(tmp_path):
+    process = start(tmp_path)
+    wait_for_progress(process, tmp_path, set())
+    with pytest.raises(ValueError, match=rf"written by another process \(pid {process.pid}\)"):
+        run_collect("two_room", tmp_path, 3, workers=1, pictures=False)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+class Deadly:
+    def save(self, folder, number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def close(self):
+        pass
+
+
+def test_an_episode_that_kills_its_workers_is_given_up(tmp_path):
+    with pytest.raises(ChildProcessError, match="3 worker processes died on episode 7 .last exit code -9"):
+        list(play_in_processes(Deadly, tmp_path, [7, 8], 1))
