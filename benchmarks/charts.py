@@ -96,7 +96,7 @@ def curve(title: str, lines: Sequence[Line], x_label: str = "training step") -> 
     for tick in _ticks(x_low, x_high, 4):
         x, _ = place(tick, high)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>')
     for line in lines:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, line.steps, line.values))
         style = f"c{line.colour % 4}" + (" dashed" if line.dashed else "")

@@ -132,7 +132,8 @@ def _success(group: Group) -> str:
 
 def _block(block: Block, folded: bool) -> str:
     heading = f"{escape(block.heading)} <small>{escape(block.source)}</small>"
-    inside = f'{charts.bars(block.bars)}<p class="note">Protocol: {escape(block.protocol)}.</p>'
+    protocol = f'<p class="note">Protocol: {escape(block.protocol)}.</p>' if block.protocol else ""
+    inside = charts.bars(block.bars) + protocol
     if folded:
         return f"<details><summary>{heading}</summary>{inside}</details>"
     return f"<h4>{heading}</h4>{inside}"
@@ -289,7 +290,7 @@ details img{display:block;width:100%;max-width:43rem;margin-top:.75rem;border-ra
 .theirs-block{margin-top:1.25rem;padding:.75rem 0 0;border-top:1px dashed var(--line)}
 .theirs-block .row{padding:.12rem 0}.theirs-block .label{font-size:.875rem}
 .scale{color:var(--quiet);font-size:.75rem;padding-top:0}.ticks{display:flex;justify-content:space-between}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem}
+.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(21rem,100%),1fr));gap:1rem}
 .curve{background:var(--card);border:1px solid var(--line);border-radius:.75rem;padding:.9rem 1rem}
 .curve svg{display:block;width:100%;height:auto}
 .curve text{font-size:11px;fill:var(--quiet)}

@@ -145,7 +145,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Block:
-    """Published numbers under one heading, with their sources and protocols."""
+    """Published numbers under one heading; `source` and `protocol` are empty where they differ from row to row."""
 
     heading: str
     source: str
@@ -203,11 +203,7 @@ class Group:
         for heading in paper.BLOCKS:
             rows = [row for row in known if row.block == heading]
             if rows:
-                sources = list(dict.fromkeys(row.source for row in rows))
-                protocols = " Or: ".join(dict.fromkeys(row.protocol for row in rows))
-                blocks.append(
-                    Block(heading, "; ".join(sources), protocols, [_theirs(row, len(sources) > 1) for row in rows])
-                )
+                blocks.append(_block(heading, rows))
         return blocks
 
     def _floors(self) -> list[Bar]:
@@ -229,10 +225,20 @@ class Group:
         ]
 
 
-def _theirs(row: paper.Published, name_source: bool) -> Bar:
-    spread = f"±{row.spread:g} over seeds" if row.spread is not None else ""
-    source = row.source if name_source else ""
-    return Bar(row.label, row.success / 100, None, "theirs", ", ".join(filter(None, (source, spread))))
+def _block(heading: str, rows: Sequence[paper.Published]) -> Block:
+    """Returns the rows under a heading; what they have in common is said once, what differs beside each."""
+    sources = {row.source for row in rows}
+    protocols = {row.protocol for row in rows}
+    bars = []
+    for row in rows:
+        notes = (
+            row.source if len(sources) > 1 else "",
+            row.protocol if len(protocols) > 1 else "",
+            f"±{row.spread:g} over seeds" if row.spread is not None else "",
+        )
+        bars.append(Bar(row.label, row.success / 100, None, "theirs", ", ".join(filter(None, notes))))
+    source, protocol = (next(iter(values)) if len(values) == 1 else "" for values in (sources, protocols))
+    return Block(heading, source, protocol, bars)
 
 
 def group_entries(entries: Sequence[Entry]) -> list[Group]:
@@ -282,11 +288,8 @@ def markdown(title: str, intro: str | None, groups: Sequence[Group], folder: Pat
         lines += [f"## {_plain(group.title)}", "", "| | success % | Wilson 95 % | how |", "|---|---|---|---|"]
         lines += [_table_row(bar) for bar in group.measured()]
         for block in group.published():
-            lines += [
-                "",
-                f"{block.heading} (published, not measured here; {_plain(block.source)}; {_plain(block.protocol)}):",
-                "",
-            ]
+            common = [_plain(text) for text in (block.source, block.protocol) if text]
+            lines += ["", "; ".join([f"{block.heading} (published, not measured here)", *common]) + ":", ""]
             lines += ["| | success % | Wilson 95 % | how |", "|---|---|---|---|", *map(_table_row, block.bars)]
         lines.append("")
     lines += ["## What made each number", ""]

@@ -81,7 +81,7 @@ class Result:
         agent: Name of the agent.
         run: Description of the run folder: its path, preset, training steps and seconds, dataset, loss curves.
         seed: Seed of the agent's random streams.
-        protocol: "audited" or "official"; see docs/evaluation.md.
+        protocol: "audited" (held-out pairs, unsolved at the start, a stream each) or "official" (the reference's).
         offset_steps: Environment steps between start and goal in the recorded episode.
         budget_steps: Environment steps allowed.
         pairs: `{"hash", "source", "count", "seed"}` of the pair set.
