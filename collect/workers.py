@@ -21,7 +21,7 @@ from typing import Protocol
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 }
-_QUEUED = 2  # episodes that a worker has before it, so that it never waits for an answer
+_MAX_QUEUED = 16  # episodes that a worker has before it, so that it goes on while a shard is written (0.3 s)
 _MAX_DEATHS = 3  # of workers on the same episode
 
 
@@ -58,7 +58,7 @@ def play_in_processes(
             while len(pool) < workers and waiting:
                 pool.append(_Worker(make_source, folder))
             for worker in pool:
-                worker.fill(waiting)
+                worker.fill(waiting, share=len(waiting) // (2 * workers))
             ready = wait([worker.connection for worker in pool])
             for worker in [w for w in pool if w.connection in ready]:
                 answer = worker.receive()
@@ -101,8 +101,9 @@ class _Worker:
     def exit_code(self) -> int | None:
         return self._process.exitcode
 
-    def fill(self, waiting: deque[int]) -> None:
-        while waiting and len(self.queue) < _QUEUED:
+    def fill(self, waiting: deque[int], share: int) -> None:
+        """Hands out episodes; towards the end one by one, so that all workers finish together."""
+        while waiting and len(self.queue) < max(1, min(_MAX_QUEUED, share)):
             with contextlib.suppress(BrokenPipeError):  # it died: receive() will say so
                 self.connection.send(waiting[0])
             self.queue.append(waiting.popleft())
