@@ -105,9 +105,10 @@ def _report(options: argparse.Namespace) -> int:
 def summary(result: Result) -> str:
     """Returns the result in a few lines for a terminal."""
     task = importlib.import_module("lewm_gym.tasks").get_task(result.task)
+    agent = importlib.import_module("benchmarks.report").AGENT_TITLES.get(result.agent, result.agent)
     success, floor = result.success, result.floor_success
     lines = [
-        f"{task.title}, {result.agent}: goals {result.offset_steps} steps away, budget {result.budget_steps} steps",
+        f"{task.title}, {agent}: goals {result.offset_steps} steps away, budget {result.budget_steps} steps",
         f"  success  {success}  {success.successes} of {success.episodes} held-out pairs (Wilson 95 %)",
     ]
     if floor is not None:
