@@ -176,9 +176,10 @@ is_ready() { # by the stamp of this level or of a higher one
     return 1
 }
 
-# Whether $1 has this checkout and every requirement of the level at the versions wanted, asked of the metadata only.
+# Whether $1 has this checkout and every requirement of the level at the versions wanted, asked of the metadata only;
+# -P, lest an egg-info in this folder stand in for what is installed.
 has_everything() {
-    "$1" - "$LEVEL" 2>/dev/null <<'PY'
+    "$1" -P - "$LEVEL" 2>/dev/null <<'PY'
 import configparser, importlib.metadata as metadata, json, pathlib, sys
 try:
     from packaging.requirements import Requirement

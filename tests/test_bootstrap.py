@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ case "$*" in
 "-m pip index versions torch"*) echo "torch ($STUB_TORCH)"; echo "Available versions: $STUB_TORCH, 2.0" ;;
 *" torch"*) [ "$3 $4" != "install --quiet" ] && echo 2.13.0 >"$here/torch" ;;
 "-m pip install -c "*) sleep "${STUB_SLOW:-0}"; [ -z "${STUB_PIP_FAILS:-}" ] || { echo "ERROR: no network"; exit 1; } ;;
-- | "- "*) exit 1 ;;
+"-P - "*) exit 1 ;;
 *) exit 0 ;;
 esac
 """
@@ -246,6 +247,14 @@ def test_unusable_interpreter_is_refused(machine: Machine) -> None:
     status, _, err = machine.setup(PYTHON="old")
     assert status == 2
     assert "PYTHON=old" in err and "3.9" in err
+
+
+def test_interpreter_that_has_everything_is_used_as_it_is(tmp_path: Path) -> None:
+    # Were it refused, pip would fail at once at this TORCH instead of installing.
+    environment = os.environ | {"PYTHON": sys.executable, "VENV": str(tmp_path / "venv"), "TORCH": "./nothing.whl"}
+    done = subprocess.run(["sh", "bootstrap.sh", "core"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (sys.executable, "")
+    assert not (tmp_path / "venv").exists()
 
 
 def test_no_gl_is_no_obstacle_to_the_demo_and_a_hint_to_the_tests(machine: Machine) -> None:
