@@ -46,8 +46,8 @@ def load_mujoco() -> ModuleType:
     Raises:
         ImportError: If mujoco or OpenGL is missing, or mujoco is version 4 or later.
     """
-    if "mujoco" not in sys.modules and not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
-        os.environ["MUJOCO_GL"] = choose_backend()
+    if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
+        os.environ["MUJOCO_GL"] = choose_backend()  # if mujoco is imported already, dm_control may still heed it
     try:
         mujoco = importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
@@ -131,6 +131,7 @@ class SceneRenderer:
         self.data = self._mujoco.MjData(model)
         self.look: Any = None  # whose variations the model now shows; kept by `dress`
         self._camera = self._find_camera(camera)
+        self._camera_quaternion = model.cam_quat[max(self._camera.fixedcamid, 0)].copy() if model.ncam else None
         self._scene = self._mujoco.MjvScene(model, maxgeom=1000)
         self._option = self._mujoco.MjvOption()
         self._rectangle = self._mujoco.MjrRect(0, 0, IMAGE_SIZE, IMAGE_SIZE)
@@ -156,6 +157,15 @@ class SceneRenderer:
         if self._context is not None:
             self._make_current()
             self._mujoco.mjr_uploadTexture(self.model, self._context, texture)
+
+    def turn_camera(self, yaw: float, pitch: float) -> None:
+        """Turns the (fixed) camera from its original direction, rad: about the vertical, then tilting it upwards."""
+        mujoco, camera = self._mujoco, self._camera.fixedcamid
+        about_vertical, tilt, turned = np.empty(4), np.empty(4), np.empty(4)
+        mujoco.mju_axisAngle2Quat(about_vertical, np.array([0.0, 0.0, 1.0]), yaw)
+        mujoco.mju_axisAngle2Quat(tilt, np.array([1.0, 0.0, 0.0]), pitch)
+        mujoco.mju_mulQuat(turned, about_vertical, self._camera_quaternion)
+        mujoco.mju_mulQuat(self.model.cam_quat[camera], turned, tilt)
 
     def draw(self) -> Frame:
         """Returns the picture of `data`'s positions, a fresh (224, 224, 3) uint8 array.
@@ -241,11 +251,28 @@ def _new_gl_context() -> Any:
             f"no off-screen OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}): {error}. Run: {INSTALL_GL}"
             " or, where EGL has no device it can use, set MUJOCO_GL=osmesa"
         ) from error
-    if _Contexts.pid is None:
-        _Contexts.pid = os.getpid()
-        # Registered after mujoco.egl's own eglTerminate, so run before it: contexts are freed while EGL is alive.
-        atexit.register(close_renderers)
+    _Contexts.pid = os.getpid()
+    free_at_exit()
     return context
+
+
+def free_at_exit() -> None:
+    """Has the contexts freed at the end of the interpreter, before what was registered up to now.
+
+    mujoco and dm_control each register `eglTerminate` when they are first used or imported, and contexts that are
+    freed after it print tracebacks: call this after either may have happened.
+    """
+    atexit.unregister(_close_at_exit)
+    atexit.register(_close_at_exit)
+
+
+def _close_at_exit() -> None:
+    for renderer in list(_Contexts.alive):
+        try:
+            renderer.close()
+        except Exception:  # somebody terminated EGL all the same; the end of the process frees everything
+            _Contexts.abandoned.append(renderer)
+            renderer._gl._context = None  # what the context's destructor looks at
 
 
 @functools.cache
@@ -266,7 +293,7 @@ def _abandon_in_child() -> None:
     _Contexts.abandoned.append((list(_Contexts.alive), dict(_Contexts.cache.__dict__)))
     _Contexts.alive.clear()
     _Contexts.cache.__dict__.clear()
-    atexit.unregister(close_renderers)
+    atexit.unregister(_close_at_exit)
 
 
 if hasattr(os, "register_at_fork"):

@@ -67,6 +67,18 @@ TASKS: dict[str, Task] = {
             goal_offsets=(25, 50, 75, 100),
         ),
         Task(
+            name="cube",
+            title="OGBench-Cube",
+            env_id="lewm/Cube-v0",
+            entry_point="envs.cube:CubeEnv",
+            action_size=5,
+            state_size=61,
+            max_episode_steps=200,
+            collect_episodes=10_000,
+            goal_offsets=(25, 50, 75, 100),
+            extra="mujoco",
+        ),
+        Task(
             name="reacher",
             title="Reacher",
             env_id="lewm/Reacher-v0",

@@ -1,4 +1,4 @@
-"""Behaviour policies for Reacher: a Soft Actor-Critic (SAC) actor that chases moving targets, and random actions.
+"""The behaviour policy for Reacher: a Soft Actor-Critic (SAC) actor that chases moving targets.
 
 The actor was trained by `python -m collect.policies.reacher_train` on the Control Suite's task reacher-hard (bring the
 finger within 0.025 m of a target, stay there) and is shipped as `reacher_sac.safetensors`; it runs in plain numpy, so
@@ -70,7 +70,7 @@ class Actor:
         Raises:
             FileNotFoundError: If there is none; the message says how to train one.
         """
-        from safetensors.numpy import load_file  # here: the random policy does not need it
+        from safetensors.numpy import load_file  # here: to import the policy is cheap
 
         if not path.exists():
             raise FileNotFoundError(f"no actor at {path}; train one with: python -m collect.policies.reacher_train")
@@ -130,27 +130,4 @@ class SACPolicy:
         self._age = 0
 
 
-class RandomPolicy:
-    """Uniformly random actions (the released dataset looks like these)."""
-
-    max_steps = 200
-
-    def __init__(self, noise: float | None = None) -> None:
-        if noise is not None:
-            raise ValueError("the random policy takes no noise")
-
-    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a random pose."""
-        self._rng = rng
-        return env.reset(seed=int(rng.integers(2**31)))
-
-    def act(self, info: Info) -> NDArray[np.float32]:
-        """Returns an action (2,), uniform in [-1, 1]."""
-        return self._rng.uniform(-1.0, 1.0, 2).astype(np.float32)
-
-    def done(self, info: Info) -> bool:
-        """Returns False: an episode lasts `max_steps`."""
-        return False
-
-
-POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"sac": SACPolicy, "random": RandomPolicy}
+POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"sac": SACPolicy}

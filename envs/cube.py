@@ -1,0 +1,284 @@
+"""OGBench-Cube: a robot arm that must bring a cube to where a picture shows it.
+
+Physics: cube-single of OGBench (arXiv 2410.20092), read from the installed ogbench: a UR5e arm with a Robotiq 2F-85
+gripper; timestep 0.002 s, 25 of them per step (0.05 s). The action moves the gripper relative to where it is, by up to
+0.05 m along x, y and z and 0.3 rad of yaw, and opens or closes it; inverse kinematics and a PD controller do the rest.
+
+State, (61,) float64: positions (21: six arm joints, eight gripper joints, rad; the cube's position, m, and quaternion
+w x y z), velocities (20) and the constraint solver's warm start `qacc_warmstart` (20), on which the next step depends
+because contacts are solved iteratively. Time, the target marker and the last controls do not matter: every step
+overwrites all controls. A state from elsewhere (positions and velocities only) is completed with zeros.
+
+The controller begins from the gripper's pose. OGBench reads it as MuJoCo leaves it, one physics step late, so that a
+restored simulation takes another path than the one that went on. Here it is computed from the positions before every
+step: the step is a function of the state, and replaying is exact. `reference_rules=True` reads the late pose, as
+OGBench and stable-worldmodel do; a state restored in the middle of an episode is then not continued exactly.
+
+Success: the cube's centre within 0.04 m of the goal's, at the end of a step; rotation and arm do not count. The camera
+is OGBench's `front_pixels`; the arm is opaque and the target is not drawn.
+
+Variations: `cube_color`, `agent_color` (the gripper's), each (3,), `floor_colors` (2, 3), `light_intensity` and
+`camera_angles` (2,) (degrees of turning about the vertical and of tilting upwards) change the picture; `cube_size`
+(half its width, m) also its mass.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.cube_models import CUBE_HALF_SIZE, ogbench_cube, physics_model, render_model, resize_cube
+from envs.goal_env import Frame, GoalEnv, State
+from envs.mujoco_rendering import SceneRenderer, checker_texels, load_mujoco, package_folder, shared_renderer
+
+SUCCESS_DISTANCE = 0.04  # m
+PHYSICS_STEPS = 25  # per step
+JOINTS, CUBE_POSITION, CUBE_QUATERNION = slice(0, 14), slice(14, 17), slice(17, 21)
+POSITIONS, VELOCITIES, WARM_START = slice(0, 21), slice(21, 41), slice(41, 61)
+#: The cube's centre, m: the walls around the table are at x 0.22 and 0.63, y +-0.38, and it can be lifted over them.
+CUBE_LOW, CUBE_HIGH = np.array([0.1, -0.6, 0.005]), np.array([0.75, 0.6, 0.6])
+JOINT_TOLERANCE = 0.1  # rad beyond a joint's limit, which is soft: 9,000 oracle, random and extreme steps gave 0.02
+PENETRATION_TOLERANCE = 0.01  # m; contacts are soft: the same steps gave 0.001
+MAX_VELOCITY = 200.0  # rad/s and m/s; the same steps gave 26
+_SMALLEST_CUBE = 0.01  # m
+_FLOOR = 'width="512" height="512" mark="cross" markrgb="0.8 0.8 0.8"'
+_LOOKS = ("cube_color", "agent_color", "floor_colors", "light_intensity", "camera_angles", "cube_size")
+
+
+class CubeEnv(GoalEnv):
+    """OGBench-Cube as a goal-conditioned environment; see the module for its physics, `GoalEnv` for the interface."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    action_size = 5
+    state_size = 61
+    render_qualities = ("fast", "reference")
+    quantity_units = {"cube_position": "m", "effector_position": "m", "joint_angles": "rad"}
+    variation_ranges = {
+        "cube_color": (0.0, 1.0, (0.96, 0.26, 0.33)),
+        "cube_size": (_SMALLEST_CUBE, 0.03, CUBE_HALF_SIZE),
+        "agent_color": (0.0, 1.0, (0.61, 0.28, 0.82)),
+        "floor_colors": (0.0, 1.0, ((0.08, 0.11, 0.16), (0.15, 0.18, 0.25))),
+        "light_intensity": (0.0, 1.0, 0.7),
+        "camera_angles": (-10.0, 10.0, (0.0, 0.0)),
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        load_mujoco()
+        for package in ("ogbench", "dm_control"):
+            package_folder(package)
+        self.variations = self._checked_variations({})
+        self._state: State = np.full(self.state_size, np.nan)
+        self._simulation: Simulation | None = None
+        self._late_pose: NDArray[np.float64] | None = None  # only under the reference's rules
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_simulation": None}  # MuJoCo's structures are made again where they are needed
+
+    @property
+    def simulation(self) -> Simulation:
+        """The dynamics under the present variations."""
+        if self._simulation is None:
+            self._simulation = Simulation(float(self.variations["cube_size"]))
+        return self._simulation
+
+    def _sample_state(self, rng: np.random.Generator) -> State:
+        return self.simulation.sample_state(rng)
+
+    def check_state(self, state: State) -> None:
+        """Raises ValueError for joints beyond their limits, a cube off the table or bodies inside one another."""
+        norm = np.linalg.norm(state[CUBE_QUATERNION])
+        if abs(norm - 1.0) > 1e-3:
+            raise ValueError(f"Cube's quaternion (state[17:21]) must have norm 1, got {norm:g}")
+        if not ((state[CUBE_POSITION] >= CUBE_LOW) & (state[CUBE_POSITION] <= CUBE_HIGH)).all():
+            raise ValueError(
+                f"Cube's position (state[14:17]) must lie within {CUBE_LOW} and {CUBE_HIGH} m,"
+                f" got {state[CUBE_POSITION]}"
+            )
+        if np.abs(state[VELOCITIES]).max() > MAX_VELOCITY:
+            raise ValueError(f"Cube's velocities (state[21:41]) must lie within {MAX_VELOCITY}")
+        model = physics_model()
+        low, high = model.jnt_range[:14].T
+        angles = state[JOINTS]
+        wrong = np.flatnonzero((angles < low - JOINT_TOLERANCE) | (angles > high + JOINT_TOLERANCE))
+        if wrong.size:
+            joint = wrong[0]
+            raise ValueError(
+                f"Cube's joint {model.joint(joint).name} (state[{joint}]) must lie within [{low[joint]:.3f},"
+                f" {high[joint]:.3f}] rad, got {angles[joint]:g}"
+            )
+        # With the smallest cube, so that what is possible with any variation passes.
+        depth = _checker().penetration(state)
+        if depth > PENETRATION_TOLERANCE:
+            raise ValueError(f"Cube's state has bodies {1000 * depth:.0f} mm inside one another")
+
+    def _set_state(self, state: State) -> None:
+        self._state = state.copy()
+        self._late_pose = None
+
+    def _get_state(self) -> State:
+        return self._state.copy()
+
+    def _apply_variations(self, variations: dict[str, Any]) -> None:
+        self._simulation = None  # its model depends on the cube's size
+
+    def _advance(self, action: NDArray[np.float32]) -> bool:
+        pose = self._late_pose if self.reference_rules else None
+        self._state, self._late_pose = self.simulation.step(self._state, action, pose)
+        return self.is_goal(self._state, self.goal_state)
+
+    def is_goal(self, state: State, goal_state: State) -> bool:
+        """Returns whether the cube's centre is within 0.04 m of the goal's."""
+        distance = np.linalg.norm(state[CUBE_POSITION] - goal_state[CUBE_POSITION])
+        return bool(distance <= SUCCESS_DISTANCE)  # False where the goal is unknown (NaN)
+
+    def achieved_goal(self, state: State) -> NDArray[np.float64]:
+        """Returns the cube's position, (3,) m."""
+        return state[CUBE_POSITION].copy()
+
+    def render_state(self, state: State) -> Frame:
+        """Returns the picture of the scene at `state`; only the positions are seen."""
+        renderer = shared_renderer(("cube", self.render_quality), functools.partial(_renderer, self.render_quality))
+        looks = {name: self.variations[name] for name in _LOOKS}
+        renderer.dress({name: value.tolist() for name, value in looks.items()}, lambda r: _dress(r, **looks))
+        renderer.data.qpos[:] = state[POSITIONS]
+        return renderer.draw()
+
+    def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
+        """Returns what probes look for.
+
+        `cube_position` (3,) m; `cube_yaw` and `effector_yaw` (2,), cosine and sine, the cube's four times over since
+        it looks the same after a quarter turn; `effector_position` (3,) m; `gripper_opening` (1,), 0 open to 1
+        closed; `joint_angles` (6,) rad.
+        """
+        proprioception = self.simulation.observe(state)
+        yaw, effector_yaw = 4.0 * quaternion_yaw(state[CUBE_QUATERNION]), proprioception["proprio/effector_yaw"][0]
+        values = {
+            "cube_position": state[CUBE_POSITION],
+            "cube_yaw": (np.cos(yaw), np.sin(yaw)),
+            "effector_position": proprioception["proprio/effector_pos"],
+            "effector_yaw": (np.cos(effector_yaw), np.sin(effector_yaw)),
+            "gripper_opening": proprioception["proprio/gripper_opening"],
+            "joint_angles": state[:6],
+        }
+        return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+
+
+def quaternion_yaw(quaternion: NDArray[np.float64]) -> float:
+    """Returns the angle (rad) about the vertical of a rotation w x y z."""
+    w, x, y, z = quaternion
+    return float(np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)))
+
+
+class Simulation:
+    """OGBench's dynamics as a function of the state; nothing is remembered between steps.
+
+    Args:
+        half_size: Half the cube's width, m.
+    """
+
+    def __init__(self, half_size: float = CUBE_HALF_SIZE) -> None:
+        self._mujoco = load_mujoco()
+        template = ogbench_cube()
+        self._model = physics_model(half_size)
+        self._data = self._mujoco.MjData(self._model)
+        # A copy shares the template's constants; what a step writes to is its own.
+        self._ogbench = copy.copy(template)
+        self._ogbench._model, self._ogbench._data = self._model, self._data
+        self._ogbench._ik = type(template._ik)(model=template._ik._model, sites=["attachment_site"])
+        self._site = template._pinch_site_id
+
+    def step(
+        self, state: State, action: NDArray[np.float32], pose: NDArray[np.float64] | None = None
+    ) -> tuple[State, NDArray[np.float64]]:
+        """Returns the state after `action` (5,), and the gripper's pose as MuJoCo leaves it, one physics step late.
+
+        Args:
+            state: (61,).
+            action: (5,).
+            pose: The gripper's position and rotation matrix, (12,), from which the controller begins; None for what
+                follows from `state`.
+        """
+        data = self._data
+        self._restore(state)
+        if pose is not None:
+            data.site_xpos[self._site], data.site_xmat[self._site] = pose[:3], pose[3:]
+        self._ogbench.set_control(action.astype(np.float64))
+        self._mujoco.mj_step(self._model, data, nstep=PHYSICS_STEPS)
+        late_pose = np.concatenate([data.site_xpos[self._site], data.site_xmat[self._site]])
+        return np.concatenate([data.qpos, data.qvel, data.qacc_warmstart]), late_pose
+
+    def sample_state(self, rng: np.random.Generator) -> State:
+        """Returns a random state at rest as OGBench draws them: gripper above the table, pointing down; cube on it."""
+        ogbench = self._ogbench
+        lie, data = type(ogbench._effector_down_rotation), self._data
+        self._mujoco.mj_resetData(self._model, data)
+        position = rng.uniform(*ogbench._arm_sampling_bounds)
+        turn = lie.from_z_radians(rng.uniform(-np.pi, np.pi)) @ ogbench._effector_down_rotation
+        pose = type(ogbench._T_pa).from_rotation_and_translation(turn, position) @ ogbench._T_pa
+        data.qpos[:6] = ogbench._ik.solve(
+            pos=pose.translation(), quat=pose.rotation().wxyz, curr_qpos=ogbench._home_qpos
+        )
+        half_size = self._model.geom("object_0").size[2]
+        data.qpos[CUBE_POSITION] = (*rng.uniform(*ogbench._object_sampling_bounds), half_size)
+        data.qpos[CUBE_QUATERNION] = lie.from_z_radians(rng.uniform(0.0, 2.0 * np.pi)).wxyz
+        return np.concatenate([data.qpos, np.zeros(40)])
+
+    def observe(self, state: State, contact: bool = False) -> dict[str, Any]:
+        """Returns OGBench's information on a state: the entries `proprio/...` and `privileged/block_0_...`.
+
+        Args:
+            state: (61,).
+            contact: Whether to compute forces too, without which `proprio/gripper_contact` means nothing.
+        """
+        self._restore(state)
+        if contact:
+            self._mujoco.mj_forward(self._model, self._data)
+            self._mujoco.mj_rnePostConstraint(self._model, self._data)
+        self._ogbench._prev_qpos, self._ogbench._prev_qvel = self._data.qpos, self._data.qvel
+        return self._ogbench.compute_ob_info()
+
+    def penetration(self, state: State) -> float:
+        """Returns how deep (m) the bodies are inside one another where it is deepest, the linkage's own parts aside."""
+        self._restore(state)
+        self._mujoco.mj_comPos(self._model, self._data)
+        self._mujoco.mj_collision(self._model, self._data)
+        distances = self._data.contact.dist
+        return max(0.0, -float(distances.min())) if len(distances) else 0.0
+
+    def _restore(self, state: State) -> None:
+        data = self._data
+        data.qpos, data.qvel, data.qacc_warmstart = state[POSITIONS], state[VELOCITIES], state[WARM_START]
+        self._mujoco.mj_kinematics(self._model, data)
+
+
+@functools.cache
+def _checker() -> Simulation:
+    return Simulation(_SMALLEST_CUBE)
+
+
+def _renderer(quality: str) -> SceneRenderer:
+    return SceneRenderer(render_model(quality), camera="front_pixels", quality=quality)
+
+
+def _dress(
+    renderer: SceneRenderer,
+    cube_color: NDArray[np.float64],
+    agent_color: NDArray[np.float64],
+    floor_colors: NDArray[np.float64],
+    light_intensity: NDArray[np.float64],
+    camera_angles: NDArray[np.float64],
+    cube_size: NDArray[np.float64],
+) -> None:
+    model = renderer.model
+    model.geom("object_0").rgba[:3] = cube_color
+    resize_cube(model, float(cube_size))
+    for material in ("ur5e/robotiq/black", "ur5e/robotiq/pad_gray"):
+        model.material(material).rgba[:3] = agent_color
+    model.light("global").diffuse[:] = light_intensity
+    renderer.turn_camera(*np.radians(camera_angles))
+    renderer.set_texture("grid", checker_texels(_FLOOR, tuple(floor_colors.ravel().tolist())))
