@@ -207,7 +207,7 @@ class Simulation:
         self._restore(state)
         if pose is not None:
             data.site_xpos[self._site], data.site_xmat[self._site] = pose[:3], pose[3:]
-        self._ogbench.set_control(action.astype(np.float64))
+        self._ogbench.set_control(action)  # float32, as OGBench gets it
         self._mujoco.mj_step(self._model, data, nstep=PHYSICS_STEPS)
         late_pose = np.concatenate([data.site_xpos[self._site], data.site_xmat[self._site]])
         return np.concatenate([data.qpos, data.qvel, data.qacc_warmstart]), late_pose

@@ -1,0 +1,223 @@
+"""OGBench-Cube: its physics against OGBench's own environment, success, bad states, the models and their cache."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collect.policies.cube import OraclePolicy
+from envs import cube_models
+from envs.cube import CUBE_POSITION, CUBE_QUATERNION, WARM_START, CubeEnv, Simulation, quaternion_yaw
+
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("mujoco", "dm_control", "ogbench", "fast_simplification"))),
+    reason='needs pip install "lewm-gym[mujoco]"',
+)
+
+
+def make(**kwargs: Any) -> CubeEnv:
+    """Returns an environment that draws nothing."""
+    env = CubeEnv(terminate_on_success=False, **kwargs)
+    env.render_state = lambda state: np.zeros((224, 224, 3), np.uint8)  # type: ignore[method-assign]
+    return env
+
+
+def ogbench_env() -> Any:
+    """Returns OGBench's environment as its users make it."""
+    from ogbench.manipspace.envs.cube_env import CubeEnv as OGBenchCubeEnv
+
+    return OGBenchCubeEnv(env_type="single", mode="data_collection", terminate_at_goal=False)
+
+
+def state_of(ogbench: Any) -> np.ndarray:
+    data = ogbench.unwrapped._data
+    return np.concatenate([data.qpos, data.qvel, data.qacc_warmstart])
+
+
+def test_reference_rules_repeat_ogbench_bit_for_bit() -> None:
+    ogbench, ours = ogbench_env(), make(reference_rules=True)
+    ogbench.reset(seed=0)
+    ours.reset(options={"state": state_of(ogbench)})
+    rng = np.random.default_rng(0)
+    for step in range(60):
+        action = rng.uniform(-1, 1, 5).astype(np.float32)
+        ogbench.step(action)
+        *_, info = ours.step(action)
+        assert np.array_equal(info["state"], state_of(ogbench)), step
+
+
+def test_default_rules_stay_close_to_ogbench() -> None:
+    """Reading the gripper's pose 2 ms later moves the arm by millimetres."""
+    ogbench, ours = ogbench_env(), make()
+    ogbench.reset(seed=0)
+    ours.reset(options={"state": state_of(ogbench)})
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        action = rng.uniform(-1, 1, 5).astype(np.float32)
+        ogbench.step(action)
+        *_, info = ours.step(action)
+    assert np.abs(info["state"][:6] - state_of(ogbench)[:6]).max() < 0.05
+
+
+def test_starts_are_distributed_as_in_ogbench() -> None:
+    env, simulation = make(), Simulation()
+    states = np.stack([simulation.sample_state(np.random.default_rng(i)) for i in range(60)])
+    cubes = states[:, CUBE_POSITION]
+    assert (cubes >= (0.3, -0.3, 0.02)).all() and (cubes <= (0.55, 0.3, 0.02)).all()
+    assert (np.ptp(cubes, axis=0)[:2] > (0.2, 0.5)).all()
+    for state in states:
+        env.check_state(state)
+        effector = env.quantities(state)["effector_position"]
+        assert ((effector >= (0.24, -0.36, 0.19)) & (effector <= (0.61, 0.36, 0.36))).all()
+
+
+@pytest.mark.parametrize(("offset", "reached"), [((0.039, 0, 0), True), ((0, -0.041, 0), False), ((0, 0, 0.03), True)])
+def test_success_is_the_cube_within_four_centimetres(offset: tuple[float, ...], reached: bool) -> None:
+    env = make()
+    goal = Simulation().sample_state(np.random.default_rng(0))
+    state = Simulation().sample_state(np.random.default_rng(1))  # another pose of the arm
+    state[CUBE_POSITION] = goal[CUBE_POSITION] + offset
+    assert env.is_goal(state, goal) is reached
+    _, info = env.reset(options={"state": state, "goal_state": goal})
+    assert info["is_success"] is reached
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (16, -0.02, "position"),  # below the table
+        (14, 2.0, "position"),
+        (17, 3.0, "norm 1"),
+        (1, 7.0, "shoulder_lift"),
+        (6, 2.0, "driver"),
+        (30, 1e4, "velocities"),
+    ],
+)
+def test_impossible_states_are_refused(index: int, value: float, message: str) -> None:
+    env = make()
+    state = Simulation().sample_state(np.random.default_rng(0))
+    state[index] = value
+    with pytest.raises(ValueError, match=message):
+        env.reset(options={"state": state})
+
+
+def test_a_cube_inside_the_gripper_is_refused() -> None:
+    env = make()
+    state = Simulation().sample_state(np.random.default_rng(0))
+    state[CUBE_POSITION] = env.quantities(state)["effector_position"] + (0.0, 0.0, 0.09)
+    with pytest.raises(ValueError, match="inside one another"):
+        env.reset(options={"goal_state": state})
+
+
+def test_a_resized_cube_weighs_what_the_compiler_says() -> None:
+    import mujoco
+    from ogbench.manipspace import mjcf_utils
+
+    original = cube_models.ogbench_cube()
+    spec = mujoco.MjSpec.from_string(
+        mjcf_utils.to_string(original.mjcf_model), assets=mjcf_utils.get_assets(original.mjcf_model)
+    )
+    spec.geom("object_0").size = [0.03] * 3
+    compiled, ours = spec.compile(), cube_models.physics_model(0.03)
+    body, geom = ours.body("object_0").id, ours.geom("object_0").id
+    for field in ("body_mass", "body_inertia", "body_invweight0", "geom_size", "geom_rbound", "geom_aabb"):
+        index = geom if field.startswith("geom") else body
+        assert np.allclose(getattr(ours, field)[index], getattr(compiled, field)[index], rtol=1e-9), field
+    assert np.allclose(ours.dof_invweight0, compiled.dof_invweight0, rtol=1e-6)
+    assert cube_models.physics_model().body("object_0").mass[0] == pytest.approx(1240 * 0.04**3)
+
+
+def test_the_oracle_moves_the_cube_to_target_after_target() -> None:
+    env, policy = make(), OraclePolicy(noise=0.0)
+    _, info = policy.begin(env, np.random.default_rng(3))
+    reached, target = 0, policy._target[0]
+    for _ in range(policy.max_steps):
+        *_, info = env.step(policy.act(info))
+        if policy._target[0] is not target:
+            reached += np.linalg.norm(info["state"][CUBE_POSITION] - target) < 0.04
+            target = policy._target[0]
+    assert reached >= 2
+
+
+def test_the_oracle_takes_a_noise_level() -> None:
+    assert OraclePolicy().noise == 0.1
+    with pytest.raises(ValueError, match="noise"):
+        OraclePolicy(noise=-0.1)
+
+
+def test_quaternion_yaw_agrees_with_ogbench() -> None:
+    from ogbench.manipspace import lie
+
+    for angle in (-3.0, -0.4, 0.0, 2.2):
+        assert quaternion_yaw(lie.SO3.from_z_radians(angle).wxyz) == pytest.approx(angle)
+
+
+@pytest.mark.gl
+def test_only_positions_are_seen() -> None:
+    env = CubeEnv()
+    state = Simulation().sample_state(np.random.default_rng(0))
+    frame = env.render_state(state)
+    moving = state.copy()
+    moving[21:] = 1.0
+    assert np.array_equal(env.render_state(moving), frame)
+    state[CUBE_QUATERNION] = (np.cos(0.2), 0, 0, np.sin(0.2))
+    assert not np.array_equal(env.render_state(state), frame)
+
+
+def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mujoco
+
+    made: list[int] = []
+
+    def small_model() -> Any:
+        made.append(1)
+        return mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+
+    monkeypatch.setattr(cube_models, "_decimated_model", small_model)
+    monkeypatch.setenv("LEWM_GYM_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        assert cube_models.render_model("fast").ngeom == 1
+    assert len(made) == 1  # the second came from the cache
+    (file,) = (tmp_path / "cache").iterdir()
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    assert cube_models.render_model("fast").ngeom == 1 and len(made) == 2
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEWM_GYM_CACHE", str(tmp_path / "file"))  # not a folder
+    assert cube_models.render_model("fast").ngeom == 1 and len(made) == 3
+
+
+def test_decimation_keeps_the_shape_with_few_faces() -> None:
+    """A finely tessellated cylinder stays within 3 mm of itself."""
+    from envs.mesh_decimation import decimate
+
+    turns, rows = 64, 40
+    angle, height = np.meshgrid(np.linspace(0, 2 * np.pi, turns, endpoint=False), np.linspace(0, 0.4, rows))
+    vertices = np.stack([0.05 * np.cos(angle), 0.05 * np.sin(angle), height], -1).reshape(-1, 3)
+    i, j = np.meshgrid(np.arange(rows - 1), np.arange(turns), indexing="ij")
+    a, b, c, d = i * turns + j, i * turns + (j + 1) % turns, (i + 1) * turns + j, (i + 1) * turns + (j + 1) % turns
+    faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([b, d, c], -1).reshape(-1, 3)])
+    few, fewer_faces = decimate(vertices, faces, **cube_models.DECIMATION)
+    assert len(fewer_faces) < 0.15 * len(faces)
+    assert np.abs(np.hypot(few[:, 0], few[:, 1]) - 0.05).max() < 0.003
+    assert np.ptp(few[:, 2]) == pytest.approx(0.4, abs=0.003)
+
+
+def test_the_warm_start_is_part_of_the_state() -> None:
+    """What the test of exact restore would miss if the solver never needed it."""
+    env, policy = make(), OraclePolicy(noise=0.0)
+    _, info = policy.begin(env, np.random.default_rng(3))
+    differs = False
+    for _ in range(60):
+        action = policy.act(info)
+        cold = info["state"].copy()
+        cold[WARM_START] = 0.0
+        other, _ = env.simulation.step(cold, action)
+        *_, info = env.step(action)
+        differs |= not np.array_equal(other[:41], info["state"][:41])
+    assert differs
