@@ -12,16 +12,17 @@ from lewm_gym import cli
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m agents",
         description="Train an agent on a dataset. The same command resumes a run that was stopped.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     trainable = [name for name in AGENTS if name != "random"]
     p.add_argument("agent", help=f"one of: {', '.join(trainable)}")
     p.add_argument("dataset", type=Path, help="folder that `python -m collect` wrote, e.g. data/two_room")
     p.add_argument(
-        "--preset", default="laptop", help="recipe: laptop (minutes on two CPU cores) or paper (hours on a GPU)"
+        "--preset",
+        default="laptop",
+        help="recipe: laptop (minutes on two CPU cores; default) or paper (hours on a GPU)",
     )
     p.add_argument("--out", type=Path, help="run folder [runs/<task>-<agent>-<seed>]")
     p.add_argument("--seed", type=int, help="seed of weights, clips and SIGReg's directions [the preset's]")

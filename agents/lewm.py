@@ -12,13 +12,17 @@ minimises the squared distance between the last predicted latent and the goal's 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from agents.devices import choose_device
 from agents.planning import PlanningAgent, PlanningConfig
+from lewm_gym import checkpoint
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
 from lewm_gym.nn.images import to_network
@@ -26,6 +30,7 @@ from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.sigreg import SIGReg
 from lewm_gym.nn.vit import ViT
 from lewm_gym.planning.cem import CEMConfig
+from lewm_gym.tasks import IMAGE_SIZE, get_task
 from lewm_gym.training import TrainingConfig
 from lewm_gym.types import Batch
 
@@ -64,7 +69,9 @@ class LeWMConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1 or self.sigreg_weight < 0:
-            raise ValueError(f"dropout {self.dropout} must be in [0, 1), sigreg_weight {self.sigreg_weight} not negative")
+            raise ValueError(
+                f"dropout {self.dropout} must be in [0, 1), sigreg_weight {self.sigreg_weight} not negative"
+            )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LeWMConfig:
@@ -79,6 +86,9 @@ class LeWMConfig:
 
 class LeWM(nn.Module):
     """The world model."""
+
+    action_mean: Tensor  # (action_size,), of the training set's actions
+    action_std: Tensor
 
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
@@ -106,14 +116,17 @@ class LeWM(nn.Module):
         return self.projector(self.encoder(images)).view(*pixels.shape[:-3], -1)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns z-scored action blocks (..., A) of raw ones; an action that was not recorded (NaN) becomes the mean, 0."""
-        mean, std = (v.repeat(self.config.frame_skip) for v in (self.action_mean, self.action_std))
+        """Returns z-scored action blocks (..., A) of raw ones; an action not recorded (NaN) becomes the mean, 0."""
+        mean, std = self._block_statistics()
         return ((actions - mean) / std).nan_to_num(nan=0.0)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
         """Returns raw action blocks (..., A) of z-scored ones."""
-        mean, std = (v.repeat(self.config.frame_skip) for v in (self.action_mean, self.action_std))
+        mean, std = self._block_statistics()
         return actions * std + mean
+
+    def _block_statistics(self) -> tuple[Tensor, Tensor]:
+        return self.action_mean.repeat(self.config.frame_skip), self.action_std.repeat(self.config.frame_skip)
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Returns the latents that follow: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
@@ -153,7 +166,7 @@ class LeWM(nn.Module):
         return frames[:, 1:].unflatten(0, (n_envs, n_samples))
 
 
-def _make_encoder(config: LeWMConfig) -> nn.Module:
+def _make_encoder(config: LeWMConfig) -> ViT | ConvEncoder:
     if config.encoder == "vit":
         width = config.encoder_width
         return ViT(config.image_size, config.patch_size, width, config.encoder_depth, config.encoder_heads, 4 * width)
@@ -204,3 +217,61 @@ class LeWMAgent(PlanningAgent):
     presets = PRESETS
     model_class = LeWM
     config_class = LeWMConfig
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        task: str,
+        action_mean: Any = None,
+        action_std: Any = None,
+        dataset: str | Path | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Returns an agent with the weights of a checkpoint released by the authors (stable-worldmodel's format).
+
+        A released checkpoint does not say how actions were normalised: give the mean and standard deviation of the
+        actions that it was trained on, or a dataset to take them from.
+
+        Args:
+            folder: A folder with the weights and config.json, or an id on the Hugging Face Hub.
+            task: Name of the task it was trained for.
+            action_mean: (action_size,).
+            action_std: (action_size,).
+            dataset: A dataset of `python -m collect` whose statistics to use instead.
+            device: Where to compute; the best one present by default.
+            seed: Seed of the planner's random streams.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If it is not LeWM's, or the normalisation is missing.
+        """
+        from agents import pretrained
+
+        action_size = get_task(task).action_size
+        tensors, settings = pretrained.read(folder)
+        tensors = pretrained.convert(tensors)
+        model = LeWM(pretrained.infer_config(tensors, settings, action_size))
+        if dataset is not None:
+            from lewm_gym.data.dataset import Dataset
+
+            opened = Dataset.open(dataset)
+            action_mean, action_std = opened.action_mean, opened.action_std
+        if action_mean is None or action_std is None:
+            raise ValueError("a released checkpoint needs action_mean and action_std, or dataset= to take them from")
+        tensors["action_mean"] = torch.as_tensor(action_mean, dtype=torch.float32)
+        tensors["action_std"] = torch.as_tensor(action_std, dtype=torch.float32)
+        checkpoint.load_weights(model, tensors, str(folder))
+        description = {
+            "agent": cls.name,
+            "task": task,
+            "preset": "paper",
+            "model": dataclasses.asdict(model.config),
+            "pretrained": str(folder),
+            "frame_size": IMAGE_SIZE,
+            "action_low": [-1.0] * action_size,
+            "action_high": [1.0] * action_size,
+            "finished": True,
+        }
+        return cls(model, PRESETS["paper"].planning, description, choose_device(device), seed)

@@ -28,9 +28,9 @@ class PlanningConfig:
     search: CEMConfig = CEMConfig()
     horizon_blocks: int = 5  # H
     execute_blocks: int = 5  # blocks taken before the next plan
-    # terminal (paper): squared distance of the last predicted latent to the goal's; sum: mean over all predicted latents
+    # terminal (paper): squared distance of the last predicted latent to the goal's; sum: mean over all predicted ones
     cost: str = "terminal"
-    clip_actions: bool = False  # paper: False, candidates may leave the action bounds, which the environment then enforces
+    clip_actions: bool = False  # paper: False, candidates may leave the bounds, which hold at the environment's edge
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
@@ -78,6 +78,7 @@ class PlanningAgent(Agent):
         self.planning = planning
         self.description = description
         self.device = torch.device(device)
+        self.plans = 0  # made since the start
         self._planner = CEM(planning.search)
         self._controller = RecedingHorizon(self._search, seed)
         low, high = (
@@ -142,6 +143,7 @@ class PlanningAgent(Agent):
         On the CPU one environment at a time: matrix products round differently for different batch shapes, and an
         environment's plan must not depend on how many others plan beside it.
         """
+        self.plans += len(pixels)
         chunk = 1 if self.device.type == "cpu" else len(pixels)
         plans = [
             self._plan(pixels[i : i + chunk], goals[i : i + chunk], generators[i : i + chunk])

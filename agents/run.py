@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lewm_gym.curves import save_curves
-from lewm_gym.data.clips import ClipSampler
 
 from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
+from lewm_gym.curves import save_curves
+from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.tasks import IMAGE_SIZE
 from lewm_gym.training import TrainingConfig

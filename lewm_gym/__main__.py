@@ -21,17 +21,16 @@ OFFSET_STEPS = 25
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m lewm_gym",
         description="Collect Two-Room episodes, train LeWM from their pixels, evaluate it, and show it in a film.",
         epilog="Ctrl-C keeps what is finished; the same command resumes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything")
-    p.add_argument("--episodes", type=int, default=300, help="episodes to collect")
+    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything [runs/demo]")
+    p.add_argument("--episodes", type=int, default=300, help="episodes to collect [300]")
     p.add_argument("--steps", type=int, help="training steps [the laptop preset's]")
-    p.add_argument("--pairs", type=int, default=100, help="held-out start/goal pairs to evaluate, at most 200")
-    p.add_argument("--seed", type=int, default=0, help="seed of collection, training and planning")
+    p.add_argument("--pairs", type=int, default=100, help="held-out start/goal pairs to evaluate, at most 200 [100]")
+    p.add_argument("--seed", type=int, default=0, help="seed of collection, training and planning [0]")
     p.add_argument("--workers", type=int, help="processes that collect [one per core]")
     p.add_argument("--device", help="cpu, cuda, ... [a GPU if there is one]")
     return p
@@ -40,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demo."""
     args = parser().parse_args(arguments)
+    _check(args)
     begin = time.monotonic()
     folder: Path = args.out
     print(f"LeWM on Two-Room, from nothing to a planning agent, in {folder}/", flush=True)
@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n2/4  train the world model from pixels: prediction loss + SIGReg, nothing else", flush=True)
     _train(data, folder, args)
 
-    print(f"\n3/4  plan towards {args.pairs} held-out goals, {OFFSET_STEPS} steps away, none solved at the start", flush=True)
+    print(
+        f"\n3/4  plan towards {args.pairs} held-out goals, {OFFSET_STEPS} steps away, none solved at the start",
+        flush=True,
+    )
     result = _evaluate(folder, args)
 
     print("\n4/4  write the page", flush=True)
@@ -67,6 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"\nThis call took {(time.monotonic() - begin) / 60:.1f} min. In Python: LeWMAgent.load({str(folder)!r})"
     )
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses wrong arguments before minutes are spent on the right ones."""
+    available = len(importlib.import_module("lewm_gym.pairs").load_shipped(TASK, OFFSET_STEPS).pairs)
+    if not 1 <= args.pairs <= available:
+        raise ValueError(f"--pairs must be within 1 and {available}, got {args.pairs}")
+    importlib.import_module("agents.devices").choose_device(args.device)
 
 
 def _collect(folder: Path, args: argparse.Namespace) -> Path:
@@ -92,13 +103,13 @@ def _evaluate(folder: Path, args: argparse.Namespace) -> Any:
     if path.exists():
         result = results.Result.load(path)
         same = (result.run["weights"], result.success.episodes, result.seed)
-        if same == (measure._weights_hash(folder), args.pairs, args.seed):
+        if same == (measure.weights_hash(folder), args.pairs, args.seed):
             return result
     agent = importlib.import_module("agents").load_agent(folder, device=args.device)
     with Bars() as bars:
         return measure.measure(
             folder, offset_steps=OFFSET_STEPS, episodes=args.pairs, seed=args.seed, out=path, film=True,
-            progress=bars, agent=agent,
+            progress=lambda stage, done, total: bars(stage, done, total, "episode"), agent=agent,
         )  # fmt: skip
 
 

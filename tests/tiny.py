@@ -27,7 +27,13 @@ SETTINGS = {
     "recalibration_batches": 2,
 }
 MODEL = {k: v for k, v in SETTINGS.items() if k not in ("batch_size", "recalibration_batches")}
-ENVIRONMENT = {"agent": "lewm", "task": "two_room", "action_low": [-1.0] * 2, "action_high": [1.0] * 2, "frame_size": 224}
+ENVIRONMENT = {
+    "agent": "lewm",
+    "task": "two_room",
+    "action_low": [-1.0] * 2,
+    "action_high": [1.0] * 2,
+    "frame_size": 224,
+}
 
 
 def config(**changes) -> LeWMConfig:

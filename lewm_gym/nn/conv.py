@@ -21,7 +21,9 @@ class ConvEncoder(nn.Module):
     def __init__(self, image_size: int = 56, channels: tuple[int, ...] = (64, 128, 128), width: int = 256) -> None:
         super().__init__()
         if image_size % 4 or not channels:
-            raise ValueError(f"image_size must be a multiple of 4 and channels not empty, got {image_size} and {channels}")
+            raise ValueError(
+                f"image_size must be a multiple of 4 and channels not empty, got {image_size} and {channels}"
+            )
         self.output_width = width
         stages: list[nn.Module] = [nn.Conv2d(3, channels[0], kernel_size=4, stride=4, bias=False)]
         side = image_size // 4

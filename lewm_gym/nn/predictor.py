@@ -39,9 +39,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.context = context
         self.positions = nn.Parameter(torch.randn(1, context, width))
-        self.blocks = nn.ModuleList(
-            PredictorBlock(width, heads, head_width, mlp_width, dropout) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_width, mlp_width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, latents: Tensor, action_embeddings: Tensor) -> Tensor:

@@ -25,7 +25,13 @@ class ViT(nn.Module):
     """
 
     def __init__(
-        self, image_size: int = 224, patch_size: int = 14, width: int = 192, depth: int = 12, heads: int = 3, mlp_width: int = 768
+        self,
+        image_size: int = 224,
+        patch_size: int = 14,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        mlp_width: int = 768,
     ) -> None:
         super().__init__()
         if image_size % patch_size or width % heads:
