@@ -109,7 +109,7 @@ class Player:
             actions.append(action)
             obs, _, _, _, info = self._env.step(action)
         episode = self._gather(states, actions, success)
-        return Played(self._describe(episode), EncodedEpisode(episode, None if encoder is None else encoder.frames))
+        return Played(self._describe(episode), EncodedEpisode(episode, None if encoder is None else encoder.finish()))
 
     def save(self, folder: Path, number: int) -> int:
         """Plays an episode and writes it as a part of the dataset; returns its number of frames."""

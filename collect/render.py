@@ -40,7 +40,7 @@ class Renderer:
         self._env.reset(options={"state": episode.state[0], "goal_state": episode.state[-1]})
         for state in episode.state:
             encoder.add(self._env.render_state(state))  # type: ignore[attr-defined]
-        save_episode(folder, self._header, number, EncodedEpisode(episode, encoder.frames))
+        save_episode(folder, self._header, number, EncodedEpisode(episode, encoder.finish()))
         return len(episode)
 
     def close(self) -> None:

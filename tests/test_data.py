@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lewm_gym.data import Dataset, Episode
-from lewm_gym.data.codec import CHANNEL_FIRST, EpisodeEncoder, FrameCodec, FrameDecoder, pixels_hash
+from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, FrameDecoder, pixels_hash
 from lewm_gym.data.episode import check_episode
 from lewm_gym.data.header import Column, Header
 from lewm_gym.data.manifest import MANIFEST_NAME
@@ -30,7 +30,7 @@ HEADER = Header(
         "success": Column(1, "bool", "", "success"),
         "angle": Column(1, "float32", "rad", "quantity"),
     },
-    codec=FrameCodec(level=1).as_json(),
+    codec=FrameCodec("chw", level=1).as_json(),
 )
 
 
@@ -46,10 +46,10 @@ def made_up_episode(number: int, length: int = 12) -> Episode:
 
 
 def write(folder, numbers, header=HEADER, length=lambda number: 8 + number % 5):
-    numbers = list(numbers)
+    numbers, codec = list(numbers), FrameCodec.from_json(header.codec)
     with open_writer(folder, header, numbers) as writer:
         for number in numbers:
-            save_episode(folder, header, number, encode(made_up_episode(number, length(number)), FrameCodec(level=1)))
+            save_episode(folder, header, number, encode(made_up_episode(number, length(number)), codec))
             writer.add(number)
         writer.close()
     return Dataset.open(folder)
@@ -177,35 +177,68 @@ def test_manifest_says_what_is_in_the_folder(dataset):
     assert record["content_hash"] == dataset.content_hash
 
 
+CODECS = [FrameCodec("chw"), FrameCodec("hwc"), FrameCodec("hwc", segment_frames=4), FrameCodec("chw", 5, 1)]
+
+
+def decode(decoder, codec, frames, step, name=0):
+    out, key = np.empty(codec.stored_shape, np.uint8), codec.key_step(step, len(frames))
+    frame = None if key == step else memoryview(frames[step])
+    decoder.decode_into(out, (name, key), memoryview(frames[key]), frame)
+    return out if codec.layout == "hwc" else out.transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("length", [2, 3, 4, 8, 9, 11])
+def test_codec_is_lossless_and_every_frame_readable_by_itself(codec, length):
+    pixels = made_up_episode(0, length).pixels
+    encoder, drawn = EpisodeEncoder(codec), np.empty_like(pixels[0])
+    for frame in pixels:
+        drawn[:] = frame  # an environment may draw into the same array again
+        encoder.add(drawn)
+    frames = encoder.finish()
+    assert len(frames) == length
+    for step in np.random.default_rng(0).permutation(length).tolist():
+        np.testing.assert_array_equal(decode(FrameDecoder(), codec, frames, step), pixels[step])
+
+
 def test_codec_is_lossless_for_frames_that_have_nothing_in_common():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     encoder = EpisodeEncoder(FrameCodec(level=1))
     for frame in pixels:
         encoder.add(frame)
-    decoder, plane = FrameDecoder(), np.empty(CHANNEL_FIRST, np.uint8)
+    frames = encoder.finish()
     for step, frame in enumerate(pixels):
-        data = memoryview(encoder.frames[step]) if step else None
-        decoder.decode_into(plane, 0, memoryview(encoder.frames[0]), data)
-        np.testing.assert_array_equal(plane.transpose(1, 2, 0), frame)
+        np.testing.assert_array_equal(decode(FrameDecoder(), FrameCodec(), frames, step), frame)
 
 
-def test_pixels_hash_depends_on_the_pixels_and_not_on_the_level():
-    hashes = set()
-    for level in (1, 9):
-        frames = encode(made_up_episode(1), FrameCodec(level)).frames
-        hashes.add(pixels_hash(frames))
+def test_a_segments_key_is_its_middle():
+    codec = FrameCodec(segment_frames=16)
+    assert [codec.key_step(step, 40) for step in (0, 15, 16, 31, 32, 39)] == [8, 8, 24, 24, 39, 39]
+    assert codec.key_step(30, 20) == 19 and FrameCodec().key_step(30, 40) == 0
+
+
+def test_pixels_hash_depends_on_the_pixels_and_not_on_how_they_are_compressed():
+    hashes = {
+        pixels_hash(encode(made_up_episode(1), FrameCodec("hwc", segment, level)).frames)
+        for segment, level in ((0, 1), (0, 9), (4, 3))
+    }
     assert len(hashes) == 1
-    assert pixels_hash(encode(made_up_episode(2), FrameCodec(1)).frames) not in hashes
+    assert pixels_hash(encode(made_up_episode(2), FrameCodec()).frames) not in hashes
 
 
 def test_decoder_forgets_old_episodes_and_still_decodes():
-    decoder, plane = FrameDecoder(max_cached=2), np.empty(CHANNEL_FIRST, np.uint8)
-    episodes = [encode(made_up_episode(i), FrameCodec(1)).frames for i in range(4)]
+    decoder = FrameDecoder(max_cached=2)
+    episodes = [encode(made_up_episode(i), FrameCodec()).frames for i in range(4)]
     for _ in range(2):
         for i, frames in enumerate(episodes):
-            decoder.decode_into(plane, i, memoryview(frames[0]), memoryview(frames[5]))
-            np.testing.assert_array_equal(plane.transpose(1, 2, 0), made_up_episode(i).pixels[5])
+            np.testing.assert_array_equal(decode(decoder, FrameCodec(), frames, 5, i), made_up_episode(i).pixels[5])
     assert len(decoder._local.cache) == 2
+
+
+@pytest.mark.parametrize("record", [{"name": "zip"}, {"layout": "whc"}, {"level": 1, "bits": 8}])
+def test_an_unknown_codec_is_refused(record):
+    with pytest.raises(ValueError, match="or collect the dataset again"):
+        FrameCodec.from_json(record)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +261,7 @@ def test_faulty_episodes_are_refused(change, message):
 
 def test_twenty_thousand_episodes_open_within_a_second(tmp_path):
     part = tmp_path / "one"
-    encoded = encode(replace(made_up_episode(0), pixels=None), FrameCodec(1))
+    encoded = encode(replace(made_up_episode(0), pixels=None), FrameCodec("chw", level=1))
     header = replace(HEADER, codec=None, states_only=True)
     dataset = write_states(part, header, encoded)
     info = dataset.manifest.shards[0]
@@ -253,7 +286,7 @@ def write_states(folder, header, encoded):
 
 
 def test_a_dataset_of_states_has_no_frames_and_says_what_to_do(tmp_path):
-    encoded = encode(replace(made_up_episode(0), pixels=None), FrameCodec(1))
+    encoded = encode(replace(made_up_episode(0), pixels=None), FrameCodec("chw", level=1))
     dataset = write_states(tmp_path, replace(HEADER, codec=None, states_only=True), encoded)
     assert dataset.episode(0).pixels is None and not dataset.has_pixels
     with pytest.raises(ValueError, match="states only.*python -m collect render"):
@@ -262,7 +295,7 @@ def test_a_dataset_of_states_has_no_frames_and_says_what_to_do(tmp_path):
 
 def test_a_part_waits_in_the_same_format(tmp_path):
     with open_writer(tmp_path, HEADER, range(3)) as writer:
-        save_episode(tmp_path, HEADER, 1, encode(made_up_episode(1), FrameCodec(1)))
+        save_episode(tmp_path, HEADER, 1, encode(made_up_episode(1), FrameCodec("chw", level=1)))
         writer.add(1)
     assert len(Shard(part_path(tmp_path, 1))) == 1
     with pytest.raises(FileNotFoundError, match="interrupted"):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data import made_up_episode, write
+from test_data import HEADER, made_up_episode, write
 
 from lewm_gym.data import ClipSampler
 from lewm_gym.data.clips import box_average
+from lewm_gym.data.codec import FrameCodec
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("clips"), range(6), length=lambda number: 18 + number if number else 9)
+@pytest.fixture(scope="module", params=[FrameCodec("chw", level=1), FrameCodec("hwc", 4, level=1)], ids=["chw", "hwc"])
+def dataset(tmp_path_factory, request):
+    header = replace(HEADER, codec=request.param.as_json())
+    return write(tmp_path_factory.mktemp("clips"), range(6), header, lambda number: 18 + number if number else 9)
 
 
 def test_a_clip_has_frames_at_the_stride_and_the_actions_between(dataset):

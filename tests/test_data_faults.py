@@ -112,7 +112,7 @@ def test_overlapping_shards_are_named(dataset):
 def test_a_damaged_part_is_played_again(tmp_path):
     with open_writer(tmp_path, HEADER, range(3)) as writer:
         for number in range(2):
-            save_episode(tmp_path, HEADER, number, encode(made_up_episode(number), FrameCodec(1)))
+            save_episode(tmp_path, HEADER, number, encode(made_up_episode(number), FrameCodec("chw", level=1)))
             writer.add(number)
     path = part_path(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:-200])

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lewm_gym.data.codec import CHANNEL_FIRST
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.tasks import IMAGE_SIZE
 from lewm_gym.types import Batch
@@ -30,8 +29,7 @@ MEMORY_BUDGET = 2 * 2**30  # bytes
 class ClipSampler:
     """Draws clips of `n_frames` frames, `frame_skip` environment steps apart, with the actions between them.
 
-    Frames are kept and delivered channel-first in memory, seen through (B, T, h, w, 3) tensors: a view, so that the
-    networks' channel-first floats are made without another transposition.
+    Frames are delivered as they are stored, which may be channel-first in memory, seen through a (B, T, h, w, 3) view.
 
     With `image_size` below 224, frames are averaged down (`box_average`); if all of the episodes then fit into
     `memory_budget`, they are decoded once, by `preload` or at the first batch, and served from memory.
@@ -66,8 +64,7 @@ class ClipSampler:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if image_size < 1 or IMAGE_SIZE % image_size:
             raise ValueError(f"image_size must divide {IMAGE_SIZE} (such as 56, 112 or 224), got {image_size}")
-        if not dataset.has_pixels:
-            raise ValueError(f"{dataset.folder} holds states only; first: python -m collect render {dataset.folder}")
+        self._stored = dataset.codec  # raises if there are no frames
         self.dataset = dataset
         self.n_frames, self.frame_skip, self.seed, self.image_size = n_frames, frame_skip, seed, image_size
         self.threads = threads or min(4, os.cpu_count() or 1)
@@ -75,6 +72,8 @@ class ClipSampler:
         self.episodes = np.unique(np.fromiter(wanted, np.int64))
         if len(self.episodes) and not 0 <= self.episodes[0] <= self.episodes[-1] < dataset.n_episodes:
             raise ValueError(f"episodes must be within 0 to {dataset.n_episodes - 1}")
+        small = (3, image_size, image_size)  # what box_average gives
+        self._frame_shape = small if image_size < IMAGE_SIZE else self._stored.stored_shape
         self._starts_before = self._count_starts()
         self._orders = _Orders(self.n_clips, seed)
         self._actions = dataset.actions
@@ -118,9 +117,11 @@ class ClipSampler:
         span = (self.n_frames - 1) * self.frame_skip
         actions = self._actions[rows[:, None] + np.arange(span)]
         actions = actions.reshape(batch_size, self.n_frames - 1, -1)
-        pixels = self._buffers.take((batch_size, self.n_frames, 3, self.image_size, self.image_size))
+        pixels = self._buffers.take((batch_size, self.n_frames, *self._frame_shape))
         self._fill(pixels.numpy(), which, starts)
-        return Batch(pixels.permute(0, 1, 3, 4, 2), torch.from_numpy(np.ascontiguousarray(actions)))
+        if self._frame_shape[0] == 3:
+            pixels = pixels.permute(0, 1, 3, 4, 2)
+        return Batch(pixels, torch.from_numpy(np.ascontiguousarray(actions)))
 
     def clips(self, step: int, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns which clips a batch holds: (B,) positions within `self.episodes`, (B,) first environment steps."""
@@ -139,7 +140,7 @@ class ClipSampler:
             steps = np.arange(self.n_frames) * self.frame_skip
             np.take(self._frames, rows[:, None] + steps, axis=0, out=pixels)
             return
-        whole = None if self.image_size == IMAGE_SIZE else np.empty(CHANNEL_FIRST, np.uint8)
+        whole = None if self.image_size == IMAGE_SIZE else np.empty(self._stored.stored_shape, np.uint8)
         for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its dictionary
             index = int(self.episodes[which[j]])
             for t in range(self.n_frames):
@@ -150,7 +151,8 @@ class ClipSampler:
             self.dataset.decode_into(out, index, step)
         else:
             self.dataset.decode_into(whole, index, step)
-            out[:] = box_average(whole, self.image_size)
+            planes = whole if self._stored.layout == "chw" else np.ascontiguousarray(whole.transpose(2, 0, 1))
+            out[:] = box_average(planes, self.image_size)
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decodes all frames into memory if they fit, once; otherwise does nothing.
@@ -177,7 +179,7 @@ class ClipSampler:
             self._frames = frames
 
     def _decode_episode(self, frames: NDArray[np.uint8], k: int) -> None:
-        whole = np.empty(CHANNEL_FIRST, np.uint8)
+        whole = np.empty(self._stored.stored_shape, np.uint8)
         for step, row in enumerate(range(self._rows_before[k], self._rows_before[k + 1])):
             self._decode(frames[row], int(self.episodes[k]), step, whole)
 

@@ -1,11 +1,9 @@
-"""Lossless frames, each readable by itself: zstd with the episode's first frame as dictionary.
+"""Lossless frames, each readable by itself: zstd with a key frame of the episode as dictionary.
 
-The first frame of an episode is an ordinary zstd frame; each later one is compressed against the first frame's
-raw bytes (a raw-content dictionary), so that whatever stands still costs nothing. A reader of step t decodes two
-frames at most: the first and its own. Each carries zstd's checksum of its content (XXH64, low 32 bits), which
-every read verifies.
-
-Bytes are stored channel-first: measured on Two-Room, 2.4 kB and 26 us to decode against 3.2 kB and 40 us.
+A key frame is an ordinary zstd frame; each other one is compressed against its key frame's raw bytes (a raw-content
+dictionary), so that whatever stands still costs nothing. Reading a frame decodes two at most: its key and itself.
+A key serves the whole episode (its first frame), or, where much of the picture moves, a segment of it (the middle
+one). Each frame carries zstd's checksum of its content (XXH64, low 32 bits), which every read verifies.
 """
 
 from __future__ import annotations
@@ -23,22 +21,31 @@ from numpy.typing import NDArray
 from lewm_gym.data.episode import FRAME_SHAPE
 
 FRAME_BYTES = int(np.prod(FRAME_SHAPE))
-CHANNEL_FIRST = (FRAME_SHAPE[2], *FRAME_SHAPE[:2])
+_NAME = "zstd-key-frame"
+_REMEDY = "update lewm-gym, or collect the dataset again"
 
 
 @dataclass(frozen=True)
 class FrameCodec:
-    """How frames are compressed; recorded in every shard.
+    """How frames are stored; recorded in every shard.
 
     Attributes:
+        layout: Order of a stored frame's axes, "hwc" or "chw".
+        segment_frames: Frames that share a key frame, the middle one of them; 0 means the episode's first serves all.
         level: zstd's compression level; the reader does not need it.
         name: Identifies the scheme of this module.
-        layout: Order of a stored frame's axes.
     """
 
+    layout: str = "hwc"
+    segment_frames: int = 0
     level: int = 3
-    name: str = "zstd-first-frame"
-    layout: str = "chw"
+    name: str = _NAME
+
+    def __post_init__(self) -> None:
+        if self.name != _NAME or self.layout not in ("hwc", "chw") or self.segment_frames < 0:
+            raise ValueError(
+                f"frames are stored as {asdict(self)}, which this version cannot read: update lewm-gym, or collect again"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Returns the codec as a JSON object."""
@@ -51,17 +58,34 @@ class FrameCodec:
         Raises:
             ValueError: If this version cannot read it.
         """
-        known = FrameCodec()
-        if record.get("name") != known.name or record.get("layout") != known.layout:
+        try:
+            return FrameCodec(**record)
+        except TypeError as error:
             raise ValueError(
-                f"frames are stored as {record.get('name')!r} {record.get('layout')!r}; this version reads "
-                f"{known.name!r} {known.layout!r} only: update lewm-gym"
-            )
-        return FrameCodec(level=int(record["level"]))
+                f"the codec {record} is of another version ({error}): update lewm-gym, or collect again"
+            ) from None
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Shape of a frame as it is stored."""
+        height, width, channels = FRAME_SHAPE
+        return FRAME_SHAPE if self.layout == "hwc" else (channels, height, width)
+
+    def key_step(self, step: int, length: int) -> int:
+        """Returns the step whose frame is the key of `step` in an episode of `length` frames."""
+        if not self.segment_frames:
+            return 0
+        start = step - step % self.segment_frames
+        return min(start + self.segment_frames // 2, length - 1)
 
 
-#: Levels measured per task: the cheapest that stays within the size wanted (docs/datasets.md).
-CODECS: dict[str, FrameCodec] = {"two_room": FrameCodec(level=1)}
+#: Chosen by measurement, see docs/datasets.md: the cheapest that keeps within the size wanted.
+CODECS: dict[str, FrameCodec] = {
+    "two_room": FrameCodec(layout="chw", level=1),
+    "pusht": FrameCodec(layout="hwc", segment_frames=16, level=9),
+    "reacher": FrameCodec(layout="hwc", level=6),
+    "cube": FrameCodec(layout="hwc", level=9),
+}
 
 
 def codec_for(task: str) -> FrameCodec:
@@ -70,48 +94,62 @@ def codec_for(task: str) -> FrameCodec:
 
 
 class EpisodeEncoder:
-    """Compresses the frames of one episode in order."""
+    """Compresses the frames of one episode in order; holds back at most half a segment."""
 
     def __init__(self, codec: FrameCodec) -> None:
         self._codec = codec
-        self._compressor: zstandard.ZstdCompressor | None = None
-        self._checksums = hashlib.blake2b(digest_size=16)
-        self.frames: list[bytes] = []
+        self._pending: list[memoryview] = []
+        self._compressor: zstandard.ZstdCompressor | None = None  # with the present key as dictionary
+        self._frames: list[bytes] = []
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Compresses the next frame, (224, 224, 3) uint8."""
         if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
             raise ValueError(f"pixels: expected {FRAME_SHAPE} uint8, got {frame.shape} {frame.dtype}")
-        raw = np.ascontiguousarray(frame.transpose(2, 0, 1)).data
-        if self._compressor is None:
-            data = self._make_compressor(None).compress(raw)
-            self._compressor = self._make_compressor(bytes(raw))
-        else:
-            data = self._compressor.compress(raw)
-        self.frames.append(data)
-        self._checksums.update(data[-4:])
+        step, segment = len(self._frames) + len(self._pending), self._codec.segment_frames
+        stored = frame if self._codec.layout == "hwc" else frame.transpose(2, 0, 1)
+        # a copy where segments wait for their key, since an environment may draw into the same array again
+        raw = (stored.copy() if segment else np.ascontiguousarray(stored)).data
+        if segment and step % segment == 0:
+            self._compressor = None
+        self._pending.append(raw)
+        if self._compressor is not None or len(self._pending) > segment // 2:
+            self._compress_pending()
 
-    def _make_compressor(self, reference: bytes | None) -> zstandard.ZstdCompressor:
-        dictionary = reference and zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    def finish(self) -> list[bytes]:
+        """Returns all frames, compressed."""
+        if self._pending:
+            self._compress_pending()
+        return self._frames
+
+    def _compress_pending(self) -> None:
+        """Compresses what waits; the last of it becomes the key if the segment has none yet."""
+        key = None
+        if self._compressor is None:
+            key = self._make_compressor(None).compress(self._pending[-1])
+            self._compressor = self._make_compressor(bytes(self._pending[-1]))
+        others = self._pending if key is None else self._pending[:-1]
+        self._frames += [self._compressor.compress(raw) for raw in others]
+        self._frames += [] if key is None else [key]
+        self._pending = []
+
+    def _make_compressor(self, key: bytes | None) -> zstandard.ZstdCompressor:
+        dictionary = key and zstandard.ZstdCompressionDict(key, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         parameters = zstandard.ZstdCompressionParameters.from_level(
             self._codec.level,
             source_size=FRAME_BYTES,
-            dict_size=FRAME_BYTES if reference else 0,
+            dict_size=FRAME_BYTES if key else 0,
             write_checksum=True,
             write_content_size=True,
         )
         return zstandard.ZstdCompressor(dict_data=dictionary or None, compression_params=parameters)
 
-    def pixels_hash(self) -> str:
-        """Returns a hash of the decoded pixels so far; see `pixels_hash`."""
-        return self._checksums.hexdigest()
-
 
 def pixels_hash(frames: list[Any]) -> str:
     """Returns the hash of an episode's decoded pixels from its compressed frames.
 
-    BLAKE2b-128 over the frames' content checksums: it depends on the pixels alone, not on how they are compressed,
-    and costs nothing, whereas SHA-256 of the raw pixels would take a third of the time of collecting them.
+    BLAKE2b-128 over the checksums of the frames' contents: it depends on the pixels (in the order stored), not on how
+    they are compressed, and costs nothing, whereas SHA-256 of raw pixels would take a third of the time of collecting.
     """
     digest = hashlib.blake2b(digest_size=16)
     for frame in frames:
@@ -120,51 +158,51 @@ def pixels_hash(frames: list[Any]) -> str:
 
 
 class FrameDecoder:
-    """Decodes single frames, keeping the dictionaries of the most recently used episodes. Thread-safe.
+    """Decodes single frames, keeping the dictionaries of the most recently used keys. Thread-safe.
 
     Args:
-        max_cached: Episodes remembered by each thread; one takes about 0.3 MB.
+        max_cached: Keys remembered by each thread; one takes about 0.3 MB.
     """
 
     def __init__(self, max_cached: int = 256) -> None:
         self._max_cached = max_cached
         self._local = threading.local()
 
-    def decode_into(self, planes: NDArray[np.uint8], key: Any, first: memoryview, frame: memoryview | None) -> None:
-        """Decodes one frame into `planes`, (3, 224, 224) uint8, contiguous.
+    def decode_into(self, out: NDArray[np.uint8], name: Any, key: memoryview, frame: memoryview | None) -> None:
+        """Decodes one frame.
 
         Args:
-            planes: Where to.
-            key: Names the episode, for the cache.
-            first: The episode's first frame, compressed.
-            frame: The frame wanted, compressed; None for the first itself.
+            out: Where to: contiguous uint8 of the stored shape.
+            name: Names the key frame, for the cache.
+            key: The key frame, compressed.
+            frame: The frame wanted, compressed; None for the key itself.
 
         Raises:
             ValueError: If the data are damaged.
         """
-        destination = planes.data.cast("B")
+        destination = out.data.cast("B")
         cache = getattr(self._local, "cache", None)
         if cache is None:
             cache = self._local.cache = OrderedDict()
             self._local.plain = zstandard.ZstdDecompressor()
         try:
             if frame is None:
-                _decompress(self._local.plain, first, destination)
+                _decompress(self._local.plain, key, destination)
                 return
-            decompressor = cache.get(key)
+            decompressor = cache.get(name)
             if decompressor is None:
-                decompressor = cache[key] = self._with_dictionary(first)
+                decompressor = cache[name] = self._with_dictionary(key)
                 if len(cache) > self._max_cached:
                     cache.popitem(last=False)
             else:
-                cache.move_to_end(key)
+                cache.move_to_end(name)
             _decompress(decompressor, frame, destination)
         except zstandard.ZstdError as error:
             raise ValueError(f"a compressed frame is damaged ({error})") from None
 
-    def _with_dictionary(self, first: memoryview) -> zstandard.ZstdDecompressor:
-        reference = self._local.plain.decompress(first, max_output_size=FRAME_BYTES)
-        dictionary = zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    def _with_dictionary(self, key: memoryview) -> zstandard.ZstdDecompressor:
+        raw = self._local.plain.decompress(key, max_output_size=FRAME_BYTES)
+        dictionary = zstandard.ZstdCompressionDict(raw, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         return zstandard.ZstdDecompressor(dict_data=dictionary)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_gym.data.codec import CHANNEL_FIRST, FrameDecoder
+from lewm_gym.data.codec import FrameCodec, FrameDecoder
 from lewm_gym.data.episode import Episode
 from lewm_gym.data.header import Header
 from lewm_gym.data.manifest import Manifest, scan
@@ -91,6 +91,17 @@ class Dataset:
         return self.header.codec is not None
 
     @property
+    def codec(self) -> FrameCodec:
+        """How frames are stored.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self.header.codec is None:
+            raise ValueError(f"{self.folder} holds states only; first: python -m collect render {self.folder}")
+        return FrameCodec.from_json(self.header.codec)
+
+    @property
     def content_hash(self) -> str:
         """128 bits, in hexadecimal, that stand for the episodes' content, whatever shards hold them."""
         return self.manifest.content_hash
@@ -119,13 +130,14 @@ class Dataset:
     def frames(self, index: int, steps: Any) -> NDArray[np.uint8]:
         """Returns the frames of an episode at `steps`, (n, 224, 224, 3) uint8."""
         steps = np.atleast_1d(np.asarray(steps))
-        planes = np.empty((len(steps), *CHANNEL_FIRST), np.uint8)
-        for plane, step in zip(planes, steps.tolist(), strict=True):
-            self.decode_into(plane, index, step)
-        return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+        codec = self._locate(index)[0].codec
+        stored = np.empty((len(steps), *codec.stored_shape), np.uint8)
+        for out, step in zip(stored, steps.tolist(), strict=True):
+            self.decode_into(out, index, step)
+        return stored if codec.layout == "hwc" else np.ascontiguousarray(stored.transpose(0, 2, 3, 1))
 
-    def decode_into(self, planes: NDArray[np.uint8], index: int, step: int) -> None:
-        """Decodes one frame into a contiguous (3, 224, 224) uint8 array: channel-first, as it is stored.
+    def decode_into(self, out: NDArray[np.uint8], index: int, step: int) -> None:
+        """Decodes one frame into a contiguous uint8 array of the shape stored, `codec.stored_shape`.
 
         Raises:
             IndexError: If the episode has no such step.
@@ -135,10 +147,11 @@ class Dataset:
         if not 0 <= step < self.lengths[index]:
             raise IndexError(f"episode {index} has steps 0 to {self.lengths[index] - 1}, not {step}")
         starts = shard.frame_starts()[position]
-        first = shard.bytes[starts[0] : starts[1]]
-        frame = shard.bytes[starts[step] : starts[step + 1]] if step else None
+        key_step = shard.codec.key_step(step, len(starts) - 1)
+        key = shard.bytes[starts[key_step] : starts[key_step + 1]]
+        frame = None if step == key_step else shard.bytes[starts[step] : starts[step + 1]]
         try:
-            self._decoder.decode_into(planes, index, first, frame)
+            self._decoder.decode_into(out, (index, key_step), key, frame)
         except ValueError as error:
             raise shard.damaged(f"episode {self.episode_numbers[index]}, step {step}: {error}") from None
 

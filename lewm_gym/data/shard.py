@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def encode(episode: Episode, codec: FrameCodec) -> EncodedEpisode:
     encoder = EpisodeEncoder(codec)
     for frame in episode.pixels:
         encoder.add(frame)
-    return EncodedEpisode(episode, encoder.frames)
+    return EncodedEpisode(episode, encoder.finish())
 
 
 def states_hash(episode: Episode) -> str:
@@ -229,6 +230,19 @@ class Shard:
             return np.concatenate([part.to_numpy(zero_copy_only=False) for part in parts])
         return np.concatenate([_array(part) for part in parts])
 
+    @cached_property
+    def codec(self) -> FrameCodec:
+        """How the frames are stored.
+
+        Raises:
+            ValueError: If there are none, or this version cannot read them.
+        """
+        if self.header.codec is None:
+            raise ValueError(
+                f"{self.path} holds states only; make the frames with: python -m collect render {self.path.parent}"
+            )
+        return FrameCodec.from_json(self.header.codec)
+
     def frame_starts(self) -> list[NDArray[np.int64]]:
         """Returns, for each episode, where its T compressed frames begin in `bytes`, and where they end: (T + 1,)."""
         if self._frame_starts is None:
@@ -238,9 +252,7 @@ class Shard:
     def _starts(self, position: int) -> NDArray[np.int64]:
         batch = self.batch(position)
         if "pixels" not in batch.schema.names:
-            raise ValueError(
-                f"{self.path} holds states only; make the frames with: python -m collect render {self.path.parent}"
-            )
+            raise self.damaged("it has no frames")
         _, offsets, data = batch.column("pixels").buffers()
         starts = np.frombuffer(offsets, np.int32, batch.num_rows + 1).astype(np.int64)
         base = data.address - self._file.address

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lewm_gym.data.codec import CHANNEL_FIRST, FrameDecoder, pixels_hash
+from lewm_gym.data.codec import FrameDecoder, pixels_hash
 from lewm_gym.data.episode import check_episode
 from lewm_gym.data.files import sha256
 from lewm_gym.data.header import differences
@@ -105,10 +105,11 @@ def _check_episode(shard: Shard, position: int) -> Iterator[str]:
         yield f"{where}: its rows are out of order"
     if shard.header.codec is not None:
         frames = list(shard.frames(position))
-        plane, decoder = np.empty(CHANNEL_FIRST, np.uint8), FrameDecoder(max_cached=1)
+        out, decoder = np.empty(shard.codec.stored_shape, np.uint8), FrameDecoder(max_cached=1)
         for step, frame in enumerate(frames):
             try:
-                decoder.decode_into(plane, position, frames[0], frame if step else None)
+                key = shard.codec.key_step(step, entry.frames)
+                decoder.decode_into(out, key, frames[key], None if step == key else frame)
             except ValueError as error:
                 yield f"{where}, step {step}: {error}"
                 return
