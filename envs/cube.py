@@ -52,7 +52,7 @@ _LOOKS = ("cube_color", "agent_color", "floor_colors", "light_intensity", "camer
 class CubeEnv(GoalEnv):
     """OGBench-Cube as a goal-conditioned environment; see the module for its physics, `GoalEnv` for the interface."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
     action_size = 5
     state_size = 61
     render_qualities = ("fast", "reference")

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.mesh_decimation import decimate
+from envs.mesh_decimation import Decimation, decimate
 from envs.mujoco_rendering import INSTALL_EXTRA, free_at_exit, load_mujoco
 
 CUBE_HALF_SIZE = 0.02  # m
 #: Chosen by eye: at 224 px a pixel is about 4 mm wide.
-DECIMATION = {"keep": 0.05, "least_faces": 60, "aggressiveness": 2.0, "stuck_faces": 400, "grid": 0.004}
+DECIMATION = Decimation(keep=0.05, least_faces=60, aggressiveness=2.0, stuck_faces=400, grid=0.004)
 _DRAWN_GROUPS = 3  # MuJoCo draws geometry of groups 0, 1 and 2; collision shapes are in 3 and above
 
 
@@ -117,7 +117,7 @@ def _decimated_model() -> Any:
     original = ogbench_cube().model
     spec = _picture_spec()
     for mesh in spec.meshes:
-        vertices, faces = decimate(*_mesh(original, mesh.name), **DECIMATION)
+        vertices, faces = decimate(*_mesh(original, mesh.name), DECIMATION)
         mesh.file, mesh.scale = "", (1.0, 1.0, 1.0)
         mesh.uservert, mesh.userface = vertices.ravel().tolist(), faces.ravel().tolist()
         # Volume is undefined for meshes with holes, and the compiler refuses those; masses do not matter here.
@@ -170,7 +170,7 @@ def _write_model(path: Path, model: Any) -> Any:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(buffer).digest())
-            file.write(buffer)
+            file.write(hashlib.sha256(buffer.tobytes()).digest())
+            file.write(buffer.tobytes())
         Path(file.name).replace(path)  # workers that start together each write, and any one's file will do
     return model

@@ -7,6 +7,8 @@ on a grid first and collapsed again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,26 +16,32 @@ Vertices = NDArray[np.float64]  # (n, 3), m
 Faces = NDArray[np.int64]  # (m, 3), indices into the vertices
 
 
-def decimate(
-    vertices: Vertices,
-    faces: Faces,
-    *,
-    keep: float,
-    least_faces: int,
-    aggressiveness: float,
-    stuck_faces: int,
-    grid: float,
-) -> tuple[Vertices, Faces]:
-    """Returns a mesh that looks alike from afar with about `keep` times as many faces.
+@dataclass(frozen=True)
+class Decimation:
+    """How far to go.
 
-    Args:
-        vertices: (n, 3), m; may be given several times, as in files with a normal per corner.
-        faces: (m, 3), indices into `vertices`.
+    Attributes:
         keep: Share of the faces to keep.
         least_faces: Not to go below.
         aggressiveness: Of the collapse; 2 stops at errors of about 3 mm.
         stuck_faces: Above this number of faces after collapsing, vertices are clustered and the rest collapsed again.
         grid: Width of a cluster, m.
+    """
+
+    keep: float
+    least_faces: int
+    aggressiveness: float
+    stuck_faces: int
+    grid: float
+
+
+def decimate(vertices: Vertices, faces: Faces, settings: Decimation) -> tuple[Vertices, Faces]:
+    """Returns a mesh that looks alike from afar.
+
+    Args:
+        vertices: (n, 3), m; may be given several times, as in files with a normal per corner.
+        faces: (m, 3), indices into `vertices`.
+        settings: How far to go.
 
     Raises:
         ImportError: If fast-simplification is missing.
@@ -47,14 +55,14 @@ def decimate(
         if len(faces) <= target:
             return vertices, faces
         points, triangles = simplify(
-            vertices.astype(np.float32), faces.astype(np.int32), target_count=target, agg=aggressiveness
+            vertices.astype(np.float32), faces.astype(np.int32), target_count=target, agg=settings.aggressiveness
         )
         return points.astype(np.float64), triangles.astype(np.int64)
 
-    target = max(least_faces, int(keep * len(faces)))
+    target = max(settings.least_faces, int(settings.keep * len(faces)))
     vertices, faces = collapse(*merge_vertices(vertices, faces, 1e-4))
-    if len(faces) > stuck_faces:
-        vertices, faces = collapse(*merge_vertices(vertices, faces, grid))
+    if len(faces) > settings.stuck_faces:
+        vertices, faces = collapse(*merge_vertices(vertices, faces, settings.grid))
     return vertices, faces
 
 

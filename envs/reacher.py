@@ -48,7 +48,7 @@ _FLOOR = 'width="300" height="300" mark="edge" markrgb=".2 .3 .4"'
 class ReacherEnv(GoalEnv):
     """Reacher as a goal-conditioned environment; see the module for its physics and `GoalEnv` for the interface."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # type: ignore[misc]
     action_size = 2
     state_size = 6
     render_qualities = ("fast", "reference")

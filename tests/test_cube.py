@@ -202,7 +202,7 @@ def test_decimation_keeps_the_shape_with_few_faces() -> None:
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(turns), indexing="ij")
     a, b, c, d = i * turns + j, i * turns + (j + 1) % turns, (i + 1) * turns + j, (i + 1) * turns + (j + 1) % turns
     faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([b, d, c], -1).reshape(-1, 3)])
-    few, fewer_faces = decimate(vertices, faces, **cube_models.DECIMATION)
+    few, fewer_faces = decimate(vertices, faces, cube_models.DECIMATION)
     assert len(fewer_faces) < 0.15 * len(faces)
     assert np.abs(np.hypot(few[:, 0], few[:, 1]) - 0.05).max() < 0.003
     assert np.ptp(few[:, 2]) == pytest.approx(0.4, abs=0.003)

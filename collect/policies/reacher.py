@@ -113,7 +113,7 @@ class SACPolicy:
     def act(self, info: Info) -> NDArray[np.float32]:
         """Returns a noisy step towards the target, (2,); draws a new target first if the stay on this one is over."""
         state = info["state"]
-        self._stay -= np.linalg.norm(self._target - finger_position(state)) < ARRIVED
+        self._stay -= int(np.linalg.norm(self._target - finger_position(state)) < ARRIVED)
         if self._stay < 0 or self._age >= PATIENCE:
             self._draw_target()
         self._age += 1

@@ -106,11 +106,14 @@ def _learning_rate(remaining: float) -> float:
 
 
 def _progress(folder: Path, total: int) -> Any:
+    from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
     from tqdm import tqdm
 
     class Progress(BaseCallback):
         """Shows the progress; every 5,000 steps evaluates a little and writes a checkpoint."""
+
+        model: SAC
 
         def _on_training_start(self) -> None:
             self._bar = tqdm(total=total, initial=self.num_timesteps, unit="step", mininterval=5.0)
