@@ -300,3 +300,13 @@ def test_a_part_waits_in_the_same_format(tmp_path):
     assert len(Shard(part_path(tmp_path, 1))) == 1
     with pytest.raises(FileNotFoundError, match="interrupted"):
         Dataset.open(tmp_path)
+
+
+def test_checksums_can_be_left_out_and_are_noticed_otherwise():
+    frames = [bytearray(frame) for frame in encode(made_up_episode(0), FrameCodec()).frames]
+    out = np.empty((224, 224, 3), np.uint8)
+    frames[3][-1] ^= 1  # of the checksum itself
+    FrameDecoder().decode_into(out, 0, memoryview(frames[0]), memoryview(frames[3]), check=False)
+    np.testing.assert_array_equal(out, made_up_episode(0).pixels[3])
+    with pytest.raises(ValueError, match="damaged"):
+        FrameDecoder().decode_into(out, 0, memoryview(frames[0]), memoryview(frames[3]))

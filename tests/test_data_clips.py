@@ -117,7 +117,9 @@ def test_leaving_the_loop_ends_the_threads(dataset):
 
 def test_an_error_in_the_background_reaches_the_consumer(dataset, monkeypatch):
     sampler = ClipSampler(dataset)
-    monkeypatch.setattr(type(dataset), "decode_into", lambda *args: (_ for _ in ()).throw(ValueError("damaged")))
+    monkeypatch.setattr(
+        type(dataset), "decode_into", lambda *args, **options: (_ for _ in ()).throw(ValueError("damaged"))
+    )
     with pytest.raises(ValueError, match="damaged"):
         list(sampler.batches(0, 3, 2))
 

@@ -148,7 +148,7 @@ class ClipSampler:
 
     def _decode(self, out: NDArray[np.uint8], index: int, step: int, whole: NDArray[np.uint8] | None) -> None:
         if whole is None:
-            self.dataset.decode_into(out, index, step)
+            self.dataset.decode_into(out, index, step, check=False)
         else:
             self.dataset.decode_into(whole, index, step)
             planes = whole if self._stored.layout == "chw" else np.ascontiguousarray(whole.transpose(2, 0, 1))
@@ -185,11 +185,19 @@ class ClipSampler:
 
     # Many batches --------------------------------------------------------------------------------------------
 
-    def batches(self, start_step: int, n_steps: int, batch_size: int) -> Iterator[Batch]:
+    def batches(
+        self, start_step: int, n_steps: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
         """Yields the batches of steps `start_step` to `start_step + n_steps - 1` in order, prepared in the background.
 
         Where CUDA is available they are in pinned memory. Closing the iterator (or leaving its loop) ends the threads.
+        Of `world_size` processes that share each batch, the one numbered `rank` gets its part of it.
+
+        Raises:
+            ValueError: If the processes cannot share a batch evenly.
         """
+        if batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} clips cannot be shared evenly by {world_size} processes")
         self.preload()
         steps = iter(range(start_step, start_step + n_steps))
         threads = 1 if self._in_memory else self.threads
@@ -197,7 +205,7 @@ class ClipSampler:
         ahead: deque[Future[Batch]] = deque()
         try:
             for step in steps:
-                ahead.append(pool.submit(self.batch, step, batch_size))
+                ahead.append(pool.submit(self.batch, step * world_size + rank, batch_size // world_size))
                 if len(ahead) > threads:
                     yield ahead.popleft().result()
             while ahead:
