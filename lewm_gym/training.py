@@ -74,6 +74,18 @@ class Clips(Protocol):
         """Yields the batches of consecutive steps, prepared ahead."""
 
 
+class WithLoss(nn.Module):
+    """A learner whose loss is its forward pass, as DistributedDataParallel wants it."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns `learner.loss(batch)`."""
+        return self.learner.loss(batch)  # type: ignore[operator]
+
+
 class TrainingDiverged(ValueError):
     """The loss is not a number any more."""
 

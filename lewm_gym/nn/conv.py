@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lewm_gym.nn.distributed import BatchNorm2d
+
 
 class ConvEncoder(nn.Module):
     """Encodes images (n, 3, size, size) as (n, width).
@@ -28,10 +30,10 @@ class ConvEncoder(nn.Module):
         stages: list[nn.Module] = [nn.Conv2d(3, channels[0], kernel_size=4, stride=4, bias=False)]
         side = image_size // 4
         for before, after in zip(channels, channels[1:], strict=False):
-            stages += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            stages += [BatchNorm2d(before), nn.ReLU(inplace=True)]
             stages.append(nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False))
             side = (side + 1) // 2
-        self.stages = nn.Sequential(*stages, nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True))
+        self.stages = nn.Sequential(*stages, BatchNorm2d(channels[-1]), nn.ReLU(inplace=True))
         self.out = nn.Linear(channels[-1] * side * side, width)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lewm_gym.nn.distributed import BatchNorm1d
+
 
 class ProjectionHead(nn.Module):
     """Linear, BatchNorm, GELU, Linear over all frames of a batch: (..., width) -> (..., out_width)."""
@@ -11,7 +13,7 @@ class ProjectionHead(nn.Module):
     def __init__(self, width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
         self.linear_in = nn.Linear(width, hidden_width)
-        self.norm = nn.BatchNorm1d(hidden_width)
+        self.norm = BatchNorm1d(hidden_width)
         self.activation = nn.GELU()
         self.linear_out = nn.Linear(hidden_width, out_width)
 

@@ -5,6 +5,9 @@ latents h_1..h_B with that of N(0, 1), weighted by exp(-t^2 / 2), over t in [0, 
 
     T = B * sum_k w_k [ (mean_b cos(t_k h_b) - exp(-t_k^2 / 2))^2 + (mean_b sin(t_k h_b))^2 ]
 
+When a batch is spread over processes the means run over all of it, with gradient, along the same directions: the
+statistic of a part is not a part of the statistic.
+
 Both parts are even in t, so the knots cover half the axis and the trapezoid weights are doubled. T averages 1.0525 over
 standard Gaussian samples, whatever B, and about 0.402 B over a collapsed batch.
 """
@@ -15,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lewm_gym.nn.distributed import all_mean, from_first, world_size
 
 
 class SIGReg(nn.Module):
@@ -45,7 +50,7 @@ class SIGReg(nn.Module):
 
     def draw_directions(self, latents: Tensor) -> Tensor:
         """Returns random unit columns, (Z, n_directions) float32."""
-        directions = torch.randn(latents.shape[-1], self.n_directions, device=latents.device)
+        directions = from_first(torch.randn(latents.shape[-1], self.n_directions, device=latents.device))
         return directions / directions.norm(dim=0, keepdim=True)
 
     def statistic(self, latents: Tensor, directions: Tensor) -> Tensor:
@@ -67,19 +72,21 @@ class _EppsPulley(torch.autograd.Function):
         for cos, sin in _turns(projected, knots):
             cos_means.append(cos.mean(dim=-2))
             sin_means.append(sin.mean(dim=-2))
+        means = all_mean(torch.stack([torch.stack(cos_means), torch.stack(sin_means)]))  # (2, knots, T, P)
         shape = (-1,) + (1,) * (projected.ndim - 1)
-        real = torch.stack(cos_means) - gaussian.view(shape)  # (knots, T, P)
-        imaginary = torch.stack(sin_means)
+        real, imaginary = means[0] - gaussian.view(shape), means[1]
         ctx.save_for_backward(projected, knots, weights, real, imaginary)
-        return projected.shape[-2] * ((real.square() + imaginary.square()) * weights.view(shape)).sum(dim=0)
+        ctx.world_size = world_size()
+        return ctx.world_size * projected.shape[-2] * ((real.square() + imaginary.square()) * weights.view(shape)).sum(dim=0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         projected, knots, weights, real, imaginary = ctx.saved_tensors
         gradient = torch.zeros_like(projected)
-        # d T / d h_b = sum_k 2 w_k t_k (imaginary_k cos(t_k h_b) - real_k sin(t_k h_b)); B cancels the 1 / B of the mean
+        # d T / d h_b = sum_k 2 w_k t_k (imaginary_k cos(t_k h_b) - real_k sin(t_k h_b)); B cancels the mean's 1 / B.
+        # Every process's loss holds all of T: gradients are those of the sum over processes (nn/distributed.py).
         for k, (cos, sin) in enumerate(_turns(projected, knots)):
-            factor = 2 * weights[k] * knots[k] * grads[0]
+            factor = 2 * ctx.world_size * weights[k] * knots[k] * grads[0]
             gradient.addcmul_(cos, (factor * imaginary[k]).unsqueeze(-2))
             gradient.addcmul_(sin, (factor * real[k]).unsqueeze(-2), value=-1)
         return gradient, None, None, None

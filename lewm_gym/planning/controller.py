@@ -75,7 +75,7 @@ class RecedingHorizon:
                 f"got observations of {len(pixels)} environments after those of {len(slots)}; call reset() in between"
             )
         for i, slot in enumerate(slots):
-            fingerprint = zlib.crc32(np.ascontiguousarray(goals[i]))
+            fingerprint = zlib.crc32(goals[i].tobytes())
             if slot.goal != fingerprint or (episode_start is not None and episode_start[i]):
                 slot.queue.clear()
                 slot.goal = fingerprint

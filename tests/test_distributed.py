@@ -1,0 +1,61 @@
+"""Two processes with half of a batch each compute what one computes with the whole."""
+
+from __future__ import annotations
+
+import os
+
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from lewm_gym.nn.distributed import alone, world_size
+from lewm_gym.training import WithLoss
+from lewm_gym.types import Batch
+
+
+def clips(n=8):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 4, 56, 56, 3), dtype=torch.uint8, generator=generator)
+    return Batch(pixels, torch.rand(n, 3, 10, generator=generator) * 2 - 1)
+
+
+def losses_and_gradients(model, batch):
+    torch.manual_seed(5)  # SIGReg's directions
+    loss, parts = model(batch)
+    loss.backward()
+    return loss.detach(), parts["sigreg"].detach()
+
+
+def _work(rank: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    learner = tiny.model().train()
+    assert world_size() == 2
+    with alone():
+        assert world_size() == 1
+    whole = clips()
+    half = Batch(*(t.chunk(2)[rank] for t in whole))
+    torch.manual_seed(100 + rank)  # directions must come from the first process
+    loss, sigreg = losses_and_gradients(DistributedDataParallel(WithLoss(learner)), half)
+    dist.all_reduce(loss)
+    if rank == 0:
+        result = {f"gradient/{n}": p.grad for n, p in learner.named_parameters()}
+        result |= {f"buffer/{n}": b for n, b in learner.named_buffers()}
+        torch.save({**result, "loss": loss / 2, "sigreg": sigreg}, f"{folder}/result.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
+    mp.start_processes(_work, (str(tmp_path),), nprocs=2, start_method="spawn")
+    got = torch.load(tmp_path / "result.pt", weights_only=True)
+    learner = tiny.model().train()
+    loss, sigreg = losses_and_gradients(WithLoss(learner), clips())
+    torch.testing.assert_close(got["loss"], loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got["sigreg"], sigreg, rtol=1e-5, atol=1e-6)
+    for name, parameter in learner.named_parameters():
+        torch.testing.assert_close(got[f"gradient/{name}"], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+    for name, buffer in learner.named_buffers():
+        torch.testing.assert_close(got[f"buffer/{name}"], buffer, rtol=1e-4, atol=1e-5, msg=name)
