@@ -121,6 +121,15 @@ def test_everything_for_the_tests_is_more_than_the_demo_needs(machine: Machine) 
     assert machine.pip_calls == []
 
 
+@pytest.mark.parametrize(("version", "apart"), [("3.11", False), ("3.12", False), ("3.13", True), ("3.14", True)])
+def test_dm_control_comes_without_labmaze_where_that_has_no_wheel(machine: Machine, version: str, apart: bool) -> None:
+    machine.environment["STUB_VERSION"] = version
+    machine.setup("core")
+    assert not any("dm_control==" in call for call in machine.pip_calls)
+    machine.setup("all")
+    assert ("install --no-deps dm_control==1.0.50 ogbench==1.2.2" in machine.pip_calls) == apart
+
+
 @pytest.mark.parametrize("change", ["setup.cfg", "python"])
 def test_changed_requirements_or_python_install_again(machine: Machine, change: str) -> None:
     machine.setup()
