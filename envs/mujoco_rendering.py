@@ -52,6 +52,9 @@ def load_mujoco() -> ModuleType:
     """
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = choose_backend()  # if mujoco is imported already, dm_control may still heed it
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        # One thread per process was asked for, as workers are: Mesa's software rasteriser does not heed that name.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
         mujoco = importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
