@@ -1,0 +1,144 @@
+"""Behaviour policies for Push-T: a scripted expert that stands in for human demonstrations, and a weak one.
+
+The expert knows what some 9,000 short pushes do to the T (`pusht_primitives`). Again and again it takes the one that
+brings the T nearest to its goal, a little discounted by the time it takes (`pusht_planner`), walks to where that push
+begins, around the T (`pusht_routes`), pushes, brakes (`pusht_moves`) and looks anew. When that leads nowhere it tries
+others at random. Like a person it walks now slowly, now fast, has whims and makes detours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from collect.policies.pusht_moves import Move, step_towards
+from collect.policies.pusht_planner import ExpertConfig, Planner, misplacement
+from collect.policies.pusht_routes import Pose
+from envs.goal_env import State
+from envs.pusht_geometry import AGENT_RADIUS, centre_of_gravity, coverage, distance, wall_overlap
+from lewm_gym.types import BehaviourPolicy, Info, Obs
+
+COVERED = 0.95  # of the goal's T: the block is in place
+_NEARLY = 12.0  # px of misplacement below which the expert is careful
+_CENTRE = (256.0, 262.0)  # px, of the blocks that do not start anywhere
+_AGENTS, _BLOCKS = (50.0, 450.0), (100.0, 400.0)  # px per axis, where the reference draws agent and block
+
+
+class Expert:
+    """Pushes the T to its goal pose, then goes where the goal state wants the agent.
+
+    Args:
+        config: See `ExpertConfig`.
+    """
+
+    max_steps = 300
+
+    def __init__(self, config: ExpertConfig | None = None) -> None:
+        self.config = config or ExpertConfig()
+        self.noise = self.config.noise
+
+    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a random start and a random goal."""
+        self._rng = rng
+        self._planner = Planner(self.config, rng)
+        self._moves: list[Move] = []
+        self._placed = False
+        self._step = 0
+        start, goal = draw_start_and_goal(self.config, rng)
+        return env.reset(options={"state": start, "goal_state": goal})
+
+    def act(self, info: Info) -> NDArray[np.float32]:
+        """Returns the next action of the present plan, which is made anew where it ends."""
+        state, goal = info["state"], info["goal_state"]
+        self._placed = self._placed or coverage(state[2:5], goal[2:5]) > COVERED
+        action = self._moves[0].action(state) if self._moves else None
+        while action is None:
+            rest = self._moves[1:] if self._moves and self._moves[0].succeeded else []
+            self._moves = rest or self._planner.plan(state, goal, self._placed, self._step)
+            action = self._moves[0].action(state)
+        self._step += 1
+        nearly = misplacement(Pose(*state[2:5]), goal)[0] < _NEARLY
+        noise = self.noise * (self.config.careful_noise if nearly else 1.0)
+        return np.clip(action + self._rng.normal(0.0, noise, 2), -1.0, 1.0).astype(np.float32)
+
+    def done(self, info: Info) -> bool:
+        """Returns whether the block was put in place (coverage above 0.95) and the goal state is reached."""
+        self._placed = self._placed or coverage(info["state"][2:5], info["goal_state"][2:5]) > COVERED
+        return self._placed and bool(info["is_success"])
+
+
+class Weak:
+    """Wanders: at every turn towards a random point, mostly one near the block, which it pushes about by chance.
+
+    Args:
+        noise: Standard deviation of what is added to each action.
+
+    Raises:
+        ValueError: For a negative noise.
+    """
+
+    max_steps = 200
+
+    def __init__(self, noise: float = 0.1) -> None:
+        if not noise >= 0.0:
+            raise ValueError(f"noise must be at least 0, got {noise}")
+        self.noise = noise
+
+    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a random start and a random goal, which the policy does not look at."""
+        self._rng = rng
+        self._left = 0
+        start, goal = draw_start_and_goal(ExpertConfig(), rng)
+        return env.reset(options={"state": start, "goal_state": goal})
+
+    def act(self, info: Info) -> NDArray[np.float32]:
+        """Returns a step towards the present point."""
+        state, rng = info["state"], self._rng
+        if self._left == 0:
+            self._left = int(rng.integers(4, 16))
+            self._speed = float(rng.uniform(5.0, 25.0))  # px per step
+            near_block = centre_of_gravity(*state[2:5]) + rng.normal(0.0, 50.0, 2)
+            self._point = near_block if rng.uniform() < 0.75 else rng.uniform(*_AGENTS, 2)
+        self._left -= 1
+        action = step_towards([self._point], self._speed, state)
+        return np.clip(action + rng.normal(0.0, self.noise, 2), -1.0, 1.0).astype(np.float32)
+
+    def done(self, info: Info) -> bool:
+        """Returns False: episodes have a fixed length."""
+        return False
+
+
+def draw_start_and_goal(config: ExpertConfig, rng: np.random.Generator) -> tuple[State, State]:
+    """Returns a random start and goal state that differ by more than the expert's tolerance."""
+    while True:
+        start = _draw_state(rng, config.start_spread, config.wide_starts)
+        goal = _draw_state(rng, config.goal_spread, config.wide_goals)
+        if coverage(start[2:5], goal[2:5]) < COVERED:
+            return start, goal
+
+
+def _draw_state(rng: np.random.Generator, spread: tuple[float, float], wide: float) -> State:
+    """Returns a resting state: the block anywhere with probability `wide`, else about the centre."""
+    anywhere = rng.uniform() < wide
+    while True:
+        agent = rng.uniform(*_AGENTS, 2)
+        block = rng.uniform(*_BLOCKS, 2) if anywhere else rng.normal(_CENTRE, spread, 2)
+        pose = (*block, rng.uniform(0.0, 2.0 * np.pi))
+        if wall_overlap(*pose) <= 0.0 and distance(tuple(agent), *pose) > AGENT_RADIUS + 1.0:
+            return np.array([*agent, *pose, *np.zeros(5)])
+
+
+def _expert(noise: float | None = None) -> Expert:
+    return Expert() if noise is None else Expert(ExpertConfig(noise=float(noise)))
+
+
+def _weak(noise: float | None = None) -> Weak:
+    return Weak() if noise is None else Weak(float(noise))
+
+
+#: name -> factory of (noise); the first is the default.
+POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"expert": _expert, "weak": _weak}

@@ -1,0 +1,155 @@
+"""How Push-T's expert decides: which of the known pushes brings the T nearest to its goal, and how to get to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from collect.policies.pusht_moves import Move, Points, Push, Walk
+from collect.policies.pusht_primitives import primitives
+from collect.policies.pusht_routes import Pose, Routes, inside_arena, last_legs
+from envs.goal_env import State
+from envs.pusht_geometry import BLOCK_SCALE, OUTLINE, wall_overlap
+
+_MIDDLE = OUTLINE.mean(axis=0) * BLOCK_SCALE  # of the vertices, in the T's frame
+_SPREAD_SQUARED = float(((OUTLINE * BLOCK_SCALE - _MIDDLE) ** 2).sum(axis=1).mean())
+_CHEAPEST = 200  # pushes that are looked at closely
+_PATIENCE = 3  # plans without progress after which a push is chosen at random
+_PROGRESS = 0.05  # part of the misplacement, and at least 0.3 px
+_UNHURRIED = 20.0  # px of misplacement below which time counts less and whims are over
+_ROOM = 32.0  # px between T and wall that let the agent pass
+_CROWDING = 0.5  # px of distance to the goal that a px less of that room is worth
+_PLACES = (25.0, 90.0), (470.0, 420.0)  # px, lowest and highest place of a detour; wide, as in the published data
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """How the expert behaves and where its episodes begin and end; chosen to fit the published data's statistics."""
+
+    noise: float = 0.03  # std of what is added to each action (0.01 is 1 px of the agent's target)
+    careful_noise: float = 0.3  # part of it that remains while the block is nearly in place
+    speeds: tuple[float, float] = (6.0, 14.0)  # px per step, range of the cap on walking
+    speed_drift: float = 3.0  # px per step, std of the cap's change from one plan to the next
+    step_cost: float = 0.15  # px of distance to the goal that a step is worth
+    whim: float = 0.03  # std of what is added to a push's cost, as part of the present misplacement
+    detours: float = 0.45  # probability, at each plan, of walking to a random place first
+    leisure: int = 140  # steps after which there are no more detours and no slow walks
+    start_spread: tuple[float, float] = (32.0, 46.0)  # px, std of the block's start about the centre
+    goal_spread: tuple[float, float] = (28.0, 45.0)  # px, std of the block's goal about the centre
+    wide_starts: float = 0.2  # part of the starts that are uniform over the arena instead
+    wide_goals: float = 0.2  # part of the goals likewise
+
+    def __post_init__(self) -> None:
+        """Refuses a negative noise."""
+        if not self.noise >= 0.0:
+            raise ValueError(f"noise must be at least 0, got {self.noise}")
+
+
+class Planner:
+    """Chooses moves, and remembers whether they help.
+
+    Args:
+        config: Of the expert.
+        rng: The episode's random stream.
+    """
+
+    def __init__(self, config: ExpertConfig, rng: np.random.Generator) -> None:
+        self._config, self._rng = config, rng
+        self._library = primitives()
+        self._legs = last_legs(self._library.contacts)
+        self._speed = float(rng.uniform(*config.speeds))
+        self._best = math.inf  # px, the least misplacement since the last random choice
+        self._idle = 0  # plans since it last improved
+        self._wildness = _CHEAPEST  # pushes among which the last random choice fell
+
+    def plan(self, state: State, goal: State, placed: bool, step: int) -> list[Move]:
+        """Returns what to do next.
+
+        Args:
+            state: The present.
+            goal: The goal state.
+            placed: Whether the block is in place, so that only the agent has to go to its goal.
+            step: Of the episode.
+        """
+        pose = Pose(*state[2:5])
+        routes = Routes(pose, state[:2])
+        late = step > self._config.leisure
+        self._drift_speed(late)
+        if placed:
+            return [Walk(routes.way(pose.local(goal[:2])), self._speed, state)]
+        if not late and self._rng.uniform() < self._config.detours:
+            place = pose.local(self._rng.uniform(*_PLACES))
+            if math.isfinite(routes.lengths(place[None])[0]):
+                return [Walk(routes.way(place), self._speed, state)]
+        push = self._choose(pose, routes, goal)
+        if push is None:  # hemmed in between block and wall: straight through the block
+            return [Walk([self._rng.uniform(*_PLACES)], self._speed, state)]
+        library = self._library
+        way = routes.way(library.contacts[library.contact[push]])
+        path = pose.arena(library.path[push, : library.steps[push]])
+        return [Walk(way, self._speed, state), Push(path)]
+
+    def _drift_speed(self, late: bool) -> None:
+        slowest, fastest = self._config.speeds
+        speed = self._speed + self._rng.normal(0.0, self._config.speed_drift)
+        self._speed = float(np.clip(speed, 0.5 * (slowest + fastest) if late else slowest, fastest))
+
+    def _choose(self, pose: Pose, routes: Routes, goal: State) -> int | None:
+        """Returns the index of the next push, or None if none can be reached that ends within the walls."""
+        library = self._library
+        now, middle, turn = misplacement(pose, goal)
+        cost = _rms(library.centroid - middle, library.turn - turn)
+        walks = np.where(
+            inside_arena(pose.arena(library.contacts)), routes.lengths(library.contacts, self._legs), np.inf
+        )
+        # The nearer the goal, the more a small improvement is worth a long walk.
+        step_cost = self._config.step_cost * min(max(now / _UNHURRIED, 0.1), 1.0)
+        cost += step_cost * ((walks / self._speed)[library.contact] + library.steps)
+        if now > _UNHURRIED:
+            cost += self._rng.normal(0.0, self._config.whim * now, len(cost))
+        stuck = self._is_stuck(now)
+        count = self._wildness if stuck else _CHEAPEST
+        cheapest = np.argpartition(cost, count)[:count]
+        overlap = self._overlap_after(pose, cheapest)
+        inside = (overlap < 0.0) & inside_arena(pose.arena(library.agent[cheapest]))
+        cheapest, overlap = (array[inside & np.isfinite(cost[cheapest])] for array in (cheapest, overlap))
+        if not len(cheapest):
+            return None
+        if stuck:
+            return int(self._rng.choice(cheapest))
+        # A T against a wall is hard to push: keep off unless the goal is there.
+        crowding = np.maximum(overlap + _ROOM, 0.0) - max(wall_overlap(*goal[2:5]) + _ROOM, 0.0)
+        return int(cheapest[np.argmin(cost[cheapest] + _CROWDING * np.maximum(crowding, 0.0))])
+
+    def _is_stuck(self, now: float) -> bool:
+        """Returns whether to try something at random; from one time to the next among twice as many pushes."""
+        if now < self._best - max(0.3, _PROGRESS * now):
+            self._best, self._idle = now, 0
+            self._wildness = max(self._wildness // 2, _CHEAPEST)
+        else:
+            self._idle += 1
+        if self._idle < _PATIENCE:
+            return False
+        self._best, self._idle = math.inf, 0
+        self._wildness = min(2 * self._wildness, len(self._library.turn) // 2)
+        return True
+
+    def _overlap_after(self, pose: Pose, pushes: Points) -> Points:
+        """Returns how far the T would reach into a wall after each of `pushes`, (n,) px."""
+        ends = pose.arena(self._library.moved[pushes]).tolist()
+        angles = (pose.angle + self._library.turn[pushes]).tolist()
+        return np.array([wall_overlap(*end, angle) for end, angle in zip(ends, angles, strict=True)])
+
+
+def misplacement(pose: Pose, goal: State) -> tuple[float, Points, float]:
+    """Returns the RMS distance of the T's vertices from the goal's, and the goal's middle and turn in the T's frame."""
+    middle = pose.local(Pose(*goal[2:5]).arena(_MIDDLE))
+    turn = goal[4] - pose.angle
+    return float(_rms(middle - _MIDDLE, turn)), middle, turn
+
+
+def _rms(apart: Points, turn: Points | float) -> Points:
+    """Returns the RMS distance of the vertices of T's whose middles are `apart` (..., 2) and that differ by `turn`."""
+    return np.sqrt((apart**2).sum(axis=-1) + 2.0 * _SPREAD_SQUARED * (1.0 - np.cos(turn)))
