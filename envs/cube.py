@@ -131,10 +131,9 @@ class CubeEnv(GoalEnv):
         self._state, self._late_pose = self.simulation.step(self._state, action, pose)
         return self.is_goal(self._state, self.goal_state)
 
-    def is_goal(self, state: State, goal_state: State) -> bool:
+    def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Returns whether the cube's centre is within 0.04 m of the goal's."""
-        distance = np.linalg.norm(state[CUBE_POSITION] - goal_state[CUBE_POSITION])
-        return bool(distance <= SUCCESS_DISTANCE)  # False where the goal is unknown (NaN)
+        return np.linalg.norm(achieved - desired, axis=-1) <= SUCCESS_DISTANCE
 
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns the cube's position, (3,) m."""

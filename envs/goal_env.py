@@ -118,8 +118,11 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         """Applies one action; returns whether the goal was met during it or at its end (`self.goal_state`)."""
 
     @abstractmethod
-    def is_goal(self, state: State, goal_state: State) -> bool:
-        """Returns the task's success test."""
+    def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Returns the task's success test, (...), of achieved and desired goals, each (..., goal size).
+
+        It is False where a goal is unknown (NaN).
+        """
 
     @abstractmethod
     def render_state(self, state: State) -> Frame:
@@ -128,6 +131,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     @abstractmethod
     def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
         """Returns the named physical quantities of a state, each (k,) float32, for probing and statistics."""
+
+    def is_goal(self, state: State, goal_state: State) -> bool:
+        """Returns whether the task is solved in `state` if the goal is `goal_state`."""
+        return bool(self.reached(self.achieved_goal(state), self.achieved_goal(goal_state)))
 
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns the part of a state that the success test looks at, for hindsight relabelling."""

@@ -125,11 +125,11 @@ class PushTEnv(GoalEnv):
             self._state = np.array(advance(self._state.tolist(), action.tolist(), self.sizes))
         return self.is_goal(self._state, self.goal_state)
 
-    def is_goal(self, state: State, goal_state: State) -> bool:
+    def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Returns whether agent and block are within 20 px and the block's angle within pi/9 of the goal's."""
-        off = (state[4] - goal_state[4] + np.pi) % (2 * np.pi) - np.pi
-        near = np.linalg.norm(state[:4] - goal_state[:4]) < SUCCESS_DISTANCE
-        return bool(near and abs(off) < SUCCESS_ANGLE)  # False where the goal is unknown (NaN)
+        off = (achieved[..., 4] - desired[..., 4] + np.pi) % (2 * np.pi) - np.pi
+        near = np.linalg.norm(achieved[..., :4] - desired[..., :4], axis=-1) < SUCCESS_DISTANCE
+        return near & (np.abs(off) < SUCCESS_ANGLE)
 
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns agent position, block position and block angle, (5,)."""

@@ -102,12 +102,12 @@ class ReacherEnv(GoalEnv):
             reached = reached or self.is_goal(self._state, self.goal_state)
         return reached
 
-    def is_goal(self, state: State, goal_state: State) -> bool:
+    def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Returns whether both joints are within 0.05 rad of the goal's."""
-        difference = state[:2] - goal_state[:2]
+        shoulder, wrist = np.moveaxis(achieved - desired, -1, 0)
         if not self.reference_rules:
-            difference[0] = (difference[0] + np.pi) % (2 * np.pi) - np.pi
-        return bool((np.abs(difference) < SUCCESS_RADIANS).all())  # False where the goal is unknown (NaN)
+            shoulder = (shoulder + np.pi) % (2 * np.pi) - np.pi
+        return (np.abs(shoulder) < SUCCESS_RADIANS) & (np.abs(wrist) < SUCCESS_RADIANS)
 
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns both joint angles, (2,) rad."""

@@ -1,15 +1,29 @@
 """Two-Room: a dot that must go through the one door of a wall to the other room.
 
-Geometry, in pixels of the 224x224 picture (origin top left, x right, y down): a wall fills x 107..117 but for a
-door at y 35..63; border lines 4 px thick end at 14 px. Re-implemented from the description of the environment of
-PLDM (arXiv 2502.14819) as stable-worldmodel configures it.
+Geometry, in px of the 224x224 picture (origin top left, x right, y down): a wall fills x 107..117 but for a door at
+y 35..63; border lines 4 px thick end at 14 px; lines and wall run to the picture's edge. Re-implemented from the
+description of the environment of PLDM (arXiv 2502.14819) as stable-worldmodel configures it.
 
-State: the dot's centre (x, y). Dynamics: (x, y) + 5 px * action, clamped to [21, 203]; deterministic.
-Success: within 16 px of the goal.
+State, (2,) float64: the dot's centre (x, y), px. Dynamics: (x, y) + 5 px * action, clamped to [21, 203];
+deterministic. Success: the dot's centre is less than 16 px from the goal's at the end of a step.
 
-The wall as the dot's centre meets it is the zone x 100..124 with passage at y 33.25..64.75: whoever would enter
-it elsewhere stays 0.5 px before it. Here the whole segment of a step is tested. With `reference_rules=True` only
-its end point is, as in the reference, so that a dot can slip past the door's edge.
+The wall as the dot's centre meets it is the zone x 100..124 (wall and radius) with a passage at y 33.25..64.75 (the
+door and 1.75 px): whoever would enter the zone elsewhere slides along it, 0.5 px away.
+
+With `reference_rules=True` only a step's end point is tested against the zone, as in stable-worldmodel, so that a dot
+can slip past the door's edge; here the whole segment is. Nothing else differs but the reference's single precision
+(1e-5 px) and its pictures, which truncate where ours round (one grey level).
+
+Variations (options of `reset`, with the reference's names and ranges where it has them):
+
+- dynamics and picture: `agent_radius` (px: the drawn dot's standard deviation, and what walls meet),
+  `wall_thickness` (px, whole ones), `wall_axis` ("vertical", "horizontal"), `door_number` (1..3) and for each of
+  three doors, of which the first `door_number` exist, `door_position` (px along the wall, its centre; reference
+  0..223, where a door can lie in the border) and `door_size` (px, half of its width; reference 1..21, of which
+  one must hold the dot);
+- dynamics: `agent_speed` (px per step);
+- picture: `agent_color`, `background_color`, `border_color`, `door_color`, `wall_color`, `goal_color` (RGB 0..255);
+  `goal_visible` draws the goal as a dot of `goal_radius` px too; `light_intensity` multiplies all colours (ours).
 """
 
 from __future__ import annotations
@@ -20,16 +34,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.goal_env import Frame, GoalEnv, State
+from envs.two_room_rooms import CENTRE, Rooms
 from lewm_gym.tasks import IMAGE_SIZE
 
-SPEED = 5.0  # px per step at |action| = 1
-LOW, HIGH = 21.0, 203.0  # px, where the dot's centre may be
-WALL_LEFT, WALL_RIGHT = 100.0, 124.0  # px, the zone that the dot's centre may enter only through the door
-DOOR_TOP, DOOR_BOTTOM = 33.25, 64.75  # px, the passage through the zone
-DOOR_CENTRE = (112.0, 49.0)  # px
+_DEFAULT = Rooms()
+SPEED = _DEFAULT.speed  # px per step at |action| = 1
+LOW, HIGH = _DEFAULT.low, _DEFAULT.high  # px, where the dot's centre may be
+WALL_LEFT, WALL_RIGHT = (
+    _DEFAULT.near,
+    _DEFAULT.far,
+)  # px, the zone that the dot's centre may enter only through the door
+DOOR_CENTRE = (CENTRE, _DEFAULT.doors[0][0])  # px
 SUCCESS_RADIUS = 16.0  # px
-DOT_STD = 7.0  # px
-_PATCH = 25  # px, half width of what is drawn: beyond, the dot's weight is below half a grey level
+_LINES = 10, 14  # px from the picture's edge, of the border lines
+_REACH = 3.54  # standard deviations, beyond which a dot's weight is below half a grey level: sqrt(2 ln 510)
 
 
 class TwoRoomEnv(GoalEnv):
@@ -37,24 +55,54 @@ class TwoRoomEnv(GoalEnv):
 
     action_size = 2
     state_size = 2
+    variation_ranges = {
+        "agent_color": (0.0, 255.0, (255.0, 0.0, 0.0)),
+        "agent_radius": (7.0, 14.0, 7.0),
+        "agent_speed": (1.75, 10.5, 5.0),
+        "background_color": (0.0, 255.0, (255.0, 255.0, 255.0)),
+        "border_color": (0.0, 255.0, (0.0, 0.0, 0.0)),
+        "door_color": (0.0, 255.0, (255.0, 255.0, 255.0)),
+        "door_number": [1, 2, 3],
+        "door_position": (35.0, 189.0, (49.0, 49.0, 49.0)),
+        "door_size": (8.0, 21.0, (14.0, 14.0, 14.0)),
+        "goal_color": (0.0, 255.0, (0.0, 255.0, 0.0)),
+        "goal_radius": (7.0, 14.0, 7.0),
+        "goal_visible": [False, True],
+        "light_intensity": (0.2, 1.0, 1.0),
+        "wall_axis": ["vertical", "horizontal"],
+        "wall_color": (0.0, 255.0, (0.0, 0.0, 0.0)),
+        "wall_thickness": (7.0, 41.0, 10.0),
+    }
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._position = np.full(2, np.nan)
-        self._background = _draw_background()
+        self._position: State = np.full(2, np.nan)
+        self.variations = self._checked_variations({})
+        self._apply_variations(self.variations)
+
+    @property
+    def rooms(self) -> Rooms:
+        """Geometry and dynamics under the present variations."""
+        return _rooms(self.variations)
+
+    def _apply_variations(self, variations: dict[str, Any]) -> None:
+        self._rooms = self.rooms
+        self._picture = Picture(self._rooms, variations)
 
     def _sample_state(self, rng: np.random.Generator) -> State:
+        rooms = self._rooms
         while True:
-            position = rng.uniform(LOW, HIGH, 2)
-            if not WALL_LEFT <= position[0] <= WALL_RIGHT:
+            position = rng.uniform(rooms.low, rooms.high, 2)
+            if not rooms.near <= position[0 if rooms.vertical else 1] <= rooms.far:
                 return position
 
     def check_state(self, state: State) -> None:
         """Raises ValueError for a dot outside the rooms or inside the wall."""
         x, y = state
-        if not (LOW <= x <= HIGH and LOW <= y <= HIGH):
-            raise ValueError(f"Two-Room state must lie within [{LOW}, {HIGH}] px, got ({x:g}, {y:g})")
-        if WALL_LEFT < x < WALL_RIGHT and not DOOR_TOP <= y <= DOOR_BOTTOM:
+        rooms = self.rooms  # of the variations of a reset that is not yet carried out
+        if not (rooms.low <= x <= rooms.high and rooms.low <= y <= rooms.high):
+            raise ValueError(f"Two-Room state must lie within [{rooms.low:g}, {rooms.high:g}] px, got ({x:g}, {y:g})")
+        if rooms.is_inside_wall(state[None])[0]:
             raise ValueError(f"Two-Room state ({x:g}, {y:g}) lies inside the wall")
 
     def _set_state(self, state: State) -> None:
@@ -64,82 +112,87 @@ class TwoRoomEnv(GoalEnv):
         return self._position.copy()
 
     def _advance(self, action: NDArray[np.float32]) -> bool:
-        moved = np.clip(self._position + SPEED * action.astype(np.float64), LOW, HIGH)
-        self._position = (_stop_at_wall_reference if self.reference_rules else _stop_at_wall)(self._position, moved)
+        self._position = self._rooms.move(self._position[None], action[None], self.reference_rules)[0]
         return self.is_goal(self._position, self.goal_state)
 
-    def is_goal(self, state: State, goal_state: State) -> bool:
-        """Returns whether the dot is within 16 px of the goal."""
-        return bool(np.hypot(*(state - goal_state)) < SUCCESS_RADIUS)
+    def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Returns whether dots are within 16 px of their goals."""
+        return ((achieved - desired) ** 2).sum(-1) < SUCCESS_RADIUS**2
 
     def render_state(self, state: State) -> Frame:
-        """Returns the picture of the dot at `state`."""
-        frame = self._background.copy()
-        _blend_dot(frame, self._background, state)
-        return frame
+        """Returns the picture of the dot at `state`, and of the goal if `goal_visible`."""
+        return self._picture.draw(state, self.goal_state)
 
     def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
         """Returns `agent_position` (2,), px."""
         return {"agent_position": state.astype(np.float32)}
 
 
-def _stop_at_wall(start: State, end: State) -> State:
-    """Returns where a dot rests that sets off straight from `start` (outside the wall) to `end`, sliding along what it meets.
+def _rooms(variations: dict[str, Any]) -> Rooms:
+    doors = zip(variations["door_position"].tolist(), variations["door_size"].tolist(), strict=True)
+    return Rooms(
+        agent_radius=float(variations["agent_radius"]),
+        speed=float(variations["agent_speed"]),
+        thickness=float(variations["wall_thickness"]),
+        vertical=variations["wall_axis"] == "vertical",
+        doors=tuple(doors)[: variations["door_number"]],
+    )
 
-    A step is shorter than the wall is thick, so a segment meets at most one of the zone's two faces.
+
+class Picture:
+    """Draws the rooms under given variations, with a dot or two.
+
+    Args:
+        rooms: The geometry.
+        variations: All of `TwoRoomEnv.variation_ranges`.
     """
-    face = _crossed_face(start[0], end[0])
-    if face is not None:
-        y = start[1] + (end[1] - start[1]) * (face - start[0]) / (end[0] - start[0])
-        in_door = DOOR_TOP <= y <= DOOR_BOTTOM
-        entering = WALL_LEFT < end[0] < WALL_RIGHT
-        if entering and not in_door:
-            return np.array([face - 0.5 if start[0] < end[0] else face + 0.5, end[1]])
-        if not entering and in_door:
-            return end
-    elif not WALL_LEFT < end[0] < WALL_RIGHT:
-        return end
-    return np.array([end[0], np.clip(end[1], DOOR_TOP, DOOR_BOTTOM)])
+
+    def __init__(self, rooms: Rooms, variations: dict[str, Any]) -> None:
+        light = float(variations["light_intensity"])
+        colours = {
+            name.removesuffix("_color"): (np.rint(value) * light).astype(np.float32)
+            for name, value in variations.items()
+            if name.endswith("_color")
+        }
+        self._background = _draw_background(rooms, colours)
+        self._agent = colours["agent"], rooms.agent_radius
+        self._goal = (colours["goal"], float(variations["goal_radius"])) if variations["goal_visible"] else None
+
+    def draw(self, position: State, goal: State) -> Frame:
+        """Returns the picture of the dot at `position` above the goal, (224, 224, 3) uint8; an unknown goal is NaN."""
+        frame = self._background.copy()
+        if self._goal is not None and np.isfinite(goal).all():
+            _blend_dot(frame, goal, *self._goal)
+        _blend_dot(frame, position, *self._agent)
+        return frame
 
 
-def _crossed_face(x_start: float, x_end: float) -> float | None:
-    """Returns the x of the zone's face between the two, or None if both are inside the zone or on one side of it."""
-    if (WALL_LEFT < x_start < WALL_RIGHT) == (WALL_LEFT < x_end < WALL_RIGHT):
-        return None
-    outside = x_end if WALL_LEFT < x_start < WALL_RIGHT else x_start
-    return WALL_LEFT if outside <= WALL_LEFT else WALL_RIGHT
+def _draw_background(rooms: Rooms, colours: dict[str, NDArray[np.float32]]) -> Frame:
+    pixel = np.arange(IMAGE_SIZE)
+    wall = np.abs(pixel - CENTRE) <= rooms.thickness // 2
+    door = np.zeros(IMAGE_SIZE, bool)
+    for centre, size in rooms.doors:
+        door |= np.abs(pixel - centre) <= size
+    first, last = _LINES
+    line = (first <= pixel) & (pixel < last) | (IMAGE_SIZE - last <= pixel) & (pixel < IMAGE_SIZE - first)
+    frame = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+    frame[:] = colours["background"]
+    across = frame if rooms.vertical else frame.swapaxes(0, 1)  # first index along the wall, second across it
+    across[np.ix_(door, wall)] = colours["door"]
+    across[np.ix_(~door, wall)] = colours["wall"]
+    frame[line] = frame[:, line] = colours["border"]
+    return (frame + 0.5).astype(np.uint8)
 
 
-def _stop_at_wall_reference(start: State, end: State) -> State:
-    """Returns `end`, put back to the near side if it lies inside the wall: only the end point is tested."""
-    x, y = end
-    if WALL_LEFT < x < WALL_RIGHT and not DOOR_TOP <= y <= DOOR_BOTTOM:
-        return np.array([WALL_LEFT - 0.5 if start[0] < DOOR_CENTRE[0] else WALL_RIGHT + 0.5, y])
-    return end
-
-
-def _draw_background() -> Frame:
-    frame = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, np.uint8)
-    border = slice(10, 14), slice(IMAGE_SIZE - 14, IMAGE_SIZE - 10)
-    for line in border:
-        frame[line, 10 : IMAGE_SIZE - 10] = 0
-        frame[10 : IMAGE_SIZE - 10, line] = 0
-    frame[10 : IMAGE_SIZE - 10, 107:118] = 0
-    frame[35:64, 107:118] = 255
-    return frame
-
-
-def _blend_dot(frame: Frame, background: Frame, centre: State) -> None:
-    """Alpha-blends a red Gaussian dot onto `frame`, at the exact (sub-pixel) centre."""
-    column, row = (int(round(c)) for c in centre)
-    rows = slice(max(row - _PATCH, 0), row + _PATCH + 1)
-    columns = slice(max(column - _PATCH, 0), column + _PATCH + 1)
-    patch = background[rows, columns]
-    across = np.exp(-0.5 * ((np.arange(columns.start, columns.start + patch.shape[1]) - centre[0]) / DOT_STD) ** 2)
-    down = np.exp(-0.5 * ((np.arange(rows.start, rows.start + patch.shape[0]) - centre[1]) / DOT_STD) ** 2)
-    alpha = (down[:, None] * across[None, :]).astype(np.float32)
-    keep = 1.0 - alpha
-    frame[rows, columns, 0] = patch[..., 0] * keep + 255.0 * alpha + 0.5
-    shade = (patch[..., 1] * keep + 0.5).astype(np.uint8)  # background is grey: green equals blue
-    frame[rows, columns, 1] = shade
-    frame[rows, columns, 2] = shade
+def _blend_dot(frame: Frame, centre: State, colour: NDArray[np.float32], std: float) -> None:
+    """Alpha-blends a Gaussian dot of `colour` onto `frame`, at the exact (sub-pixel) centre."""
+    half = int(np.ceil(_REACH * std))
+    column, row = round(float(centre[0])), round(float(centre[1]))
+    rows = slice(max(row - half, 0), row + half + 1)
+    columns = slice(max(column - half, 0), column + half + 1)
+    across = np.exp(-0.5 * ((np.arange(IMAGE_SIZE)[columns] - centre[0]) / std) ** 2)
+    down = np.exp(-0.5 * ((np.arange(IMAGE_SIZE)[rows] - centre[1]) / std) ** 2)
+    # Rows of interleaved channels are contiguous, which makes this four times as fast as (h, w, 3).
+    patch = frame.reshape(IMAGE_SIZE, -1)[rows, 3 * columns.start : 3 * columns.stop]
+    alpha = down.astype(np.float32)[:, None] * np.repeat(across.astype(np.float32), 3)
+    patch[:] = patch * (1.0 - alpha) + np.tile(colour, len(across)) * alpha + np.float32(0.5)
