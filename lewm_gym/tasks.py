@@ -54,6 +54,7 @@ TASKS: dict[str, Task] = {
             max_episode_steps=100,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75),
+            vector_entry_point="envs.two_room_vector:TwoRoomVectorEnv",
         ),
         Task(
             name="pusht",
