@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from collect.policies import make_policy, policies_of
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
 from lewm_gym.data.episode import Episode, check_episode
-from lewm_gym.data.header import Column, Header, installed_versions
+from lewm_gym.data.header import Header, columns_of, installed_versions
 from lewm_gym.data.shard import EncodedEpisode
 from lewm_gym.data.writer import save_episode
 from lewm_gym.tasks import get_task
@@ -109,7 +109,10 @@ class Player:
             actions.append(action)
             obs, _, _, _, info = self._env.step(action)
         episode = self._gather(states, actions, success)
-        return Played(self._describe(episode), EncodedEpisode(episode, None if encoder is None else encoder.finish()))
+        columns = columns_of(episode, getattr(self._env, "quantity_units", {}))
+        drawn_by = None if encoder is None else getattr(self._env, "gl_renderer", None)
+        header = self._header.with_columns(columns, self._versions, drawn_by)
+        return Played(header, EncodedEpisode(episode, None if encoder is None else encoder.finish()))
 
     def save(self, folder: Path, number: int) -> int:
         """Plays an episode and writes it as a part of the dataset; returns its number of frames."""
@@ -143,22 +146,6 @@ class Player:
         )
         check_episode(episode)
         return episode
-
-    def _describe(self, episode: Episode) -> Header:
-        units = getattr(self._env, "quantity_units", {})
-        columns = {
-            "action": Column(episode.action.shape[1], "float32", "", "action"),
-            "state": Column(episode.state.shape[1], "float64", "", "state"),
-            "success": Column(1, "bool", "", "success"),
-        }
-        for name, values in episode.quantities.items():
-            columns[name] = Column(values.shape[1], "float32", units.get(name, ""), "quantity")
-        return replace(
-            self._header,
-            columns=columns,
-            versions=self._versions,
-            gl_renderer=None if self._header.states_only else getattr(self._env, "gl_renderer", None),
-        )
 
 
 def make_env(task_name: str, render_quality: str | None = None) -> gymnasium.Env[Any, Any]:

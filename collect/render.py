@@ -28,9 +28,8 @@ class Renderer:
         self._dataset = Dataset.open(source)
         self._index = {int(number): i for i, number in enumerate(self._dataset.episode_numbers)}
         self._env = make_env(header.task, header.render_quality)
-        self._header = replace(
-            header, versions=installed_versions(), gl_renderer=getattr(self._env, "gl_renderer", None)
-        )
+        drawn_by = getattr(self._env, "gl_renderer", None)
+        self._header = header.with_columns(header.columns, installed_versions(), drawn_by)
 
     def save(self, folder: Path, number: int) -> int:
         """Draws an episode and writes it as a part of the dataset; returns its number of frames."""

@@ -14,8 +14,8 @@ LOCK_NAME = ".lock"
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file that becomes `path` when the block ends well, and vanishes when it does not.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path whose file becomes `path` when the block ends well, and vanishes when it does not.
 
     The data reach the disk before the name does, so that after a power cut the file is whole or absent.
 
@@ -24,9 +24,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
@@ -35,6 +34,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a failed write() does not say of what; the temporary name would not help
         raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for writing that is whole or absent in the end, as `atomic_path`."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def remove_leftovers(folder: Path) -> None:

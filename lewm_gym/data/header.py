@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
+
+from lewm_gym.data.episode import Episode
 
 SCHEMA = 1
 
@@ -70,6 +72,10 @@ class Header:
             name: getattr(self, name) for name in ("task", "policy", "noise", "seed", "render_quality", "states_only")
         }
 
+    def with_columns(self, columns: dict[str, Column], versions: dict[str, str], gl: str | None = None) -> Header:
+        """Returns the header with what only the first episode tells."""
+        return replace(self, columns=columns, versions=versions, gl_renderer=gl)
+
     def as_json(self) -> dict[str, Any]:
         """Returns the header as a JSON object."""
         return asdict(self)
@@ -80,6 +86,18 @@ class Header:
         known = {name: record[name] for name in Header.__dataclass_fields__ if name in record}
         known["columns"] = {name: Column(**column) for name, column in record["columns"].items()}
         return Header(**known)
+
+
+def columns_of(episode: Episode, units: Mapping[str, str]) -> dict[str, Column]:
+    """Returns the description of an episode's columns."""
+    columns = {
+        "action": Column(episode.action.shape[1], "float32", "", "action"),
+        "state": Column(episode.state.shape[1], "float64", "", "state"),
+        "success": Column(1, "bool", "", "success"),
+    }
+    for name, values in episode.quantities.items():
+        columns[name] = Column(values.shape[1], "float32", units.get(name, ""), "quantity")
+    return columns
 
 
 def check_schema(record: dict[str, Any], where: str) -> None:

@@ -1,0 +1,156 @@
+"""The reference's HDF5 layout (stable-worldmodel): imported and exported, so that its data train here and ours there.
+
+One dataset per column over all steps, `pixels` (N, 224, 224, 3) or (N, 3, 224, 224) uint8 among them, and `ep_len`,
+`ep_offset` over episodes. We also write `episode_idx` and `step_idx`, as the released LeWM data have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_gym.data.codec import codec_for
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.episode import FRAME_SHAPE, Episode, check_episode
+from lewm_gym.data.files import atomic_path
+from lewm_gym.data.header import Header, columns_of, installed_versions
+from lewm_gym.data.shard import encode
+from lewm_gym.data.writer import open_writer, save_episode
+
+_NOT_QUANTITIES = {"pixels", "action", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
+_SUCCESS = ("success", "is_success", "terminated")
+#: Called with (episodes done, episodes in all).
+Progress = Callable[[int, int], None]
+
+
+def import_hdf5(
+    path: str | Path,
+    folder: str | Path,
+    task: str,
+    state: str = "state",
+    units: dict[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Returns the dataset made from an HDF5 file. Like a collection, it resumes.
+
+    Args:
+        path: The file.
+        folder: Where to.
+        task: Name under which the dataset is recorded, such as "pusht".
+        state: Column to take as the state.
+        units: Of the other numeric columns, which become quantities.
+        progress: Called after every episode.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it is not of this layout, or its pictures are not 224 x 224.
+        ImportError: Without h5py.
+    """
+    path, folder, h5py = Path(path), Path(folder), _h5py()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as HDF5: {error}") from None
+    with file:
+        _check_layout(file, path, state)
+        lengths, offsets = file["ep_len"][:], file["ep_offset"][:]
+        codec = codec_for(task)
+        header = Header(task, f"imported from {path.name}", None, 0, codec=codec.as_json())
+        with open_writer(folder, header, range(len(lengths))) as writer:
+            for done, number in enumerate(list(writer.missing), start=1):
+                rows = slice(int(offsets[number]), int(offsets[number] + lengths[number]))
+                try:
+                    episode = _read(file, rows, state)
+                    check_episode(episode)
+                except ValueError as error:
+                    raise ValueError(f"{path}, episode {number}: {error}") from None
+                described = header.with_columns(columns_of(episode, units or {}), installed_versions(()))
+                save_episode(folder, described, number, encode(episode, codec))
+                writer.add(number)
+                if progress is not None:
+                    progress(done, len(lengths))
+            writer.close()
+    return Dataset.open(folder)
+
+
+def export_hdf5(dataset: Dataset, path: str | Path, progress: Progress | None = None) -> None:
+    """Writes a dataset as one HDF5 file, whole or not at all; frames are gzip-compressed one by one.
+
+    Raises:
+        ValueError: If the dataset has no frames.
+        ImportError: Without h5py.
+    """
+    path, h5py = Path(path), _h5py()
+    dataset.codec  # noqa: B018  raises without frames
+    count = dataset.n_frames
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file["ep_len"] = dataset.lengths.astype(np.int32)
+        file["ep_offset"] = dataset.starts[:-1]
+        file["episode_idx"] = np.repeat(np.arange(dataset.n_episodes), dataset.lengths)
+        file["step_idx"] = np.concatenate([np.arange(length) for length in dataset.lengths])
+        for name in dataset.header.columns:
+            file[name] = dataset.column(name)
+        pixels = file.create_dataset(
+            "pixels", (count, *FRAME_SHAPE), np.uint8, chunks=(1, *FRAME_SHAPE), compression="gzip", compression_opts=1
+        )
+        for index in range(dataset.n_episodes):
+            frames = dataset.frames(index, np.arange(dataset.lengths[index]))
+            pixels[dataset.starts[index] : dataset.starts[index + 1]] = frames
+            if progress is not None:
+                progress(index + 1, dataset.n_episodes)
+
+
+def _check_layout(file: Any, path: Path, state: str) -> None:
+    there = ", ".join(sorted(file))
+    for name in ("ep_len", "ep_offset", "pixels", "action"):
+        if name not in file:
+            raise ValueError(f"{path} has no dataset {name!r}, so it is not of the reference's layout; it has: {there}")
+    if state not in file:
+        raise ValueError(f"{path} has no column {state!r} to take as the state; choose another with --state: {there}")
+    shape = file["pixels"].shape[1:]
+    height, width, channels = FRAME_SHAPE
+    if tuple(shape) not in (FRAME_SHAPE, (channels, height, width)):
+        raise ValueError(f"{path}: pixels must be {height} x {width} x {channels}, got {tuple(shape)}")
+
+
+def _read(file: Any, rows: slice, state: str) -> Episode:
+    pixels = file["pixels"][rows]
+    if pixels.shape[1:] != FRAME_SHAPE:
+        pixels = pixels.transpose(0, 2, 3, 1)
+    action = _matrix(file["action"][rows]).astype(np.float32)
+    action[-1] = np.nan  # the action after the last frame leads to a frame that was not recorded
+    flags = [file[name][rows].reshape(len(action), -1).any(1) for name in _SUCCESS if name in file]
+    quantities = {
+        name: _matrix(file[name][rows]).astype(np.float32)
+        for name in file
+        if name not in {*_NOT_QUANTITIES, *_SUCCESS, state} and _is_numeric(file[name])
+    }
+    return Episode(
+        pixels=np.ascontiguousarray(pixels),
+        action=action,
+        state=_matrix(file[state][rows]).astype(np.float64),
+        success=flags[0].astype(np.bool_) if flags else np.zeros(len(action), np.bool_),
+        quantities=quantities,
+    )
+
+
+def _is_numeric(column: Any) -> bool:
+    return column.ndim <= 2 and column.dtype.kind in "fiu"
+
+
+def _matrix(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(len(values), -1)
+
+
+def _h5py() -> Any:
+    try:
+        import h5py  # type: ignore[import-untyped]
+    except ImportError:
+        raise ImportError("HDF5 files need h5py: pip install 'lewm-gym[hdf5]'") from None
+    return h5py
