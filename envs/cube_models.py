@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib
 import os
+import platform
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -148,7 +149,7 @@ def cache_folder() -> Path:
 def _cache_key() -> str:
     """Returns a name for all that the decimated model depends on; MuJoCo reads only files of its own version."""
     versions = [version(package) for package in ("mujoco", "ogbench", "fast-simplification")]
-    return hashlib.sha256(repr((versions, DECIMATION, 1)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((versions, platform.machine(), DECIMATION)).encode()).hexdigest()[:16]
 
 
 def _read_model(path: Path) -> Any:
@@ -169,8 +170,8 @@ def _write_model(path: Path, model: Any) -> Any:
     mujoco.mj_saveModel(model, None, buffer)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(buffer.tobytes()).digest())
-            file.write(buffer.tobytes())
-        Path(file.name).replace(path)  # workers that start together each write, and any one's file will do
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            new = Path(folder) / path.name
+            new.write_bytes(hashlib.sha256(buffer.tobytes()).digest() + buffer.tobytes())
+            new.replace(path)  # workers that start together each write, and any one's file will do
     return model

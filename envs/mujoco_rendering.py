@@ -107,16 +107,6 @@ def package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def gl_problem() -> str | None:
-    """Returns why pictures cannot be drawn here, or None if they can; for tests that skip."""
-    try:
-        mujoco = load_mujoco()
-        SceneRenderer(mujoco.MjModel.from_xml_string("<mujoco/>"), camera=-1).draw()
-    except (ImportError, RuntimeError) as error:
-        return str(error)
-    return None
-
-
 class SceneRenderer:
     """Draws one model from one of its cameras, 224x224 px, with data of its own: no simulation is disturbed.
 
@@ -178,7 +168,8 @@ class SceneRenderer:
         """Returns the picture of `data`'s positions, a fresh (224, 224, 3) uint8 array.
 
         Raises:
-            RuntimeError: If there is no OpenGL, or this process was forked after a context was made.
+            ImportError: If there is no OpenGL; the message says what to install.
+            RuntimeError: If this process was forked after a context was made.
         """
         mujoco = self._mujoco
         self._make_current()
@@ -254,7 +245,7 @@ def _new_gl_context() -> Any:
     try:
         context = _gl_context_class()(IMAGE_SIZE, IMAGE_SIZE)
     except Exception as error:  # ImportError, RuntimeError, OpenGL.error.Error: depends on which library is missing
-        raise RuntimeError(
+        raise ImportError(
             f"no off-screen OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}): {error}. Run: {INSTALL_GL}"
             " or, where EGL has no device it can use, set MUJOCO_GL=osmesa"
         ) from error

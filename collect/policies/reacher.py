@@ -6,8 +6,10 @@ that workers need no torch. It sees what the suite's observation says, expressed
 task looks the same from every angle: see `observe`.
 
 An expert that reaches its target parks there: of the windows of 25 steps that it records with one target per episode,
-28 % end where they began. Here the target jumps away soon after the finger has arrived, and noise is added: 0.1 % do
-(40 episodes). The stay is short but random, so that the data also show the arm braking and at rest.
+28 % end where they began. Here the target jumps away soon after the finger has arrived, and noise is added: 0.2 % do
+(40 episodes). The stay is short but random, so that the data also show the arm braking and at rest. The suite's
+targets never need a stretched arm, and the expert hardly ever turns its elbow over: here targets lie wherever the
+finger can reach, and one in five is a spell of constant random torque instead, which swings the elbow through.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ from envs.reacher import finger_position
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
 ACTOR_FILE = Path(__file__).with_name("reacher_sac.safetensors")
-TARGET_RADII = (0.05, 0.20)  # m, between which the suite places targets
+SUITE_RADII = (0.05, 0.20)  # m, between which the Control Suite places targets; for training
+REACH_RADII = (0.045, 0.24)  # m, what the finger can reach; for collecting
 ARRIVED = 0.025  # m, reacher-hard's reward: radius of target (0.015) + finger (0.010)
 LONGEST_STAY = 8  # steps on a target; each stay is drawn from 0 to this
+SPELL_SHARE = 0.2  # of targets that are replaced by a spell of constant torque
+LONGEST_SPELL = 20  # steps
 PATIENCE = 50  # steps after which a target that was not reached jumps all the same
 NOISE = 0.3  # standard deviation of the noise added to each action of the expert
 
 
-def sample_target(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Returns a target's position (2,), m, distributed as in the Control Suite."""
-    angle, radius = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(*TARGET_RADII)
+def sample_target(rng: np.random.Generator, radii: tuple[float, float] = SUITE_RADII) -> NDArray[np.float64]:
+    """Returns a target's position (2,), m, distributed as in the Control Suite if the radii are."""
+    angle, radius = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(*radii)
     return radius * np.array([np.sin(angle), np.cos(angle)])
 
 
@@ -103,6 +108,7 @@ class SACPolicy:
             raise ValueError(f"noise must lie within [0, 1], got {noise}")
         self.noise = NOISE if noise is None else noise
         self._actor = actor or Actor.load()
+        self._torque: NDArray[np.float64] | None
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
         """Resets `env` to a random pose and draws the first target."""
@@ -114,20 +120,23 @@ class SACPolicy:
         """Returns a noisy step towards the target, (2,); draws a new target first if the stay on this one is over."""
         state = info["state"]
         self._stay -= int(np.linalg.norm(self._target - finger_position(state)) < ARRIVED)
-        if self._stay < 0 or self._age >= PATIENCE:
+        if self._stay < 0 or self._age >= self._patience:
             self._draw_target()
         self._age += 1
-        action = self._actor(observe(state, self._target)) + self._rng.normal(0.0, self.noise, 2)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        action = self._actor(observe(state, self._target)) if self._torque is None else self._torque
+        return np.clip(action + self._rng.normal(0.0, self.noise, 2), -1.0, 1.0).astype(np.float32)
 
     def done(self, info: Info) -> bool:
         """Returns False: an episode lasts `max_steps`."""
         return False
 
     def _draw_target(self) -> None:
-        self._target = sample_target(self._rng)
-        self._stay = int(self._rng.integers(LONGEST_STAY + 1))
-        self._age = 0
+        rng = self._rng
+        self._target, self._stay = sample_target(rng, REACH_RADII), int(rng.integers(LONGEST_STAY + 1))
+        self._torque, self._patience, self._age = None, PATIENCE, 0
+        if rng.random() < SPELL_SHARE:
+            self._torque, self._patience = rng.uniform(-1.0, 1.0, 2), int(rng.integers(5, LONGEST_SPELL + 1))
+            self._stay = LONGEST_SPELL  # where the finger passes does not end it
 
 
 POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"sac": SACPolicy}
