@@ -52,7 +52,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             the task cannot be in, and unknown options; before the simulator sees any of them.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     #: Length of one action and of the state; class attributes of the task.
     action_size: ClassVar[int]
@@ -80,8 +80,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         self.terminate_on_success = terminate_on_success
         self.reference_rules = reference_rules
         picture = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        self.observation_space = spaces.Dict({"pixels": picture, "goal": picture})
+        self.observation_space: spaces.Dict = spaces.Dict({"pixels": picture, "goal": picture})  # type: ignore[assignment]
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+        #: False where a wrapper observes states only: pictures are expensive, so that `pixels` and `goal` stay black.
+        self.draw_observations = True
         self.variations: dict[str, Any] = {}
         self.goal_state: State = np.full(self.state_size, np.nan)
         self._goal_image: Frame | None = None
@@ -173,7 +175,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             self._goal_image = image
         else:
             self.goal_state = self._sample_goal_state(self.np_random, start) if goal is None else goal
-            self._goal_image = self.render_state(self.goal_state)
+            self._goal_image = self._draw(self.goal_state)
         self._success = image is None and self.is_goal(start, self.goal_state)
         return self._observe(), self._info()
 
@@ -198,7 +200,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
 
     def _observe(self) -> dict[str, Frame]:
         assert self._goal_image is not None
-        return {"pixels": self.render_state(self._get_state()), "goal": self._goal_image.copy()}
+        return {"pixels": self._draw(self._get_state()), "goal": self._goal_image.copy()}
+
+    def _draw(self, state: State) -> Frame:
+        return self.render_state(state) if self.draw_observations else np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
     def _info(self) -> dict[str, Any]:
         return {"state": self._get_state(), "goal_state": self.goal_state.copy(), "is_success": bool(self._success)}

@@ -222,9 +222,8 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         good = (np.abs(array) <= 1.0).all(axis=1)  # False for NaN too
         if not good.all():
             index = int(np.flatnonzero(~good)[0])
-            raise ValueError(
-                f"actions must be finite and within [-1, 1], got {array[index].tolist()} (environment {index}); clip them"
-            )
+            got = f"{array[index].tolist()} for environment {index}"
+            raise ValueError(f"actions must be finite and within [-1, 1], got {got}; clip them first")
         return array
 
     def _checked_states(self, states: Any, name: str) -> NDArray[np.float64] | None:
