@@ -20,7 +20,7 @@ from lewm_gym.data import Dataset
 from lewm_gym.data.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 
-EPISODES = 120
+EPISODES = 80
 
 
 @pytest.fixture(scope="module")
