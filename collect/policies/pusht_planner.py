@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collect.policies.pusht_moves import Move, Points, Push, Walk
+from collect.policies.pusht_moves import Move, Points, Push, Walk, action_to
 from collect.policies.pusht_primitives import primitives
 from collect.policies.pusht_routes import Pose, Routes, inside_arena, last_legs
 from envs.goal_env import State
 from envs.pusht_geometry import BLOCK_SCALE, OUTLINE, wall_overlap
+from envs.pusht_physics import advance
 
 _MIDDLE = OUTLINE.mean(axis=0) * BLOCK_SCALE  # of the vertices, in the T's frame
 _SPREAD_SQUARED = float(((OUTLINE * BLOCK_SCALE - _MIDDLE) ** 2).sum(axis=1).mean())
@@ -20,8 +21,10 @@ _PATIENCE = 3  # plans without progress after which a push is chosen at random
 _PROGRESS = 0.05  # part of the misplacement, and at least 0.3 px
 _UNHURRIED = 20.0  # px of misplacement below which time counts less and whims are over
 _ROOM = 32.0  # px between T and wall that let the agent pass
+_SQUEEZE = 15.0  # px of overlap with a wall that are tolerated in foresight where nothing else is possible
+_SIMULATED = 32  # pushes, of which the best is taken in a corner
 _CROWDING = 0.5  # px of distance to the goal that a px less of that room is worth
-_PLACES = (25.0, 90.0), (470.0, 420.0)  # px, lowest and highest place of a detour; wide, as in the published data
+_PLACES = (25.0, 90.0), (455.0, 425.0)  # px, lowest and highest place of a detour; wide, as in the published data
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class ExpertConfig:
     step_cost: float = 0.15  # px of distance to the goal that a step is worth
     whim: float = 0.03  # std of what is added to a push's cost, as part of the present misplacement
     detours: float = 0.45  # probability, at each plan, of walking to a random place first
-    leisure: int = 140  # steps after which there are no more detours and no slow walks
-    start_spread: tuple[float, float] = (32.0, 46.0)  # px, std of the block's start about the centre
-    goal_spread: tuple[float, float] = (28.0, 45.0)  # px, std of the block's goal about the centre
-    wide_starts: float = 0.2  # part of the starts that are uniform over the arena instead
-    wide_goals: float = 0.2  # part of the goals likewise
+    leisure: int = 150  # steps after which there are no more detours and no slow walks
+    start_spread: tuple[float, float] = (26.0, 40.0)  # px, std of the block's start about the centre
+    goal_spread: tuple[float, float] = (22.0, 38.0)  # px, std of the block's goal about the centre
+    wide_starts: float = 0.3  # part of the starts that are uniform over the arena instead
+    wide_goals: float = 0.3  # part of the goals likewise
 
     def __post_init__(self) -> None:
         """Refuses a negative noise."""
@@ -111,17 +114,32 @@ class Planner:
             cost += self._rng.normal(0.0, self._config.whim * now, len(cost))
         stuck = self._is_stuck(now)
         count = self._wildness if stuck else _CHEAPEST
-        cheapest = np.argpartition(cost, count)[:count]
-        overlap = self._overlap_after(pose, cheapest)
-        inside = (overlap < 0.0) & inside_arena(pose.arena(library.agent[cheapest]))
-        cheapest, overlap = (array[inside & np.isfinite(cost[cheapest])] for array in (cheapest, overlap))
-        if not len(cheapest):
-            return None
+        pushes, overlap = self._fitting(pose, np.argpartition(cost, count)[:count], cost, 0.0)
+        if not len(pushes):
+            return self._squeeze(pose, goal, cost)
         if stuck:
-            return int(self._rng.choice(cheapest))
-        # A T against a wall is hard to push: keep off unless the goal is there.
-        crowding = np.maximum(overlap + _ROOM, 0.0) - max(wall_overlap(*goal[2:5]) + _ROOM, 0.0)
-        return int(cheapest[np.argmin(cost[cheapest] + _CROWDING * np.maximum(crowding, 0.0))])
+            return int(self._rng.choice(pushes))
+        return int(pushes[np.argmin(cost[pushes] + _crowding(overlap, goal))])
+
+    def _squeeze(self, pose: Pose, goal: State, cost: Points) -> int | None:
+        """Returns a push for a T in a corner, where the walls, unknown to the library, turn it: a few are simulated."""
+        pushes, _ = self._fitting(pose, np.arange(len(cost)), cost, _SQUEEZE)
+        if not len(pushes):
+            return None
+        pushes = self._rng.choice(pushes, min(_SIMULATED, len(pushes)), replace=False)
+        ends = [self._simulate(pose, push) for push in pushes]
+        left = np.array([misplacement(Pose(*end), goal)[0] for end in ends])
+        overlap = np.array([wall_overlap(*end) for end in ends])
+        return int(pushes[np.argmin(left + _crowding(overlap, goal))])
+
+    def _simulate(self, pose: Pose, push: int) -> list[float]:
+        """Returns the T's x, y, angle after a push, walls included."""
+        library = self._library
+        contact = pose.arena(library.contacts[library.contact[push]])
+        state = [*contact.tolist(), *pose.origin.tolist(), pose.angle, 0.0, 0.0, 0.0, 0.0, 0.0]
+        for position in pose.arena(library.path[push, : library.steps[push]]):
+            state = advance(state, np.clip(action_to(position, np.array(state)), -1.0, 1.0).tolist())
+        return advance(state, (0.0, 0.0))[2:5]
 
     def _is_stuck(self, now: float) -> bool:
         """Returns whether to try something at random; from one time to the next among twice as many pushes."""
@@ -136,11 +154,21 @@ class Planner:
         self._wildness = min(2 * self._wildness, len(self._library.turn) // 2)
         return True
 
-    def _overlap_after(self, pose: Pose, pushes: Points) -> Points:
-        """Returns how far the T would reach into a wall after each of `pushes`, (n,) px."""
-        ends = pose.arena(self._library.moved[pushes]).tolist()
-        angles = (pose.angle + self._library.turn[pushes]).tolist()
-        return np.array([wall_overlap(*end, angle) for end, angle in zip(ends, angles, strict=True)])
+    def _fitting(self, pose: Pose, pushes: Points, cost: Points, most: float) -> tuple[Points, Points]:
+        """Returns those of `pushes` that can be reached and end within the walls, and how far the T then overlaps one.
+
+        Args:
+            pose: Of the T.
+            pushes: (n,) int.
+            cost: (P,) of all pushes; infinite where the push cannot be reached.
+            most: px that the T may overlap a wall.
+        """
+        library = self._library
+        pushes = pushes[np.isfinite(cost[pushes]) & inside_arena(pose.arena(library.agent[pushes]))]
+        ends = pose.arena(library.moved[pushes]).tolist()
+        angles = (pose.angle + library.turn[pushes]).tolist()
+        overlap = np.array([wall_overlap(*end, angle) for end, angle in zip(ends, angles, strict=True)])
+        return pushes[overlap < most], overlap[overlap < most]
 
 
 def misplacement(pose: Pose, goal: State) -> tuple[float, Points, float]:
@@ -148,6 +176,12 @@ def misplacement(pose: Pose, goal: State) -> tuple[float, Points, float]:
     middle = pose.local(Pose(*goal[2:5]).arena(_MIDDLE))
     turn = goal[4] - pose.angle
     return float(_rms(middle - _MIDDLE, turn)), middle, turn
+
+
+def _crowding(overlap: Points, goal: State) -> Points:
+    """Returns what it costs, (n,) px, that a T is near a wall and so hard to push, unless its goal is there."""
+    room = max(wall_overlap(*goal[2:5]) + _ROOM, 0.0)
+    return _CROWDING * np.maximum(np.maximum(overlap + _ROOM, 0.0) - room, 0.0)
 
 
 def _rms(apart: Points, turn: Points | float) -> Points:
