@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
     p = cli.Parser(
         prog="python -m agents",
-        description="Train an agent on a dataset. The same command resumes a run that was stopped.",
+        description="Train an agent on a dataset. The same command resumes a run that was stopped. "
+        "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
     )
     trainable = [name for name in AGENTS if name != "random"]
     p.add_argument("agent", help=f"one of: {', '.join(trainable)}")
@@ -32,9 +36,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... [a GPU if there is one]")
     p.add_argument("--threads", type=int, help="CPU threads [one per core]; the same number gives the same weights")
     p.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", dest="settings",
+        "--resume", action="store_true", help="refuse to begin: there must be a run to go on with, or a finished one"
+    )
+    p.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard, in the run folder")
+    p.add_argument("--wandb", metavar="PROJECT", help="also log to this Weights & Biases project")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
         help="any other setting of the model or the training, e.g. --set latent_size=64 sigreg_weight=0.1",
-    )  # fmt: skip
+    )
     return p
 
 
@@ -56,17 +69,51 @@ def main(arguments: list[str] | None = None) -> int:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    overrides = {
-        name: value
-        for name in ("seed", "steps", "batch_size", "precision")
-        if (value := getattr(args, name)) is not None
-    } | _parse_settings(args.settings)
+    given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision")}
+    overrides = {name: value for name, value in given.items() if value is not None} | _parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
     folder = args.out or Path("runs") / f"{task}-{args.agent}-{overrides.get('seed', 0)}"
-    with Bars() as bars:
-        train_run(kind, args.dataset, folder, args.preset, overrides, args.device, bars.on_log, bars.on_load)
-    print(f"{folder} is ready: python -m benchmarks plan {folder}")
+    if args.resume and not (folder / "run.json").exists():
+        raise ValueError(f"there is no run in {folder} to resume")
+    with _processes(args.device) as (device, first), Bars(disable=not first) as bars:
+        sinks = _sink_maker(args, folder) if first else lambda description: ()
+        train_run(kind, args.dataset, folder, args.preset, overrides, device, bars.on_log, bars.on_load, sinks)
+    if first:
+        print(f"{folder} is ready: python -m benchmarks plan {folder}")
     return 0
+
+
+@contextmanager
+def _processes(device: str | None) -> Iterator[tuple[str | None, bool]]:
+    """Joins the processes that `torchrun` started, if it did; yields this one's device and whether it is the first."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device, True
+        return
+    import torch
+
+    gpu = torch.cuda.is_available() and device != "cpu"
+    local = int(os.environ["LOCAL_RANK"])
+    if gpu:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield (f"cuda:{local}" if gpu else "cpu"), torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _sink_maker(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, Any]], list[Any]]:
+    def make(description: dict[str, Any]) -> list[Any]:
+        from agents import sinks
+
+        made = []
+        if args.tensorboard:
+            made.append(sinks.tensorboard(folder))
+        if args.wandb:
+            made.append(sinks.weights_and_biases(args.wandb, folder.name, description))
+        return made
+
+    return make
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from lewm_gym import checkpoint, provenance, training
 from lewm_gym.curves import save_curves
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
 from lewm_gym.tasks import IMAGE_SIZE
-from lewm_gym.training import TrainingConfig
+from lewm_gym.training import OnLog, Sink, TrainingConfig
 
-OnLog = Callable[[int, int, dict[str, float]], None]
+#: What a resumed run may have otherwise: it goes on, if not bit for bit.
+MAY_CHANGE = ("device", "threads", "processes")
 
 
 def train_run(
@@ -30,6 +32,7 @@ def train_run(
     device: str | None = None,
     on_log: OnLog | None = None,
     on_load: Callable[[int, int], None] | None = None,
+    make_sinks: Callable[[dict[str, Any]], Sequence[Sink]] = lambda description: (),
 ) -> Any:
     """Trains an agent on a dataset, or goes on where the run folder stands, and returns it loaded.
 
@@ -43,6 +46,7 @@ def train_run(
         device: Where to compute; the best one present by default.
         on_log: Called after every step with (steps done, steps in all, latest logs).
         on_load: Called with (episodes ready, episodes in all) while their frames are averaged down.
+        make_sinks: Called with the run's description; returns where else logged rows go.
 
     Raises:
         ValueError: If an argument is wrong, or the folder holds another run.
@@ -51,21 +55,38 @@ def train_run(
     device = choose_device(device)
     dataset = Dataset.open(dataset_folder)
     folder = Path(folder)
-    model_config, planning, training_config = _configure(agent_class, preset, overrides or {}, dataset)
+    model_config, planning, config = _configure(agent_class, preset, overrides or {}, dataset)
     description = {
         "agent": agent_class.name,
-        "task": dataset.task,
         "preset": preset,
         "model": dataclasses.asdict(model_config),
         "planning": dataclasses.asdict(planning),
-        "training": dataclasses.asdict(training_config),
+        "training": dataclasses.asdict(config),
         "device": device,
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        **_describe_dataset(dataset),
+    }
+    if not _claim(folder, description):
+        model = _make_model(agent_class, model_config, config.seed, dataset)
+        clips, validation = _samplers(dataset, model_config, config.seed, on_load)
+        sinks = make_sinks(description)
+        seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks)
+        if is_first():
+            _finish(folder, description, seconds)
+        wait_for_all()
+    return agent_class.load(folder, device=device)
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Returns what a run folder says of the data and of the environment that made them."""
+    return {
+        "task": dataset.task,
         "frame_size": IMAGE_SIZE,
         "action_low": [-1.0] * dataset.action_size,
         "action_high": [1.0] * dataset.action_size,
         "dataset": {
-            "folder": str(dataset_folder),
+            "folder": str(dataset.folder),
             "hash": dataset.content_hash,
             "seed": dataset.header.seed,
             "policy": dataset.header.policy,
@@ -73,15 +94,14 @@ def train_run(
             "frames": dataset.n_frames,
         },
     }
-    if not _claim(folder, description):
-        model = _make_model(agent_class, model_config, training_config.seed, dataset)
-        clips, validation = _samplers(dataset, model_config, training_config.seed, on_load)
-        seconds = training.train(model, clips, validation, training_config, folder, device, on_log)
-        rows = training.read_log(folder / checkpoint.LOG)
-        save_curves(rows, folder / "curves.png", f"{agent_class.name} on {dataset.task}, seed {training_config.seed}")
-        done = {**description, **provenance.describe(), "finished": True, "training_seconds": round(seconds, 1)}
-        checkpoint.save_description(folder, done)
-    return agent_class.load(folder, device=device)
+
+
+def _finish(folder: Path, description: dict[str, Any], seconds: float) -> None:
+    rows = training.read_log(folder / checkpoint.LOG)
+    title = f"{description['agent']} on {description['task']}, seed {description['training']['seed']}"
+    save_curves(rows, folder / "curves.png", title)
+    done = {**description, **provenance.describe(), "finished": True, "training_seconds": round(seconds, 1)}
+    checkpoint.save_description(folder, done)
 
 
 def _configure(
@@ -114,13 +134,15 @@ def _claim(folder: Path, description: dict[str, Any]) -> bool:
     if (folder / checkpoint.DESCRIPTION).exists():
         found = checkpoint.load_description(folder)
         wanted = json.loads(json.dumps(description))
-        different = [k for k in wanted if k not in ("device", "threads") and found.get(k) != wanted[k]]
+        different = [k for k in wanted if k not in MAY_CHANGE and found.get(k) != wanted[k]]
         if different:
             what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
             raise ValueError(f"{folder} holds another run ({what}); choose another --out, or delete the folder")
         return bool(found.get("finished"))
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_description(folder, {**description, "finished": False})
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_description(folder, {**description, "finished": False})
+    wait_for_all()
     return False
 
 

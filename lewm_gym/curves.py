@@ -10,7 +10,7 @@ PANELS = {
     "loss": ("loss", True),
     "prediction": ("prediction loss, mean squared latent error", True),
     "sigreg": ("SIGReg, 1.05 on a perfect Gaussian", True),
-    "latent_std": ("standard deviation of the latents", False),
+    "straightness": ("straightness of latent paths", False),
 }
 
 
@@ -27,7 +27,7 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [name for name in PANELS if any(name in row for row in rows)]
+    panels = [name for name in PANELS if any(name in row or f"validation_{name}" in row for row in rows)]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], panels, strict=True):
         heading, logarithmic = PANELS[name]

@@ -8,8 +8,9 @@ from typing import Any
 class Bars:
     """A progress bar on standard error per stage; use it in a `with` statement and call it as work gets done."""
 
-    def __init__(self) -> None:
+    def __init__(self, disable: bool = False) -> None:
         self._bar: Any = None
+        self._disable = disable
 
     def __enter__(self) -> Bars:
         """Returns itself."""
@@ -22,13 +23,17 @@ class Bars:
 
     def __call__(self, stage: str, done: int, total: int, unit: str = "it", note: str = "") -> None:
         """Moves the bar of `stage` to `done` of `total`, in `unit`s, with a `note` behind it."""
+        if self._disable:
+            return
         if self._bar is None or self._bar.desc != stage:
             if self._bar is not None:
                 self._bar.close()
             from tqdm import tqdm
 
             # What was done before this call must not count as speed: hence initial.
-            self._bar = tqdm(desc=stage, initial=max(done - 1, 0), total=total, unit=unit, smoothing=0.05)
+            self._bar = tqdm(
+                desc=stage, initial=max(done - 1, 0), total=total, unit=unit, smoothing=0.05, disable=self._disable
+            )
         self._bar.total = total
         if note:
             self._bar.set_postfix_str(note, refresh=False)

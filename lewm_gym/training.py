@@ -10,7 +10,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from lewm_gym import checkpoint
+from lewm_gym.diagnostics import collapse_warning, latent_statistics
+from lewm_gym.nn.distributed import all_mean, alone, is_first, wait_for_all, world_size
 from lewm_gym.types import Batch
+
+#: Called after every step with (steps done, steps in all, latest logs).
+OnLog = Callable[[int, int, dict[str, float]], None]
+#: Called with (step, logs) of every logged row.
+Sink = Callable[[int, dict[str, float]], None]
 
 SCHEDULES = ("paper", "cosine", "constant")
 PRECISIONS = ("float32", "bf16")
@@ -70,8 +78,10 @@ class Clips(Protocol):
     def batch(self, step: int, batch_size: int) -> Batch:
         """Returns the batch of a step."""
 
-    def batches(self, start_step: int, n_steps: int, batch_size: int) -> Iterator[Batch]:
-        """Yields the batches of consecutive steps, prepared ahead."""
+    def batches(
+        self, start_step: int, n_steps: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """Yields the batches of consecutive steps, prepared ahead; of several processes, each gets its part."""
 
 
 class WithLoss(nn.Module):
@@ -97,9 +107,12 @@ def train(
     config: TrainingConfig,
     folder: Path,
     device: str | torch.device = "cpu",
-    on_log: Callable[[int, int, dict[str, float]], None] | None = None,
+    on_log: OnLog | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> float:
     """Trains `learner`, or goes on where the folder's checkpoint stands, and saves its weights.
+
+    Under `torchrun` every process calls this with the same arguments (but for the device): they share each batch.
 
     Args:
         learner: A module with `loss(batch)` and `after_step()`; moved to `device` and changed in place.
@@ -109,6 +122,7 @@ def train(
         folder: The run folder; it receives `log.jsonl`, `checkpoint.safetensors` and `weights.safetensors`.
         device: Where to compute.
         on_log: Called after every step with (steps done, steps in all, latest logs).
+        sinks: Where else logged rows go, such as TensorBoard.
 
     Returns:
         Seconds spent in training steps, those before a resume included.
@@ -116,44 +130,90 @@ def train(
     Raises:
         TrainingDiverged: If a loss is NaN or infinite.
     """
-    learner.to(device).train()
-    optimizer = torch.optim.AdamW(
-        learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    start, seconds = _resume(folder, learner, optimizer)
-    log = _Log(folder / checkpoint.LOG, start)
-    latest: dict[str, float] = {}
-    saved = tick = time.monotonic()
-    for step, batch in enumerate(clips.batches(start, config.steps - start, config.batch_size), start):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * config.rate_factor(step)
-        torch.manual_seed(step_seed(config.seed, step))
-        with _autocast(device, config.precision):
-            loss, parts = learner.loss(_to_device(batch, device))  # type: ignore[operator]
-        _check_finite(loss, step, folder)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(learner.parameters(), config.clip_norm)
-        optimizer.step()
-        learner.after_step()  # type: ignore[operator]
+    trainer = _Trainer(learner, config, folder, device, sinks)
+    trainer.run(clips, validation, on_log)
+    if trainer.first:
+        with alone():
+            acting = recalibrated(learner, clips, config, device)
+        checkpoint.save_tensors(folder / checkpoint.WEIGHTS, acting.state_dict())
+    wait_for_all()
+    return trainer.seconds
 
-        done, now = step + 1, time.monotonic()
-        seconds, tick = seconds + now - tick, now
-        if done % config.log_every_steps == 0 or done in (1, config.steps):
-            latest = {"loss": loss.item(), **{k: v.item() for k, v in parts.items()}, "gradient_norm": norm.item()}
-            if validation is not None and (done % config.validate_every_steps == 0 or done == config.steps):
-                latest |= _validate(learner, validation, config, device)
-            log.write(done, latest | {"seconds": round(seconds, 3)})
-        if on_log:
-            on_log(done, config.steps, latest)
-        if done < config.steps and now - saved > config.checkpoint_every_s:
-            _save_checkpoint(folder, learner, optimizer, done, seconds)
-            saved = time.monotonic()
-        tick = time.monotonic()  # validation and checkpoints are not training
-    _save_checkpoint(folder, learner, optimizer, config.steps, seconds)
-    acting = recalibrated(learner, clips, config, device)
-    checkpoint.save_tensors(folder / checkpoint.WEIGHTS, acting.state_dict())
-    return seconds
+
+class _Trainer:
+    """The state of a training run: learner, optimiser, progress and log."""
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        config: TrainingConfig,
+        folder: Path,
+        device: str | torch.device,
+        sinks: Sequence[Sink],
+    ) -> None:
+        self.learner, self.config, self.folder, self.device = learner.to(device).train(), config, folder, device
+        self.optimizer = torch.optim.AdamW(
+            learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.done, self.seconds = _resume(folder, learner, self.optimizer)
+        self.world_size = world_size()
+        self.rank = torch.distributed.get_rank() if self.world_size > 1 else 0
+        self.first = is_first()
+        self.forward: nn.Module = WithLoss(learner)
+        if self.world_size > 1:
+            self.forward = nn.parallel.DistributedDataParallel(self.forward)
+        self.log = _Log(folder / checkpoint.LOG, self.done, sinks) if self.first else None
+        self.latest: dict[str, float] = {}
+
+    def run(self, clips: Clips, validation: Clips | None, on_log: OnLog | None) -> None:
+        """Trains up to the configured number of steps."""
+        config = self.config
+        batches = clips.batches(
+            self.done, config.steps - self.done, config.batch_size, rank=self.rank, world_size=self.world_size
+        )
+        saved = tick = time.monotonic()
+        for batch in batches:
+            loss, parts, norm = self.step(batch)
+            now = time.monotonic()
+            self.seconds += now - tick
+            if self.done % config.log_every_steps == 0 or self.done in (1, config.steps):
+                self.report({"loss": loss, **parts, "gradient_norm": norm}, validation)
+            if on_log:
+                on_log(self.done, config.steps, self.latest)
+            if self.first and (now - saved > config.checkpoint_every_s or self.done == config.steps):
+                _save_checkpoint(self.folder, self.learner, self.optimizer, self.done, self.seconds)
+                saved = time.monotonic()
+            tick = time.monotonic()  # validation and checkpoints are not training
+
+    def report(self, values: dict[str, Tensor], validation: Clips | None) -> None:
+        """Logs values, averaged over the processes, and validates where it is time to."""
+        means = all_mean(torch.stack([value.detach().float() for value in values.values()])).tolist()
+        if self.log is None:
+            return
+        config = self.config
+        self.latest = dict(zip(values, means, strict=True))
+        if validation is not None and (self.done % config.validate_every_steps == 0 or self.done == config.steps):
+            with alone():
+                self.latest |= validate(self.learner, validation, config, self.device)
+        self.log.write(self.done, self.latest | {"seconds": round(self.seconds, 3)})
+
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Makes one optimiser step; returns the loss, its parts and the gradient's norm."""
+        config, step = self.config, self.done
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * config.rate_factor(step)
+        # Dropout differs between processes; SIGReg's directions come from the first one.
+        torch.manual_seed(step_seed(config.seed, step, self.rank) if self.rank else step_seed(config.seed, step))
+        with _autocast(self.device, config.precision):
+            loss, parts = self.forward(_to_device(batch, self.device))
+        _check_finite(loss, step, self.folder)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.learner.after_step()  # type: ignore[operator]
+        self.done += 1
+        return loss, parts, norm
 
 
 def step_seed(*key: int) -> int:
@@ -181,26 +241,37 @@ def recalibrated(learner: nn.Module, clips: Clips, config: TrainingConfig, devic
 
 
 @torch.no_grad()
-def _validate(
+def validate(
     learner: nn.Module, clips: Clips, config: TrainingConfig, device: str | torch.device, n_batches: int = 4
 ) -> dict[str, float]:
-    """Returns the mean losses on the same few held-out batches each time.
+    """Returns the mean losses on the same few held-out batches each time, and statistics of a world model's latents.
 
-    BatchNorm uses the batch's own statistics, as in training, without touching the running ones.
+    BatchNorm uses the batch's own statistics, as in training, without touching the running ones. Collapsed latents
+    are warned of.
     """
     probe = copy.deepcopy(learner).eval()
     for module in probe.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
     totals: dict[str, float] = {}
-    state = torch.get_rng_state()
+    latents = []
     for k in range(n_batches):
-        torch.manual_seed(step_seed(config.seed, k))
-        loss, parts = probe.loss(_to_device(clips.batch(k, config.batch_size), device))  # type: ignore[operator]
+        torch.manual_seed(step_seed(config.seed, k))  # the next training step sets its own
+        batch = _to_device(clips.batch(k, config.batch_size), device)
+        with _autocast(device, config.precision):
+            loss, parts = probe.loss(batch)  # type: ignore[operator]
+            if hasattr(probe, "encode"):
+                latents.append(probe.encode(batch.pixels))  # type: ignore[operator]
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0.0) + value.item() / n_batches
-    torch.set_rng_state(state)
-    return {f"validation_{name}": value for name, value in totals.items()}
+    logs = {f"validation_{name}": value for name, value in totals.items()}
+    if latents:
+        statistics = latent_statistics(torch.cat(latents))
+        warning = collapse_warning(statistics)
+        if warning:
+            warnings.warn(warning, RuntimeWarning, stacklevel=2)
+        logs |= {f"validation_{name}": value for name, value in statistics.items()}
+    return logs
 
 
 def _to_device(batch: Any, device: str | torch.device) -> Any:
@@ -252,14 +323,16 @@ def _resume(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) 
 class _Log:
     """Appends JSON lines; what was logged after the checkpoint that training resumes from is dropped."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int, sinks: Sequence[Sink]) -> None:
+        self.path, self.sinks = path, sinks
         kept = [row for row in read_log(path) if row["step"] <= start]
         checkpoint.write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        for sink in self.sinks:
+            sink(step, values)
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:

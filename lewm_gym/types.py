@@ -47,7 +47,7 @@ class BehaviourPolicy(Protocol):
     max_steps: int
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to the start of a fresh episode drawn from `rng`, which also serves `act`; returns obs and info."""
+        """Resets `env` to a fresh episode drawn from `rng`, which also serves `act`; returns obs and info."""
 
     def act(self, info: Info) -> NDArray[np.float32]:
         """Returns the next action, (action_size,), within the environment's bounds."""

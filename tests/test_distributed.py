@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 
+import pytest
 import tiny
 import torch
 import torch.distributed as dist
@@ -11,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from lewm_gym.nn.distributed import alone, world_size
-from lewm_gym.training import WithLoss
+from lewm_gym.training import WithLoss, read_log
 from lewm_gym.types import Batch
 
 
@@ -59,3 +63,25 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
         torch.testing.assert_close(got[f"gradient/{name}"], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
     for name, buffer in learner.named_buffers():
         torch.testing.assert_close(got[f"buffer/{name}"], buffer, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_torchrun_trains_as_one_process_does(tmp_path):
+    dataset = tiny.collect_two_room(tmp_path / "data")
+    settings = [f"{k}={json.dumps(v)}" for k, v in tiny.SETTINGS.items()]
+    command = ["agents", "lewm", str(dataset), "--steps", "4", "--device", "cpu", "--set", *settings, "log_every_steps=1"]
+    programs = {
+        "one": [sys.executable, "-m"],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
+    }
+    logs = {}
+    for name, program in programs.items():
+        folder = tmp_path / name
+        done = subprocess.run(
+            [*program, *command, "--out", str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        logs[name] = read_log(folder / "log.jsonl")
+        assert (folder / "weights.safetensors").exists()
+    for one, two in zip(logs["one"], logs["two"], strict=True):
+        for column in ("loss", "prediction", "sigreg"):
+            assert two[column] == pytest.approx(one[column], rel=1e-3), (one["step"], column)

@@ -24,6 +24,17 @@ def world_size() -> int:
     return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
+def is_first() -> bool:
+    """Returns whether this process writes files: the only one, or the first of those under `torchrun`."""
+    return world_size() == 1 or dist.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Returns once every process has called it."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Lets this process compute without the others: validation and recalibration, done by one of them."""
