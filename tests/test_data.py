@@ -163,6 +163,13 @@ def test_writing_another_recipe_into_a_folder_is_refused(tmp_path):
         write(tmp_path, range(3), header=replace(HEADER, task="pusht"))
 
 
+def test_shards_with_frames_stored_in_another_way_are_refused(tmp_path):
+    write(tmp_path, range(3))
+    with pytest.raises(ValueError, match="holds another dataset .codec .*chw.* and .*hwc"):
+        write(tmp_path, range(5), header=replace(HEADER, codec=FrameCodec("hwc").as_json()))
+    assert write(tmp_path, range(5), header=replace(HEADER, codec=FrameCodec("chw", level=9).as_json())).n_episodes == 5
+
+
 def test_arrow_readers_can_read_a_shard(dataset):
     with pa.memory_map(str(dataset.folder / dataset.manifest.shards[0].file)) as source:
         table = pa.ipc.open_file(source).read_all()

@@ -38,8 +38,8 @@ class Column:
 class Header:
     """Everything about a shard, or a whole dataset, but its data.
 
-    The recipe (task to `states_only`) determines the data: shards belong together only if theirs are equal. The
-    rest tells where the data come from and how to read them.
+    The recipe (task to `states_only`, and the codec but for its level) determines the data: shards belong together
+    only if theirs are equal. The rest tells where the data come from and how to read them.
 
     Attributes:
         task: Name of the task, one of `lewm_gym.tasks.TASKS` or the id of a foreign environment.
@@ -68,9 +68,9 @@ class Header:
     @property
     def recipe(self) -> dict[str, Any]:
         """The fields that must agree for shards to be one dataset."""
-        return {
-            name: getattr(self, name) for name in ("task", "policy", "noise", "seed", "render_quality", "states_only")
-        }
+        names = ("task", "policy", "noise", "seed", "render_quality", "states_only")
+        codec = self.codec and {name: value for name, value in self.codec.items() if name != "level"}
+        return {**{name: getattr(self, name) for name in names}, "codec": codec}
 
     def with_columns(self, columns: dict[str, Column], versions: dict[str, str], gl: str | None = None) -> Header:
         """Returns the header with what only the first episode tells."""
