@@ -26,7 +26,7 @@ from lewm_gym import checkpoint
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
 from lewm_gym.nn.images import to_network
-from lewm_gym.nn.predictor import Predictor
+from lewm_gym.nn.predictor import Cache, Predictor
 from lewm_gym.nn.sigreg import SIGReg
 from lewm_gym.nn.vit import ViT
 from lewm_gym.planning.cem import CEMConfig
@@ -150,20 +150,27 @@ class LeWM(nn.Module):
     def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans.
 
-        Each block's prediction joins the context of the next, which keeps the last N frames.
+        Each block's prediction joins the context of the next, which keeps the last N frames. What depends on the
+        actions alone is computed once for all steps. While the window grows, keys and values of its frames are kept;
+        once it slides, every frame has a new position, and they are computed afresh.
 
         Args:
             latents: (B, 1, Z), the present.
             actions: (B, S, H, A), z-scored.
         """
         n_envs, n_samples, horizon, _ = actions.shape
-        blocks = actions.flatten(0, 1)
-        frames = latents[:, -1:].repeat_interleave(n_samples, dim=0)
+        modulations = self.predictor.modulations(self.action_encoder(actions.flatten(0, 1)))
+        frames = [latents[:, -1:].repeat_interleave(n_samples, dim=0)]
+        caches = [Cache() for _ in modulations]
         for t in range(horizon):
-            start = max(0, t + 1 - self.config.context)
-            following = self.predict(frames[:, start : t + 1], blocks[:, start : t + 1])[:, -1:]
-            frames = torch.cat([frames, following], dim=1)
-        return frames[:, 1:].unflatten(0, (n_envs, n_samples))
+            start = t + 1 - self.config.context
+            if start <= 0:
+                window, kept, seen = frames[-1], caches, slice(t, t + 1)
+            else:
+                window, kept, seen = torch.cat(frames[start:], dim=1), None, slice(start, t + 1)
+            features = self.predictor.run(window, [m[:, seen] for m in modulations], kept, last_only=True)
+            frames.append(self.prediction_projector(features))
+        return torch.cat(frames[1:], dim=1).unflatten(0, (n_envs, n_samples))
 
 
 def _make_encoder(config: LeWMConfig) -> ViT | ConvEncoder:

@@ -77,7 +77,11 @@ class _EppsPulley(torch.autograd.Function):
         real, imaginary = means[0] - gaussian.view(shape), means[1]
         ctx.save_for_backward(projected, knots, weights, real, imaginary)
         ctx.world_size = world_size()
-        return ctx.world_size * projected.shape[-2] * ((real.square() + imaginary.square()) * weights.view(shape)).sum(dim=0)
+        return (
+            ctx.world_size
+            * projected.shape[-2]
+            * ((real.square() + imaginary.square()) * weights.view(shape)).sum(dim=0)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
