@@ -24,21 +24,27 @@ Variations: `cube_color`, `agent_color` (the gripper's), each (3,), `floor_color
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.cube_models import CUBE_HALF_SIZE, ogbench_cube, physics_model, render_model, resize_cube
+from envs.cube_models import CUBE_HALF_SIZE, physics_model, picture_model, resize_cube
+from envs.cube_simulation import (
+    CUBE_POSITION,
+    CUBE_QUATERNION,
+    JOINTS,
+    POSITIONS,
+    STATE_SIZE,
+    VELOCITIES,
+    Simulation,
+    quaternion_yaw,
+)
 from envs.goal_env import Frame, GoalEnv, State
 from envs.mujoco_rendering import SceneRenderer, checker_texels, load_mujoco, package_folder, shared_renderer
 
 SUCCESS_DISTANCE = 0.04  # m
-PHYSICS_STEPS = 25  # per step
-JOINTS, CUBE_POSITION, CUBE_QUATERNION = slice(0, 14), slice(14, 17), slice(17, 21)
-POSITIONS, VELOCITIES, WARM_START = slice(0, 21), slice(21, 41), slice(41, 61)
 #: The cube's centre, m: the walls around the table are at x 0.22 and 0.63, y +-0.38, and it can be lifted over them.
 CUBE_LOW, CUBE_HIGH = np.array([0.1, -0.6, 0.005]), np.array([0.75, 0.6, 0.6])
 JOINT_TOLERANCE = 0.1  # rad beyond a joint's limit, which is soft: 9,000 oracle, random and extreme steps gave 0.02
@@ -54,7 +60,7 @@ class CubeEnv(GoalEnv):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
     action_size = 5
-    state_size = 61
+    state_size = STATE_SIZE
     render_qualities = ("fast", "reference")
     quantity_units = {"cube_position": "m", "effector_position": "m", "joint_angles": "rad"}
     variation_ranges = {
@@ -154,105 +160,16 @@ class CubeEnv(GoalEnv):
         it looks the same after a quarter turn; `effector_position` (3,) m; `gripper_opening` (1,), 0 open to 1
         closed; `joint_angles` (6,) rad.
         """
-        proprioception = self.simulation.observe(state)
-        yaw, effector_yaw = 4.0 * quaternion_yaw(state[CUBE_QUATERNION]), proprioception["proprio/effector_yaw"][0]
+        yaw, effector = 4.0 * quaternion_yaw(state[CUBE_QUATERNION]), self.simulation.effector(state)
         values = {
             "cube_position": state[CUBE_POSITION],
             "cube_yaw": (np.cos(yaw), np.sin(yaw)),
-            "effector_position": proprioception["proprio/effector_pos"],
-            "effector_yaw": (np.cos(effector_yaw), np.sin(effector_yaw)),
-            "gripper_opening": proprioception["proprio/gripper_opening"],
+            "effector_position": effector.position,
+            "effector_yaw": (np.cos(effector.yaw), np.sin(effector.yaw)),
+            "gripper_opening": [effector.closed],
             "joint_angles": state[:6],
         }
         return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
-
-
-def quaternion_yaw(quaternion: NDArray[np.float64]) -> float:
-    """Returns the angle (rad) about the vertical of a rotation w x y z."""
-    w, x, y, z = quaternion
-    return float(np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)))
-
-
-class Simulation:
-    """OGBench's dynamics as a function of the state; nothing is remembered between steps.
-
-    Args:
-        half_size: Half the cube's width, m.
-    """
-
-    def __init__(self, half_size: float = CUBE_HALF_SIZE) -> None:
-        self._mujoco = load_mujoco()
-        template = ogbench_cube()
-        self._model = physics_model(half_size)
-        self._data = self._mujoco.MjData(self._model)
-        # A copy shares the template's constants; what a step writes to is its own.
-        self._ogbench = copy.copy(template)
-        self._ogbench._model, self._ogbench._data = self._model, self._data
-        self._ogbench._ik = type(template._ik)(model=template._ik._model, sites=["attachment_site"])
-        self._site = template._pinch_site_id
-
-    def step(
-        self, state: State, action: NDArray[np.float32], pose: NDArray[np.float64] | None = None
-    ) -> tuple[State, NDArray[np.float64]]:
-        """Returns the state after `action` (5,), and the gripper's pose as MuJoCo leaves it, one physics step late.
-
-        Args:
-            state: (61,).
-            action: (5,).
-            pose: The gripper's position and rotation matrix, (12,), from which the controller begins; None for what
-                follows from `state`.
-        """
-        data = self._data
-        self._restore(state)
-        if pose is not None:
-            data.site_xpos[self._site], data.site_xmat[self._site] = pose[:3], pose[3:]
-        self._ogbench.set_control(action)  # float32, as OGBench gets it
-        self._mujoco.mj_step(self._model, data, nstep=PHYSICS_STEPS)
-        late_pose = np.concatenate([data.site_xpos[self._site], data.site_xmat[self._site]])
-        return np.concatenate([data.qpos, data.qvel, data.qacc_warmstart]), late_pose
-
-    def sample_state(self, rng: np.random.Generator) -> State:
-        """Returns a random state at rest as OGBench draws them: gripper above the table, pointing down; cube on it."""
-        ogbench = self._ogbench
-        lie, data = type(ogbench._effector_down_rotation), self._data
-        self._mujoco.mj_resetData(self._model, data)
-        position = rng.uniform(*ogbench._arm_sampling_bounds)
-        turn = lie.from_z_radians(rng.uniform(-np.pi, np.pi)) @ ogbench._effector_down_rotation
-        pose = type(ogbench._T_pa).from_rotation_and_translation(turn, position) @ ogbench._T_pa
-        data.qpos[:6] = ogbench._ik.solve(
-            pos=pose.translation(), quat=pose.rotation().wxyz, curr_qpos=ogbench._home_qpos
-        )
-        half_size = self._model.geom("object_0").size[2]
-        data.qpos[CUBE_POSITION] = (*rng.uniform(*ogbench._object_sampling_bounds), half_size)
-        data.qpos[CUBE_QUATERNION] = lie.from_z_radians(rng.uniform(0.0, 2.0 * np.pi)).wxyz
-        return np.concatenate([data.qpos, np.zeros(40)])
-
-    def observe(self, state: State, contact: bool = False) -> dict[str, Any]:
-        """Returns OGBench's information on a state: the entries `proprio/...` and `privileged/block_0_...`.
-
-        Args:
-            state: (61,).
-            contact: Whether to compute forces too, without which `proprio/gripper_contact` means nothing.
-        """
-        self._restore(state)
-        if contact:
-            self._mujoco.mj_forward(self._model, self._data)
-            self._mujoco.mj_rnePostConstraint(self._model, self._data)
-        self._ogbench._prev_qpos, self._ogbench._prev_qvel = self._data.qpos, self._data.qvel
-        return self._ogbench.compute_ob_info()
-
-    def penetration(self, state: State) -> float:
-        """Returns how deep (m) the bodies are inside one another where it is deepest, the linkage's own parts aside."""
-        self._restore(state)
-        self._mujoco.mj_comPos(self._model, self._data)
-        self._mujoco.mj_collision(self._model, self._data)
-        distances = self._data.contact.dist
-        return max(0.0, -float(distances.min())) if len(distances) else 0.0
-
-    def _restore(self, state: State) -> None:
-        data = self._data
-        data.qpos, data.qvel, data.qacc_warmstart = state[POSITIONS], state[VELOCITIES], state[WARM_START]
-        self._mujoco.mj_kinematics(self._model, data)
 
 
 @functools.cache
@@ -261,7 +178,7 @@ def _checker() -> Simulation:
 
 
 def _renderer(quality: str) -> SceneRenderer:
-    return SceneRenderer(render_model(quality), camera="front_pixels", quality=quality)
+    return SceneRenderer(picture_model(quality), camera="front_pixels", quality=quality)
 
 
 def _dress(

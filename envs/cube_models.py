@@ -1,10 +1,13 @@
 """The MuJoCo models of OGBench-Cube: OGBench's own for physics, and two for pictures.
 
 `reference` pictures use OGBench's meshes (185,000 triangles), four samples per pixel and a 4096 px shadow map. `fast`
-ones use meshes decimated to 11,000 triangles, one sample and a 512 px map: ten times faster on a software rasteriser,
-and alike to the eye (mean difference of a picture: one grey level of 255). The decimated model is made from the
-installed ogbench at first use, in about 3 s, and kept in a cache folder: `$LEWM_GYM_CACHE`, else
-`$XDG_CACHE_HOME/lewm_gym`, else `~/.cache/lewm_gym`. It may be deleted at any time.
+ones use meshes decimated to 11,000 triangles, one sample and a 512 px map: eight times faster on a software
+rasteriser, and alike to the eye (mean difference of a picture: one grey level of 255).
+
+The models are made from the installed ogbench at first use, in about 4 s, and kept in a cache folder:
+`$LEWM_GYM_CACHE`, else `$XDG_CACHE_HOME/lewm_gym`, else `~/.cache/lewm_gym`; it may be deleted at any time. A process
+that finds them there starts in 1 s and takes 380 MB in all; without, 2 s and 700 MB, since dm_control's description
+of the scene and MuJoCo's compiler keep copies of every mesh.
 """
 
 from __future__ import annotations
@@ -33,9 +36,53 @@ DECIMATION = Decimation(keep=0.05, least_faces=60, aggressiveness=2.0, stuck_fac
 _DRAWN_GROUPS = 3  # MuJoCo draws geometry of groups 0, 1 and 2; collision shapes are in 3 and above
 
 
-@functools.cache
-def ogbench_cube() -> Any:
-    """Returns OGBench's cube-single environment with its model compiled, once per process; not to be stepped.
+@functools.lru_cache(maxsize=8)
+def physics_model(half_size: float = CUBE_HALF_SIZE) -> Any:
+    """Returns OGBench's model with a cube of that half width (m) and the same density; not to be changed.
+
+    Raises:
+        ImportError: If a package is missing, here and below.
+    """
+    original = _models()["physics"]
+    if half_size == CUBE_HALF_SIZE:
+        return original
+    mujoco = load_mujoco()
+    model = copy.copy(original)
+    resize_cube(model, half_size)
+    body, scale = model.body("object_0").id, half_size / CUBE_HALF_SIZE
+    model.body_mass[body] *= scale**3
+    model.body_inertia[body] *= scale**5
+    mujoco.mj_setConst(model, mujoco.MjData(model))  # what the compiler derives from masses
+    return model
+
+
+def arm_model() -> Any:
+    """Returns the model of the arm alone with which OGBench solves inverse kinematics; not to be changed."""
+    return _models()["arm"]
+
+
+def picture_model(quality: str) -> Any:
+    """Returns a fresh model for pictures: the arm, the cube and the floor, without target marker and collision shapes.
+
+    Args:
+        quality: "fast" or "reference".
+    """
+    return _picture_spec(describe_cube()).compile() if quality == "reference" else copy.copy(_models()["picture"])
+
+
+def resize_cube(model: Any, half_size: float) -> None:
+    """Changes the cube's shape in a model, not its mass."""
+    geom = model.geom("object_0").id
+    model.geom_size[geom] = half_size
+    model.geom_rbound[geom] = half_size * np.sqrt(3.0)
+    model.geom_aabb[geom, 3:] = half_size
+
+
+# Making them --------------------------------------------------------------------------------------------------
+
+
+def describe_cube() -> Any:
+    """Returns OGBench's cube-single environment with its scene described, not compiled: call `compile_model_and_data`.
 
     Raises:
         ImportError: If ogbench or dm_control is missing.
@@ -55,74 +102,36 @@ def ogbench_cube() -> Any:
         pixel_transparent_arm=False,
     )
     environment._mjcf_model = environment.build_mjcf_model()
-    environment.compile_model_and_data()
-    environment._never_compiled = False
     return environment
 
 
-@functools.lru_cache(maxsize=8)
-def physics_model(half_size: float = CUBE_HALF_SIZE) -> Any:
-    """Returns OGBench's model with a cube of that half width (m) and the same density."""
-    original = ogbench_cube().model
-    if half_size == CUBE_HALF_SIZE:
-        return original
-    mujoco = load_mujoco()
-    model = copy.copy(original)
-    resize_cube(model, half_size)
-    body, scale = model.body("object_0").id, half_size / CUBE_HALF_SIZE
-    model.body_mass[body] *= scale**3
-    model.body_inertia[body] *= scale**5
-    mujoco.mj_setConst(model, mujoco.MjData(model))  # what the compiler derives from masses
-    return model
+def _make_models() -> dict[str, Any]:
+    environment = describe_cube()
+    environment.compile_model_and_data()
+    picture = _decimated(_picture_spec(environment), environment.model)
+    return {"physics": environment.model, "arm": environment._ik._model, "picture": picture}
 
 
-def resize_cube(model: Any, half_size: float) -> None:
-    """Changes the cube's shape in a model, not its mass."""
-    geom = model.geom("object_0").id
-    model.geom_size[geom] = half_size
-    model.geom_rbound[geom] = half_size * np.sqrt(3.0)
-    model.geom_aabb[geom, 3:] = half_size
-
-
-def render_model(quality: str) -> Any:
-    """Returns a fresh model for pictures: the arm, the cube and the floor, without target marker and collision shapes.
-
-    Args:
-        quality: "fast" or "reference".
-
-    Raises:
-        ImportError: If a package is missing.
-    """
-    if quality == "reference":
-        return _picture_spec().compile()
-    path = cache_folder() / f"cube-{_cache_key()}.mjb"
-    return _read_model(path) or _write_model(path, _decimated_model())
-
-
-def _picture_spec() -> Any:
+def _picture_spec(environment: Any) -> Any:
     """Returns OGBench's scene as an editable specification, without what is not drawn."""
-    mujoco = load_mujoco()
     utilities = importlib.import_module("ogbench.manipspace.mjcf_utils")
-    scene = ogbench_cube().mjcf_model
-    spec = mujoco.MjSpec.from_string(utilities.to_string(scene), assets=utilities.get_assets(scene))
+    scene = environment.mjcf_model
+    spec = load_mujoco().MjSpec.from_string(utilities.to_string(scene), assets=utilities.get_assets(scene))
     for geom in list(spec.geoms):
         if geom.group >= _DRAWN_GROUPS or geom.name == "target_object_0":
             spec.delete(geom)
-    red = ogbench_cube()._cube_colors[0]  # OGBench paints the cube when an episode begins
-    spec.geom("object_0").rgba = red
+    spec.geom("object_0").rgba = environment._cube_colors[0]  # OGBench paints it when an episode begins
     return spec
 
 
-def _decimated_model() -> Any:
-    mujoco = load_mujoco()
-    original = ogbench_cube().model
-    spec = _picture_spec()
+def _decimated(spec: Any, original: Any) -> Any:
+    """Returns `spec` compiled with fewer triangles; `original` is the compiled model that has all of them."""
     for mesh in spec.meshes:
         vertices, faces = decimate(*_mesh(original, mesh.name), DECIMATION)
         mesh.file, mesh.scale = "", (1.0, 1.0, 1.0)
         mesh.uservert, mesh.userface = vertices.ravel().tolist(), faces.ravel().tolist()
         # Volume is undefined for meshes with holes, and the compiler refuses those; masses do not matter here.
-        mesh.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL
+        mesh.inertia = load_mujoco().mjtMeshInertia.mjMESH_INERTIA_SHELL
     return spec.compile()
 
 
@@ -137,6 +146,18 @@ def _mesh(model: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]
 
 
 # The cache ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _models() -> dict[str, Any]:
+    """Returns the models `physics`, `arm` and `picture`, from the cache if they are there, else made and kept there."""
+    folder = cache_folder() / f"cube-{_cache_key()}"
+    models = {name: _read_model(folder / f"{name}.mjb") for name in ("physics", "arm", "picture")}
+    if any(model is None for model in models.values()):
+        models = _make_models()
+        for name, model in models.items():
+            _write_model(folder / f"{name}.mjb", model)
+    return models
 
 
 def cache_folder() -> Path:
@@ -160,18 +181,18 @@ def _read_model(path: Path) -> Any:
         return None
     if hashlib.sha256(content[32:]).digest() != content[:32]:  # MuJoCo may abort the process on a damaged file
         return None
-    return load_mujoco().MjModel.from_binary_path("cube.mjb", {"cube.mjb": content[32:]})
+    return load_mujoco().MjModel.from_binary_path("model.mjb", {"model.mjb": content[32:]})
 
 
-def _write_model(path: Path, model: Any) -> Any:
-    """Keeps the model at `path`, whole or not at all, and returns it; a folder that cannot be written is no error."""
+def _write_model(path: Path, model: Any) -> None:
+    """Keeps the model at `path`, whole or not at all; a folder that cannot be written is no error."""
     mujoco = load_mujoco()
     buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, buffer)
+    content = buffer.tobytes()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             new = Path(folder) / path.name
-            new.write_bytes(hashlib.sha256(buffer.tobytes()).digest() + buffer.tobytes())
+            new.write_bytes(hashlib.sha256(content).digest() + content)
             new.replace(path)  # workers that start together each write, and any one's file will do
-    return model

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from collect.policies.cube import OraclePolicy
-from envs import cube_models
-from envs.cube import CUBE_POSITION, CUBE_QUATERNION, WARM_START, CubeEnv, Simulation, quaternion_yaw
+from envs import cube_models, cube_simulation
+from envs.cube import CubeEnv
+from envs.cube_simulation import CUBE_POSITION, CUBE_QUATERNION, WARM_START, Simulation, quaternion_yaw
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("mujoco", "dm_control", "ogbench", "fast_simplification"))),
@@ -117,7 +118,7 @@ def test_a_resized_cube_weighs_what_the_compiler_says() -> None:
     import mujoco
     from ogbench.manipspace import mjcf_utils
 
-    original = cube_models.ogbench_cube()
+    original = cube_models.describe_cube()
     spec = mujoco.MjSpec.from_string(
         mjcf_utils.to_string(original.mjcf_model), assets=mjcf_utils.get_assets(original.mjcf_model)
     )
@@ -168,28 +169,42 @@ def test_only_positions_are_seen() -> None:
     assert not np.array_equal(env.render_state(state), frame)
 
 
+def test_constants_are_those_of_the_installed_ogbench() -> None:
+    ogbench = ogbench_env()
+    assert np.array_equal(cube_simulation.ACTION_RANGE, ogbench.action_high)
+    assert np.array_equal(cube_simulation.WORKSPACE, ogbench._workspace_bounds)
+    assert np.array_equal(cube_simulation.ARM_STARTS, ogbench._arm_sampling_bounds)
+    assert np.array_equal(cube_simulation.CUBE_STARTS, ogbench._object_sampling_bounds)
+    assert np.array_equal(cube_simulation.CUBE_STARTS, ogbench._target_sampling_bounds)
+    assert np.allclose(cube_simulation._HOME, ogbench._home_qpos, rtol=0, atol=0)
+    assert cube_simulation.PHYSICS_STEPS == ogbench._n_steps
+
+
 def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mujoco
 
     made: list[int] = []
 
-    def small_model() -> Any:
+    def small_models() -> dict[str, Any]:
         made.append(1)
-        return mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+        model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+        return dict.fromkeys(("physics", "arm", "picture"), model)
 
-    monkeypatch.setattr(cube_models, "_decimated_model", small_model)
+    read = cube_models._models.__wrapped__  # not the one that remembers
+    monkeypatch.setattr(cube_models, "_make_models", small_models)
     monkeypatch.setenv("LEWM_GYM_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
-        assert cube_models.render_model("fast").ngeom == 1
+        assert read()["arm"].ngeom == 1
     assert len(made) == 1  # the second came from the cache
-    (file,) = (tmp_path / "cache").iterdir()
-    content = bytearray(file.read_bytes())
+    files = sorted((tmp_path / "cache").rglob("*.mjb"))
+    assert len(files) == 3
+    content = bytearray(files[0].read_bytes())
     content[100] ^= 1
-    file.write_bytes(content)
-    assert cube_models.render_model("fast").ngeom == 1 and len(made) == 2
+    files[0].write_bytes(content)
+    assert read()["arm"].ngeom == 1 and len(made) == 2
     (tmp_path / "file").touch()
     monkeypatch.setenv("LEWM_GYM_CACHE", str(tmp_path / "file"))  # not a folder
-    assert cube_models.render_model("fast").ngeom == 1 and len(made) == 3
+    assert read()["arm"].ngeom == 1 and len(made) == 3
 
 
 def test_decimation_keeps_the_shape_with_few_faces() -> None:

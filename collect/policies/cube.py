@@ -5,8 +5,8 @@ episode draws a noise level from U(0, 0.1) and adds Gaussian noise to every acti
 times to the gripper), so that the data hold failures and recoveries; when the oracle is done, a new target is drawn.
 stable-worldmodel collects the same way but repeats the first target for the whole episode.
 
-The oracle sees a state through `Simulation.observe`, not through the environment's memory: actions are a function of
-the recorded states and the random stream.
+The oracle sees what follows from a state, not what the environment remembers: actions are a function of the recorded
+states and the random stream.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.cube import CubeEnv
-from envs.cube_models import ogbench_cube
+from envs.cube_models import CUBE_HALF_SIZE
+from envs.cube_simulation import ARM_STARTS, CUBE_POSITION, CUBE_QUATERNION, CUBE_STARTS, quaternion_yaw
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
 NOISE = 0.1  # highest noise level of an episode
@@ -51,7 +52,7 @@ class OraclePolicy:
         oracle = importlib.import_module("ogbench.manipspace.oracles.markov.cube_markov").CubeMarkovOracle
         self._rng = rng
         self._level = rng.uniform(0.0, self.noise)
-        self._oracle = oracle(env=ogbench_cube(), min_norm=MIN_NORM)
+        self._oracle = oracle(env=_Workspace, min_norm=MIN_NORM)
         self._draw_target()
         started = env.reset(seed=int(rng.integers(2**31)))
         assert isinstance(env.unwrapped, CubeEnv)
@@ -60,9 +61,7 @@ class OraclePolicy:
 
     def act(self, info: Info) -> NDArray[np.float32]:
         """Returns the oracle's action (5,) with noise; draws a new target if the oracle is done."""
-        seen = self._simulation.observe(info["state"], contact=True)
-        seen["privileged/target_block_pos"], seen["privileged/target_block_yaw"] = self._target
-        seen["privileged/target_block"] = 0
+        seen = self._see(info["state"])
         action = self._oracle.select_action(None, seen) + self._rng.normal(0.0, self._level * NOISE_SHAPE)
         if self._oracle.done:
             self._draw_target()
@@ -72,11 +71,36 @@ class OraclePolicy:
         """Returns False: an episode lasts `max_steps`."""
         return False
 
+    def _see(self, state: NDArray[np.float64]) -> dict[str, Any]:
+        """Returns what the oracle looks at, in OGBench's words."""
+        effector = self._simulation.effector(state)
+        return {
+            "proprio/effector_pos": effector.position,
+            "proprio/effector_yaw": [effector.yaw],
+            "proprio/gripper_opening": [effector.closed],
+            "proprio/gripper_contact": self._simulation.grip(state),
+            "privileged/target_block": 0,
+            "privileged/block_0_pos": state[CUBE_POSITION],
+            "privileged/block_0_yaw": [quaternion_yaw(state[CUBE_QUATERNION])],
+            "privileged/target_block_pos": self._target[0],
+            "privileged/target_block_yaw": [self._target[1]],
+        }
+
     def _draw_target(self) -> None:
-        position = np.array([*self._rng.uniform(*ogbench_cube()._target_sampling_bounds), 0.02])
-        self._target = position, np.array([self._rng.uniform(0.0, 2.0 * np.pi)])
+        position = np.array([*self._rng.uniform(*CUBE_STARTS), CUBE_HALF_SIZE])
+        self._target = position, self._rng.uniform(0.0, 2.0 * np.pi)
         with _global_seed(int(self._rng.integers(2**32))):
             self._oracle.reset(None, None)
+
+
+class _Workspace:
+    """All that the oracle asks an environment for: where to go when the cube is in place."""
+
+    unwrapped: ClassVar[Any]
+    _arm_sampling_bounds = ARM_STARTS
+
+
+_Workspace.unwrapped = _Workspace
 
 
 @contextlib.contextmanager
