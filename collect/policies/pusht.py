@@ -113,11 +113,11 @@ class Weak:
 
 
 def draw_start_and_goal(config: ExpertConfig, rng: np.random.Generator) -> tuple[State, State]:
-    """Returns a random start and goal state that differ by more than the expert's tolerance."""
+    """Returns a random start and goal state."""
     while True:
         start = _draw_state(rng, config.start_spread, config.wide_starts)
         goal = _draw_state(rng, config.goal_spread, config.wide_goals)
-        if coverage(start[2:5], goal[2:5]) < COVERED:
+        if misplacement(Pose(*start[2:5]), goal)[0] > config.least_task:
             return start, goal
 
 

@@ -24,7 +24,7 @@ _ROOM = 32.0  # px between T and wall that let the agent pass
 _SQUEEZE = 15.0  # px of overlap with a wall that are tolerated in foresight where nothing else is possible
 _SIMULATED = 32  # pushes, of which the best is taken in a corner
 _CROWDING = 0.5  # px of distance to the goal that a px less of that room is worth
-_PLACES = (25.0, 90.0), (455.0, 425.0)  # px, lowest and highest place of a detour; wide, as in the published data
+_PLACES = (25.0, 90.0), (485.0, 420.0)  # px, lowest and highest place of a detour; wide, as in the published data
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class ExpertConfig:
 
     noise: float = 0.03  # std of what is added to each action (0.01 is 1 px of the agent's target)
     careful_noise: float = 0.3  # part of it that remains while the block is nearly in place
-    speeds: tuple[float, float] = (6.0, 14.0)  # px per step, range of the cap on walking
+    speeds: tuple[float, float] = (6.0, 17.0)  # px per step, range of the cap on walking
     speed_drift: float = 3.0  # px per step, std of the cap's change from one plan to the next
     step_cost: float = 0.15  # px of distance to the goal that a step is worth
+    vigour: float = 1.3  # pushes are at most this much faster than walks
     whim: float = 0.03  # std of what is added to a push's cost, as part of the present misplacement
-    detours: float = 0.45  # probability, at each plan, of walking to a random place first
-    leisure: int = 150  # steps after which there are no more detours and no slow walks
+    detours: float = 0.4  # probability, at each plan, of walking to a random place first
+    leisure: int = 135  # steps after which there are no more detours and no slow walks
+    least_task: float = 60.0  # px, RMS distance of the T's vertices between start and goal
     start_spread: tuple[float, float] = (26.0, 40.0)  # px, std of the block's start about the centre
     goal_spread: tuple[float, float] = (22.0, 38.0)  # px, std of the block's goal about the centre
     wide_starts: float = 0.3  # part of the starts that are uniform over the arena instead
@@ -110,6 +112,7 @@ class Planner:
         # The nearer the goal, the more a small improvement is worth a long walk.
         step_cost = self._config.step_cost * min(max(now / _UNHURRIED, 0.1), 1.0)
         cost += step_cost * ((walks / self._speed)[library.contact] + library.steps)
+        cost[library.speed > self._config.vigour * self._speed] = np.inf
         if now > _UNHURRIED:
             cost += self._rng.normal(0.0, self._config.whim * now, len(cost))
         stuck = self._is_stuck(now)

@@ -22,7 +22,7 @@ PX_PER_STEP = 40.66  # that an agent moves under a constant action of length 1
 START_GAP = 1.5  # px between disc and T before a push
 _SPACING = 6.0  # px between contacts along the outline
 _ANGLES = (-0.6, -0.3, 0.0, 0.3, 0.6)  # rad, of a push against the inward normal
-_SPEEDS = (4.0, 9.0, 16.0, 25.0)  # px per step
+_SPEEDS = (4.0, 8.0, 13.0, 20.0)  # px per step
 _STEPS = (1, 2, 3, 4, 6, 8, 11)  # of pushing; one step of braking follows
 # A push whose T moves less than this part of the agent's way (less the gap and a little) slips off or grazes a corner:
 # where it ends hangs on half a pixel at its beginning.
@@ -39,6 +39,7 @@ class Primitives:
         contact: (P,) int, index into `contacts`.
         path: (P, 11, 2), where the agent is after each step of pushing; rows differ in length, see `steps`.
         steps: (P,) int, of pushing, without the one of braking.
+        speed: (P,), px per step.
         turn: (P,), angle by which the T turns.
         moved: (P, 2), where the T's origin comes to rest.
         centroid: (P, 2), where the mean of its eight vertices comes to rest.
@@ -49,6 +50,7 @@ class Primitives:
     contact: NDArray[np.int64]
     path: NDArray[np.float64]
     steps: NDArray[np.int64]
+    speed: NDArray[np.float64]
     turn: NDArray[np.float64]
     moved: NDArray[np.float64]
     centroid: NDArray[np.float64]
@@ -61,13 +63,14 @@ def primitives() -> Primitives:
     contacts, normals = _contacts()
     # The T is its own mirror image: simulate one half, reflect the other.
     rows = [
-        (index, path, steps, *result)
+        (index, speed, path, steps, *result)
         for index in np.flatnonzero(contacts[:, 0] > -1e-9)
-        for path, results in (_push(contacts[index], action) for action in _actions(normals[index]))
+        for speed, action in _actions(normals[index])
+        for path, results in (_push(contacts[index], action),)
         for steps, result in zip(_STEPS, results, strict=True)
     ]
-    kept = [row for row in rows if _takes(*row)]
-    contact, path, steps, turn, moved, agent = (np.array(column) for column in zip(*kept, strict=True))
+    kept = [row for row in rows if _takes(*row[2:])]
+    contact, speed, path, steps, turn, moved, agent = (np.array(column) for column in zip(*kept, strict=True))
     mirror = np.array([-1.0, 1.0])
     reflected = np.array([int(np.argmin(np.hypot(*(contacts - contacts[c] * mirror).T))) for c in contact])
     turn = np.concatenate([turn, -turn])
@@ -79,6 +82,7 @@ def primitives() -> Primitives:
         contact=np.concatenate([contact, reflected]),
         path=np.concatenate([path, path * mirror]),
         steps=np.concatenate([steps, steps]),
+        speed=np.concatenate([speed, speed]),
         turn=turn,
         moved=moved,
         centroid=moved + np.stack([cos * middle[0] - sin * middle[1], sin * middle[0] + cos * middle[1]], axis=1),
@@ -86,7 +90,7 @@ def primitives() -> Primitives:
     )
 
 
-def _takes(contact: int, path: Position, steps: int, turn: float, moved: Position, agent: Position) -> bool:
+def _takes(path: Position, steps: int, turn: float, moved: Position, agent: Position) -> bool:
     """Returns whether a push moves the T as an aimed push does."""
     effect = math.hypot(*moved) + abs(turn) * BLOCK_SCALE
     way = math.hypot(*(path[steps - 1] - path[0]))
@@ -109,10 +113,11 @@ def _contacts() -> tuple[Position, Position]:
     return np.array(positions), np.array(normals)
 
 
-def _actions(normal: Position) -> list[Position]:
+def _actions(normal: Position) -> list[tuple[float, Position]]:
+    """Returns the pushes against a side: speed, px per step, and the constant action that has it."""
     inward = math.atan2(-normal[1], -normal[0])
     return [
-        speed / PX_PER_STEP * np.array([math.cos(inward + angle), math.sin(inward + angle)])
+        (speed, speed / PX_PER_STEP * np.array([math.cos(inward + angle), math.sin(inward + angle)]))
         for angle in _ANGLES
         for speed in _SPEEDS
     ]
