@@ -104,7 +104,7 @@ def fill(
                 if progress is not None:
                     progress(done, frames, len(numbers))
     except KeyboardInterrupt:
-        if writer.finished():
+        with contextlib.suppress(ValueError):  # nothing is finished
             writer.close()
         raise
 

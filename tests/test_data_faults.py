@@ -151,3 +151,14 @@ def test_a_failed_write_leaves_neither_the_file_nor_a_leftover(tmp_path):
             raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
+
+
+def test_what_killed_workers_left_is_removed_at_the_end(dataset):
+    parts = dataset.folder / "parts"
+    with open_writer(dataset.folder, HEADER, range(4)) as writer:
+        save_episode(dataset.folder, HEADER, 3, encode(made_up_episode(3), FrameCodec("chw", level=1)))
+        writer.add(3)
+        (parts / ".episode-000002.arrow.123.tmp").write_text("half")
+        save_episode(dataset.folder, HEADER, 1, encode(made_up_episode(1), FrameCodec("chw", level=1)))
+        writer.close()
+    assert not parts.exists()

@@ -42,7 +42,11 @@ def open_writer(folder: Path, header: Header, wanted: Iterable[int]) -> Iterator
     """Yields the folder's writer, holding its lock; makes the folder. See `DatasetWriter`."""
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
-        yield DatasetWriter(folder, header, wanted)
+        writer = DatasetWriter(folder, header, wanted)
+        try:
+            yield writer
+        finally:
+            remove_leftovers(folder / PARTS)  # of workers that were stopped because another one failed
 
 
 class DatasetWriter:
@@ -73,7 +77,8 @@ class DatasetWriter:
             )
         self._header = found.header if found else None
         self._shards = {info.episodes: info for info in found.shards} if found else {}
-        self._parts = self._find_parts(header)
+        self._wanted_header = header
+        self._parts = self._find_parts()
         finished = self.finished()
         self.missing = sorted(set(wanted) - finished)
         self._missing_in: dict[int, set[int]] = defaultdict(set)
@@ -93,20 +98,20 @@ class DatasetWriter:
             self._consolidate(block)
 
     def close(self) -> Manifest:
-        """Turns every remaining part into shards, full or not, and returns the manifest.
+        """Turns every part that is there into shards, full or not, and returns the manifest.
 
         Raises:
             ValueError: If there is no episode at all.
         """
+        self._parts = self._find_parts()  # an interruption may have come before `add`
         for block in sorted({number // self._shard_episodes for number in self._parts}):
             self._consolidate(block)
         manifest = self._save_manifest()
         self._remove_superseded()
-        with contextlib.suppress(OSError):  # a part of an orphaned worker may have come in since
-            (self.folder / PARTS).rmdir()
+        self._remove_strays()
         return manifest
 
-    def _find_parts(self, header: Header) -> set[int]:
+    def _find_parts(self) -> set[int]:
         """Returns the numbers of the parts that are whole; removes those that are not, or no longer needed."""
         in_shards = {number for episodes in self._shards for number in episodes}
         found = set()
@@ -116,7 +121,7 @@ class DatasetWriter:
             except ValueError:
                 path.unlink()
                 continue
-            if why := differences(part.header, header):
+            if why := differences(part.header, self._wanted_header):
                 raise ValueError(
                     f"{path} is of another dataset ({why}): choose another folder with --out, or the same options"
                 )
@@ -160,6 +165,16 @@ class DatasetWriter:
         manifest = Manifest(self._header, tuple(info.hashed(self.folder) for info in shards))
         manifest.save(self.folder)
         return manifest
+
+    def _remove_strays(self) -> None:
+        """Removes what killed workers, or workers of killed runs, have left in `parts/`: all of it is in shards."""
+        remove_leftovers(self.folder / PARTS)
+        done = {part_path(self.folder, number) for number in self.finished()}
+        for path in (self.folder / PARTS).glob("episode-*.arrow"):
+            if path in done:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an orphaned worker is just writing
+            (self.folder / PARTS).rmdir()
 
     def _remove_superseded(self) -> None:
         """Removes shards whose episodes a larger shard holds too; never one of another recipe or a damaged one."""
