@@ -57,7 +57,7 @@ class Simulation:
 
     def __init__(self, half_size: float = CUBE_HALF_SIZE) -> None:
         self._mujoco = load_mujoco()
-        self._half_size = half_size
+        self.half_size = half_size
         self._model = physics_model(half_size)
         self._data = self._mujoco.MjData(self._model)
         self._site = self._model.site("ur5e/robotiq/pinch").id
@@ -97,7 +97,7 @@ class Simulation:
         position = rng.uniform(*ARM_STARTS)
         turn = self._lie.SO3.from_z_radians(rng.uniform(-np.pi, np.pi)) @ self._down
         state[:6] = self._joint_angles(turn, position, _HOME)
-        state[CUBE_POSITION] = (*rng.uniform(*CUBE_STARTS), self._half_size)
+        state[CUBE_POSITION] = (*rng.uniform(*CUBE_STARTS), self.half_size)
         state[CUBE_QUATERNION] = self._lie.SO3.from_z_radians(rng.uniform(0.0, 2.0 * np.pi)).wxyz
         return state
 

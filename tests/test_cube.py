@@ -114,6 +114,15 @@ def test_a_cube_inside_the_gripper_is_refused() -> None:
         env.reset(options={"goal_state": state})
 
 
+def test_bodies_are_kept_apart_under_the_variations_of_the_same_reset() -> None:
+    env = make()
+    state = Simulation().sample_state(np.random.default_rng(0))
+    state[CUBE_POSITION] = env.quantities(state)["effector_position"] + (0.0, 0.0, 0.058)
+    env.reset(options={"state": state, "variations": {"cube_size": 0.01}})
+    with pytest.raises(ValueError, match="inside one another"):
+        env.reset(options={"state": state, "variations": {"cube_size": 0.03}})
+
+
 def test_a_resized_cube_weighs_what_the_compiler_says() -> None:
     import mujoco
     from ogbench.manipspace import mjcf_utils
