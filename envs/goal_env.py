@@ -6,6 +6,7 @@ A task's own file supplies the simulator through the methods named `_...`; every
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
@@ -211,7 +212,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     # Checks at the boundary ----------------------------------------------------------------------------------
 
     def _checked_action(self, action: Any) -> NDArray[np.float32]:
-        array = np.asarray(action, dtype=np.float32)
+        array = _numbers(action, "action").astype(np.float32)
         if array.shape != (self.action_size,):
             raise ValueError(f"action must have shape ({self.action_size},), got {array.shape}")
         if not (np.abs(array) <= 1.0).all():  # False for NaN too
@@ -219,7 +220,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         return array
 
     def _checked_state(self, state: Any, name: str) -> State:
-        array = np.array(state, dtype=np.float64)
+        array = _numbers(state, name)
         if array.shape != (self.state_size,):
             raise ValueError(f"{name} must have shape ({self.state_size},), got {array.shape}")
         if not np.isfinite(array).all():
@@ -236,6 +237,8 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         return array
 
     def _checked_variations(self, variations: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(variations, Mapping):
+            raise ValueError(f"variations must be a dict of name and value, got {variations!r}")
         if variations and not self.variation_ranges:
             raise ValueError(f"{type(self).__name__} has no variations, got {sorted(variations)}")
         unknown = sorted(set(variations) - set(self.variation_ranges))
@@ -245,6 +248,13 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             name: _checked_variation(name, allowed, variations[name]) if name in variations else _default(allowed)
             for name, allowed in self.variation_ranges.items()
         }
+
+
+def _numbers(value: Any, name: str) -> NDArray[np.float64]:
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an array of numbers, got {value!r}") from None
 
 
 def _default(allowed: Any) -> Any:
@@ -257,7 +267,7 @@ def _checked_variation(name: str, allowed: Any, value: Any) -> Any:
             raise ValueError(f"variation {name!r} must be one of {allowed}, got {value!r}")
         return value
     low, high, default = allowed
-    array = np.array(value, dtype=np.float64)
+    array = _numbers(value, f"variation {name!r}")
     if array.shape != np.shape(default):
         raise ValueError(f"variation {name!r} must have shape {np.shape(default)}, got {array.shape}")
     if not ((array >= low) & (array <= high)).all():  # False for NaN too
