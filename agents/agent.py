@@ -24,6 +24,7 @@ class Agent(ABC):
         self.action_low = np.asarray(action_low, np.float32)
         self.action_high = np.asarray(action_high, np.float32)
         self.frame_size = frame_size
+        self._goal: NDArray[np.uint8] | None = None
 
     @abstractmethod
     def reset(self, seeds: list[int] | None = None) -> None:
@@ -35,14 +36,26 @@ class Agent(ABC):
     ) -> tuple[NDArray[np.float32], Any]:
         """Returns actions (B, action_size) for frames and goals (B, h, w, 3), and the memory to hand back next time."""
 
-    def act(self, obs: Obs) -> NDArray[np.float32]:
+    def set_goal(self, image: NDArray[np.uint8] | None) -> None:
+        """Pursues this goal in environments whose observations have none; None ends that.
+
+        Args:
+            image: (h, w, 3) uint8, a picture of how it should look.
+
+        Raises:
+            ValueError: For a picture of another shape or dtype.
+        """
+        self._goal = None if image is None else self._checked_frames("goal image", image, (3,))
+
+    def act(self, obs: Obs | NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, or (B, action_size) for a stacked one.
 
         Call it at every step. A changed goal begins a new plan; `reset()` between episodes is only needed where
         consecutive episodes share their goal image.
 
         Args:
-            obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3).
+            obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3). After `set_goal` the goal may be
+                missing, and pixels may come alone, as an array.
 
         Raises:
             ValueError: For observations of another shape or dtype, or without a goal.
@@ -51,7 +64,7 @@ class Agent(ABC):
 
     def predict(
         self,
-        observation: Obs,
+        observation: Obs | NDArray[np.uint8],
         state: Any = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
@@ -73,23 +86,34 @@ class Agent(ABC):
         actions = np.clip(actions, self.action_low, self.action_high)
         return (actions[0] if single else actions), state
 
-    def _checked(self, obs: Obs) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
+    def _checked(self, obs: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
         """Returns pixels and goals with a leading environment dimension, and whether it was missing."""
-        if not hasattr(obs, "keys") or not {"pixels", "goal"} <= set(obs.keys()):
-            got = sorted(obs.keys()) if hasattr(obs, "keys") else type(obs).__name__
-            raise ValueError(f"an observation needs 'pixels' and 'goal', got {got}")
-        arrays = {}
-        for key in ("pixels", "goal"):
-            array = np.asarray(obs[key])
-            wanted = (self.frame_size, self.frame_size, 3)
-            if array.dtype != np.uint8 or array.shape[-3:] != wanted or array.ndim not in (3, 4):
-                raise ValueError(
-                    f"obs[{key!r}] must be uint8 of shape {wanted}, or stacked with a leading environment "
-                    f"dimension; got {array.dtype} of shape {array.shape}"
-                )
-            arrays[key] = array
-        pixels, goals = arrays["pixels"], arrays["goal"]
+        if self._goal is not None and isinstance(obs, np.ndarray):
+            obs = {"pixels": obs}
+        if not hasattr(obs, "keys"):
+            raise ValueError(f"an observation needs 'pixels' and 'goal', got {type(obs).__name__}")
+        needed = {"pixels"} if self._goal is not None else {"pixels", "goal"}
+        if not needed <= set(obs.keys()):
+            hint = "" if self._goal is not None or "pixels" not in obs else "; or call agent.set_goal(image)"
+            raise ValueError(
+                f"an observation needs {' and '.join(map(repr, sorted(needed)))}, got {sorted(obs.keys())}{hint}"
+            )
+        pixels = self._checked_frames("obs['pixels']", obs["pixels"])
+        if "goal" in obs:
+            goals = self._checked_frames("obs['goal']", obs["goal"])
+        else:
+            goals = np.broadcast_to(self._goal, pixels.shape)  # type: ignore[arg-type]  # checked above
         if pixels.shape != goals.shape:
             raise ValueError(f"pixels {pixels.shape} and goal {goals.shape} must have the same shape")
         single = pixels.ndim == 3
         return (pixels[None], goals[None], True) if single else (pixels, goals, False)
+
+    def _checked_frames(self, name: str, value: Any, ndims: tuple[int, ...] = (3, 4)) -> NDArray[np.uint8]:
+        array = np.asarray(value)
+        wanted = (self.frame_size, self.frame_size, 3)
+        if array.dtype != np.uint8 or array.shape[-3:] != wanted or array.ndim not in ndims:
+            stacked = ", or stacked with a leading environment dimension" if 4 in ndims else ""
+            raise ValueError(
+                f"{name} must be uint8 of shape {wanted}{stacked}; got {array.dtype} of shape {array.shape}"
+            )
+        return array

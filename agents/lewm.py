@@ -147,7 +147,7 @@ class LeWM(nn.Module):
     def after_step(self) -> None:
         """Nothing: LeWM has no target network."""
 
-    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
+    def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans.
 
         Each block's prediction joins the context of the next, which keeps the last N frames. What depends on the
@@ -155,22 +155,25 @@ class LeWM(nn.Module):
         once it slides, every frame has a new position, and they are computed afresh.
 
         Args:
-            latents: (B, 1, Z), the present.
+            latents: (B, n, Z), the past and, last, the present, n <= N.
             actions: (B, S, H, A), z-scored.
+            past_actions: (B, n - 1, A), z-scored, taken between the given frames; None for n = 1.
         """
         n_envs, n_samples, horizon, _ = actions.shape
-        modulations = self.predictor.modulations(self.action_encoder(actions.flatten(0, 1)))
-        frames = [latents[:, -1:].repeat_interleave(n_samples, dim=0)]
+        blocks = actions.flatten(0, 1)
+        if past_actions is not None:
+            blocks = torch.cat([past_actions.repeat_interleave(n_samples, dim=0), blocks], dim=1)
+        modulations = self.predictor.modulations(self.action_encoder(blocks))
+        frames = list(latents.repeat_interleave(n_samples, dim=0).split(1, dim=1))
         caches = [Cache() for _ in modulations]
-        for t in range(horizon):
-            start = t + 1 - self.config.context
+        for end in range(len(frames), len(frames) + horizon):
+            start, kept = end - self.config.context, None
             if start <= 0:
-                window, kept, seen = frames[-1], caches, slice(t, t + 1)
-            else:
-                window, kept, seen = torch.cat(frames[start:], dim=1), None, slice(start, t + 1)
-            features = self.predictor.run(window, [m[:, seen] for m in modulations], kept, last_only=True)
+                start, kept = len(caches[0]), caches
+            window = torch.cat(frames[start:end], dim=1)
+            features = self.predictor.run(window, [m[:, start:end] for m in modulations], kept, last_only=True)
             frames.append(self.prediction_projector(features))
-        return torch.cat(frames[1:], dim=1).unflatten(0, (n_envs, n_samples))
+        return torch.cat(frames[-horizon:], dim=1).unflatten(0, (n_envs, n_samples))
 
 
 def _make_encoder(config: LeWMConfig) -> ViT | ConvEncoder:

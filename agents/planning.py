@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,35 +18,89 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.devices import choose_device
 from lewm_gym import checkpoint
-from lewm_gym.planning.cem import CEM, CEMConfig
-from lewm_gym.planning.controller import RecedingHorizon
+from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
+from lewm_gym.planning.controller import Reply, Request
+from lewm_gym.types import Obs, PlanResult
 
-COSTS = ("terminal", "sum")
+
+def terminal_cost(predicted: Tensor, goal: Tensor) -> Tensor:
+    """Returns the squared distance of the last predicted latent to the goal's (paper), (B, S)."""
+    return (predicted[:, :, -1] - goal.unsqueeze(1)).square().sum(dim=-1)
+
+
+def sum_cost(predicted: Tensor, goal: Tensor) -> Tensor:
+    """Returns the squared distance to the goal summed over all predicted latents, (B, S): early is better."""
+    return (predicted - goal[:, None, None]).square().sum(dim=(-2, -1))
+
+
+#: (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S)
+LatentCost = Callable[[Tensor, Tensor], Tensor]
+COSTS: dict[str, LatentCost] = {"terminal": terminal_cost, "sum": sum_cost}
 
 
 @dataclass(frozen=True)
 class PlanningConfig:
     """How an agent plans; the defaults are the paper's."""
 
-    search: CEMConfig = CEMConfig()
+    search: Any = field(default_factory=CEMConfig)  # settings of the planner, one of the PLANNERS' configurations
     horizon_blocks: int = 5  # H
     execute_blocks: int = 5  # blocks taken before the next plan
-    # terminal (paper): squared distance of the last predicted latent to the goal's; sum: mean over all predicted ones
-    cost: str = "terminal"
+    cost: str = "terminal"  # one of COSTS
     clip_actions: bool = False  # paper: False, candidates may leave the bounds, which hold at the environment's edge
+    warm_start: bool = False  # paper: False; begin the search at what is left of the previous plan
+    context_frames: int = 1  # paper: 1; up to the model's context, with the actions taken between them
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
-            raise ValueError(f"cost must be one of {COSTS}, not {self.cost!r}")
+            raise ValueError(f"cost must be one of {tuple(COSTS)}, not {self.cost!r}")
         if not 1 <= self.execute_blocks <= self.horizon_blocks:
             raise ValueError(
                 f"execute_blocks must be within 1..horizon_blocks ({self.horizon_blocks}), got {self.execute_blocks}"
             )
+        if self.context_frames < 1:
+            raise ValueError(f"context_frames must be at least 1, got {self.context_frames}")
+        self.planner_name  # noqa: B018  # raises for settings of no planner
+
+    @property
+    def planner_name(self) -> str:
+        """Name in PLANNERS of the planner whose settings `search` holds."""
+        for name, (_, config) in PLANNERS.items():
+            if type(self.search) is config:
+                return name
+        raise ValueError(f"search must be the configuration of a planner ({', '.join(PLANNERS)}), got {self.search!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `from_json` reads."""
+        return {**dataclasses.asdict(self), "planner": self.planner_name}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PlanningConfig:
-        """Returns the configuration that `dataclasses.asdict` wrote."""
-        return cls(**{**values, "search": CEMConfig(**values["search"])})
+        """Returns the configuration that `to_json` wrote."""
+        values = dict(values)
+        name = values.pop("planner")
+        if name not in PLANNERS:
+            raise ValueError(f"unknown planner {name!r}; expected one of: {', '.join(PLANNERS)}")
+        return cls(**{**values, "search": PLANNERS[name][1](**values["search"])})
+
+
+class Plan(NamedTuple):
+    """A plan, for those who want to look inside.
+
+    Attributes:
+        actions: (H * frame_skip, action_size) raw actions, within the environment's bounds.
+        latents: (H, Z), predicted after each block.
+        start: (Z,), latent of the present.
+        goal: (Z,), latent of the goal.
+        cost: (iterations,), mean cost of the elites, or the best cost, after each iteration.
+        spread: (iterations,), mean standard deviation of the proposal, in those of the training set's actions.
+    """
+
+    actions: NDArray[np.float32]
+    latents: NDArray[np.float32]
+    start: NDArray[np.float32]
+    goal: NDArray[np.float32]
+    cost: NDArray[np.float32]
+    spread: NDArray[np.float32]
 
 
 class PlanningAgent(Agent):
@@ -58,6 +115,9 @@ class PlanningAgent(Agent):
         description: What the run folder says of the environment: `action_low`, `action_high`, `frame_size`, and more.
         device: Where to compute.
         seed: Seed of the planner's random streams where `reset` names none.
+        time_limit_s: Seconds that one call of `act` may spend on planning, whatever the number of environments; the
+            best plan so far is taken, after at least one iteration for each.
+        cost: A cost of one's own, (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S).
     """
 
     name: ClassVar[str]
@@ -72,15 +132,22 @@ class PlanningAgent(Agent):
         description: dict[str, Any],
         device: str | torch.device = "cpu",
         seed: int = 0,
+        time_limit_s: float | None = None,
+        cost: LatentCost | None = None,
     ) -> None:
         super().__init__(description["action_low"], description["action_high"], description["frame_size"])
+        context = getattr(model.config, "context", 1)
+        if planning.context_frames > context:
+            raise ValueError(f"context_frames {planning.context_frames} exceeds the model's context, {context}")
+        if time_limit_s is not None and time_limit_s <= 0:
+            raise ValueError(f"time_limit_s must be positive, got {time_limit_s}")
         self.model = model.to(device).eval()
-        self.planning = planning
-        self.description = description
-        self.device = torch.device(device)
+        self.planning, self.description, self.device = planning, description, torch.device(device)
+        self.time_limit_s = time_limit_s
         self.plans = 0  # made since the start
-        self._planner = CEM(planning.search)
-        self._controller = RecedingHorizon(self._search, seed)
+        self._cost = cost or COSTS[planning.cost]
+        self._planner = PLANNERS[planning.planner_name][0](planning.search)
+        self._controller = RecedingHorizon(self._search, model.config.frame_skip, planning.context_frames, seed)
         low, high = (
             torch.as_tensor(bound, device=self.device).repeat(model.config.frame_skip)
             for bound in (self.action_low, self.action_high)
@@ -89,7 +156,13 @@ class PlanningAgent(Agent):
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str | None = None, seed: int = 0, planning: PlanningConfig | None = None
+        cls,
+        folder: str | Path,
+        device: str | None = None,
+        seed: int = 0,
+        planning: PlanningConfig | None = None,
+        time_limit_s: float | None = None,
+        cost: LatentCost | None = None,
     ) -> Self:
         """Returns the agent that was trained into a run folder.
 
@@ -98,6 +171,8 @@ class PlanningAgent(Agent):
             device: Where to compute; the best one present by default.
             seed: Seed of the planner's random streams.
             planning: How to plan; as the run says by default.
+            time_limit_s: See the class.
+            cost: See the class.
 
         Raises:
             FileNotFoundError: If there is no finished run.
@@ -111,14 +186,14 @@ class PlanningAgent(Agent):
         model = cls.model_class(cls.config_class.from_json(description["model"]))
         checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
         planning = planning or PlanningConfig.from_json(description["planning"])
-        return cls(model, planning, description, choose_device(device), seed)
+        return cls(model, planning, description, choose_device(device), seed, time_limit_s, cost)
 
     def save(self, folder: str | Path) -> None:
         """Writes the agent into a run folder that `load` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_tensors(folder / checkpoint.WEIGHTS, self.model.state_dict())
-        checkpoint.save_description(folder, {**self.description, "planning": dataclasses.asdict(self.planning)})
+        checkpoint.save_description(folder, {**self.description, "planning": self.planning.to_json()})
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with these environments only: the observations that follow are theirs, in this order."""
@@ -128,44 +203,101 @@ class PlanningAgent(Agent):
         """Forgets all plans; `seeds`, one per environment, begin fresh random streams."""
         self._controller.reset(seeds)
 
+    def plan(self, obs: Obs) -> list[Plan]:
+        """Returns a fresh plan for each environment without taking it; draws from the environments' random streams.
+
+        Args:
+            obs: As for `act`.
+        """
+        pixels, goals, _ = self._checked(obs)
+        slots = self._controller.slots_for(len(pixels))
+        return [
+            self._plan([self._controller.request(slot, frame, goal)], None)[0]
+            for slot, frame, goal in zip(slots, pixels, goals, strict=True)
+        ]
+
     def _act(
         self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], episode_start: NDArray[np.bool_] | None, state: Any
     ) -> tuple[NDArray[np.float32], Any]:
         actions = self._controller.act(pixels, goals, episode_start, state)
         return actions, state if state is not None else self._controller.slots
 
-    @torch.inference_mode()
-    def _search(
-        self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], generators: list[torch.Generator]
-    ) -> NDArray[np.float32]:
-        """Returns the actions to take before the next plan, (B, execute_blocks * frame_skip, action_size).
+    def _search(self, requests: list[Request]) -> list[Reply]:
+        """Returns a plan for each request.
 
         On the CPU one environment at a time: matrix products round differently for different batch shapes, and an
-        environment's plan must not depend on how many others plan beside it.
+        environment's plan must not depend on how many others plan beside it. On a GPU those with equally long pasts
+        together.
         """
-        self.plans += len(pixels)
-        chunk = 1 if self.device.type == "cpu" else len(pixels)
-        plans = [
-            self._plan(pixels[i : i + chunk], goals[i : i + chunk], generators[i : i + chunk])
-            for i in range(0, len(pixels), chunk)
-        ]
-        return torch.cat(plans).cpu().numpy()
+        self.plans += len(requests)
+        began = time.monotonic()
+        chunks = _chunks(requests, one_by_one=self.device.type == "cpu")
+        replies: dict[int, Reply] = {}
+        for chunk in chunks:
+            share = (len(replies) + len(chunk)) / len(requests)
+            deadline = None if self.time_limit_s is None else began + share * self.time_limit_s
+            for i, plan in zip(chunk, self._plan([requests[i] for i in chunk], deadline), strict=True):
+                steps = self.planning.execute_blocks * self.model.config.frame_skip
+                replies[i] = Reply(plan.actions[:steps], self._blocks(plan.actions))
+        return [replies[i] for i in range(len(requests))]
 
-    def _plan(self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], generators: list[torch.Generator]) -> Tensor:
-        frames = torch.from_numpy(np.stack([pixels, goals], axis=1)).to(self.device)
-        present, goal = self.model.encode(frames).split(1, dim=1)  # each (B, 1, Z)
-        planning = self.planning
+    def _plan(self, requests: list[Request], deadline: float | None) -> list[Plan]:
+        gradient = getattr(self._planner, "needs_gradient", False)
+        with torch.no_grad() if gradient else torch.inference_mode():
+            frames = np.stack([np.concatenate([request.frames, request.goal[None]]) for request in requests])
+            latents = self.model.encode(torch.from_numpy(frames).to(self.device))
+            context, goal = latents[:, :-1], latents[:, -1]
+            past = self._past(requests)
+            options = {} if past is None else {"past_actions": past}
 
-        def cost(actions: Tensor) -> Tensor:
-            predicted = self.model.rollout(present, self._within_bounds(actions))
-            distance = (predicted - goal.unsqueeze(1)).square().sum(dim=-1)  # (B, S, H)
-            return distance[..., -1] if planning.cost == "terminal" else distance.mean(dim=-1)
+            def cost(actions: Tensor) -> Tensor:
+                return self._cost(self.model.rollout(context, self._within_bounds(actions), **options), goal)
 
-        shape = (len(pixels), planning.horizon_blocks, self.model.config.action_block_size)
+            mean, std = self._proposal(requests)
+            with torch.no_grad() if gradient else contextlib.nullcontext():
+                found = self._planner.plan(cost, mean, std, [r.generator for r in requests], deadline)
+            blocks = self._within_bounds(found.actions)
+            predicted = self.model.rollout(context, blocks.unsqueeze(1), **options)[:, 0]
+        return self._unpack(found, blocks, predicted, context[:, -1], goal)
+
+    def _proposal(self, requests: list[Request]) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of the first proposal, each (B, H, A)."""
+        shape = (len(requests), self.planning.horizon_blocks, self.model.config.action_block_size)
         mean, std = torch.zeros(shape, device=self.device), torch.ones(shape, device=self.device)
-        plan = self._within_bounds(self._planner.plan(cost, mean, std, generators).actions)
-        actions = self.model.denormalize_actions(plan[:, : planning.execute_blocks])
-        return actions.reshape(len(pixels), -1, len(self.action_low))
+        if self.planning.warm_start:
+            taken = self.planning.execute_blocks
+            for row, request in zip(mean, requests, strict=True):
+                if request.previous is not None and taken < len(row):
+                    row[:-taken] = request.previous[taken:]
+        return mean, std
+
+    def _past(self, requests: list[Request]) -> Tensor | None:
+        """Returns the z-scored actions between past frames, (B, n - 1, A), or None for the present frame alone."""
+        if len(requests[0].frames) == 1:
+            return None
+        return self.model.normalize_actions(torch.from_numpy(np.stack([r.blocks for r in requests])).to(self.device))
+
+    def _unpack(self, found: PlanResult, blocks: Tensor, predicted: Tensor, start: Tensor, goal: Tensor) -> list[Plan]:
+        actions = self.model.denormalize_actions(blocks).flatten(1).unflatten(1, (-1, len(self.action_low)))
+        actions = np.clip(actions.cpu().numpy(), self.action_low, self.action_high)
+        rest = [t.float().cpu().numpy() for t in (predicted, start, goal, found.cost, found.spread)]
+        return [Plan(*row) for row in zip(actions, *rest, strict=True)]
+
+    def _blocks(self, actions: NDArray[np.float32]) -> Tensor:
+        """Returns raw actions (H * frame_skip, action_size) as z-scored blocks (H, A)."""
+        return self.model.normalize_actions(
+            torch.from_numpy(actions).to(self.device).unflatten(0, (self.planning.horizon_blocks, -1)).flatten(1)
+        )
 
     def _within_bounds(self, actions: Tensor) -> Tensor:
         return actions.clamp(self._block_low, self._block_high) if self.planning.clip_actions else actions
+
+
+def _chunks(requests: list[Request], one_by_one: bool) -> list[list[int]]:
+    """Returns the positions of requests that are planned together."""
+    if one_by_one:
+        return [[i] for i in range(len(requests))]
+    groups: dict[int, list[int]] = {}
+    for i, request in enumerate(requests):
+        groups.setdefault(len(request.frames), []).append(i)
+    return list(groups.values())

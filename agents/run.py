@@ -60,7 +60,7 @@ def train_run(
         "agent": agent_class.name,
         "preset": preset,
         "model": dataclasses.asdict(model_config),
-        "planning": dataclasses.asdict(planning),
+        "planning": planning.to_json(),
         "training": dataclasses.asdict(config),
         "device": device,
         "threads": torch.get_num_threads(),

@@ -1,5 +1,7 @@
 """LeWM's equations, and LeWMAgent as a policy."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import torch
 
 import lewm_gym
 from agents.lewm import LeWMAgent
+from agents.planning import PlanningConfig
+from lewm_gym.planning import PLANNERS, CEMConfig
 from lewm_gym.types import Batch
 
 
@@ -63,6 +67,19 @@ def test_rollout_pairs_first_candidate_with_current_frame():
     got = model.rollout(start, actions)[0, :, 0]
     expected = torch.cat([model.predict(start, actions[:, s])[:, 0] for s in range(4)])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_rollout_from_several_frames_equals_the_plain_one(n):
+    model = tiny.model().eval()
+    context, past, actions = torch.randn(1, n, 8), torch.randn(1, n - 1, 10), torch.randn(1, 2, 4, 10)
+    got = model.rollout(context, actions, past)
+    for s in range(2):
+        frames, blocks = list(context[0]), torch.cat([past[0], actions[0, s]])
+        for end in range(n, n + 4):
+            window = slice(max(0, end - 3), end)
+            frames.append(model.predict(torch.stack(frames[window])[None], blocks[window][None])[0, -1])
+        torch.testing.assert_close(got[0, s], torch.stack(frames[n:]), rtol=1e-4, atol=1e-5)
 
 
 def test_actions_are_normalised_per_dimension_and_missing_ones_become_the_mean():
@@ -131,7 +148,7 @@ def test_plain_gymnasium_loop_over_ten_episodes_needs_no_reset_of_the_agent():
     agent = tiny.agent()
     plans = []
     search = agent._controller._search
-    agent._controller._search = lambda *a: plans.append(1) or search(*a)
+    agent._controller._search = lambda requests: plans.append(1) or search(requests)
     for episode in range(10):
         obs, _ = env.reset(seed=episode)
         over = False
@@ -159,6 +176,80 @@ def test_stable_baselines3_evaluates_it():
     rewards, lengths = evaluation.evaluate_policy(tiny.agent(), envs, n_eval_episodes=4, return_episode_rewards=True)
     assert len(rewards) == 4
     assert max(lengths) <= 4
+
+
+def test_plan_shows_what_it_found():
+    agent = tiny.agent()
+    (plan,) = agent.plan(tiny.observation())
+    assert plan.actions.shape == (25, 2) and (np.abs(plan.actions) <= 1).all()
+    assert plan.latents.shape == (5, 8) and plan.start.shape == plan.goal.shape == (8,)
+    assert plan.cost.shape == plan.spread.shape == (2,)
+    agent.reset()
+    np.testing.assert_array_equal(agent.act(tiny.observation()), plan.actions[0])
+
+
+def with_planning(**options):
+    made = tiny.model()
+    return LeWMAgent(made, PlanningConfig(**options), tiny.ENVIRONMENT)
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_every_planner_drives_the_agent(name):
+    search = PLANNERS[name][1](n_iterations=2)
+    options = {"search": search, "execute_blocks": 1, "warm_start": True, "context_frames": 3, "clip_actions": True}
+    agent = with_planning(**options, cost="sum")
+    for step in range(12):
+        action = agent.act(tiny.observation(2, seed=0) | {"pixels": tiny.observation(2, seed=step)["pixels"]})
+        assert action.shape == (2, 2) and np.isfinite(action).all()
+    assert agent.plans == 6
+    assert PlanningConfig.from_json(agent.planning.to_json()) == agent.planning
+
+
+def test_cost_of_ones_own_is_what_is_minimised():
+    made = tiny.model()
+    seen = []
+
+    def cost(predicted, goal):
+        seen.append((predicted.shape, goal.shape))
+        return predicted[..., -1, 0]
+
+    search = CEMConfig(n_samples=16, n_elites=4, n_iterations=2)
+    agent = LeWMAgent(made, PlanningConfig(search), tiny.ENVIRONMENT, cost=cost)
+    agent.act(tiny.observation())
+    assert seen == [((1, 16, 5, 8), (1, 8))] * 2
+
+
+def test_time_limit_ends_the_search_early():
+    agent = with_planning(search=CEMConfig(n_samples=50, n_elites=5, n_iterations=10_000))
+    agent.time_limit_s = 0.2
+    began = time.monotonic()
+    agent.act(tiny.observation(2))
+    assert time.monotonic() - began < 5
+    with pytest.raises(ValueError, match="time_limit_s"):
+        LeWMAgent(tiny.model(), PlanningConfig(), tiny.ENVIRONMENT, time_limit_s=0.0)
+
+
+def test_goal_can_be_set_where_observations_have_none():
+    agent, reference = tiny.agent(), tiny.agent()
+    obs = tiny.observation()
+    expected = reference.act(obs)
+    agent.set_goal(obs["goal"])
+    np.testing.assert_array_equal(agent.act(obs["pixels"]), expected)
+    agent.reset()
+    np.testing.assert_array_equal(agent.act({"pixels": obs["pixels"]}), expected)
+    with pytest.raises(ValueError, match="goal image"):
+        agent.set_goal(obs["goal"][:10])
+    agent.set_goal(None)
+    with pytest.raises(ValueError, match="set_goal"):
+        agent.act({"pixels": obs["pixels"]})
+
+
+def test_bad_planning_settings_are_refused():
+    for bad in ({"cost": "mean"}, {"execute_blocks": 6}, {"context_frames": 0}, {"search": 3}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            PlanningConfig(**bad)
+    with pytest.raises(ValueError, match="exceeds the model's context"):
+        with_planning(context_frames=4)
 
 
 BAD_OBSERVATIONS = {

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lewm_gym.planning.cem import CEM, CEMConfig
-from lewm_gym.planning.controller import RecedingHorizon
+from lewm_gym.planning import CEM, PLANNERS, CEMConfig, ICEMConfig, RecedingHorizon
+from lewm_gym.planning.controller import Reply
+from lewm_gym.planning.noise import coloured
 
 SHAPE = (3, 5, 4)  # B, H, A
 
@@ -22,21 +23,83 @@ def prior(batch=SHAPE[0]):
     return torch.zeros(batch, *SHAPE[1:]), torch.ones(batch, *SHAPE[1:])
 
 
-def test_cem_finds_the_optimum_of_a_quadratic():
+#: Enough search for a quadratic in 20 dimensions; (settings, largest error allowed in any action)
+SEARCH = {
+    "cem": ({}, 0.05),
+    "icem": ({"n_samples": 300, "n_elites": 30, "n_iterations": 30, "noise_exponent": 0.0, "steps_per_block": 2}, 0.1),
+    "mppi": ({"n_samples": 500, "n_iterations": 60, "spread_decay": 0.93}, 0.2),
+    "gradient": ({"n_iterations": 150}, 0.05),
+}
+
+
+def planner(name):
+    kind, config = PLANNERS[name]
+    return kind(config(**SEARCH[name][0]))
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_planner_finds_the_optimum_of_a_quadratic(name):
     torch.manual_seed(0)
     target = torch.randn(SHAPE)
-    result = CEM().plan(quadratic(target), *prior(), streams(0, 1, 2))
-    assert (result.actions - target).abs().max() < 0.05
-    assert result.cost.shape == result.spread.shape == (3, 30)
+    result = planner(name).plan(quadratic(target), *prior(), streams(0, 1, 2))
+    assert result.actions.shape == SHAPE
+    assert (result.actions - target).abs().max() < SEARCH[name][1]
+    assert result.cost.shape == result.spread.shape
     assert (result.cost[:, -1] < 0.05 * result.cost[:, 0]).all()
-    assert (result.spread[:, -1] < 0.2 * result.spread[:, 0]).all()
 
 
-def test_plan_of_an_environment_is_the_same_alone_or_among_others():
+@pytest.mark.parametrize("name", PLANNERS)
+def test_plan_of_an_environment_is_the_same_alone_or_among_others(name):
     target = torch.linspace(-1, 1, 60).view(SHAPE)
-    together = CEM().plan(quadratic(target), *prior(), streams(5, 6, 7))
-    alone = CEM().plan(quadratic(target[1:2]), *prior(1), streams(6))
-    assert torch.equal(together.actions[1:2], alone.actions)
+    together = planner(name).plan(quadratic(target), *prior(), streams(5, 6, 7))
+    alone = planner(name).plan(quadratic(target[1:2]), *prior(1), streams(6))
+    torch.testing.assert_close(together.actions[1:2], alone.actions, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_nan_costs_are_never_chosen(name):
+    def cost(samples):
+        values = (samples - 0.5).square().sum(dim=(-1, -2))
+        return torch.where(samples[..., 0, 0] > 0.6, torch.nan, values)
+
+    result = planner(name).plan(cost, *prior(), streams(0, 1, 2))
+    assert torch.isfinite(result.actions).all()
+    assert torch.isfinite(cost(result.actions.unsqueeze(1))).all()
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_deadline_ends_the_search_after_the_iteration_under_way(name):
+    result = planner(name).plan(quadratic(torch.zeros(SHAPE)), *prior(), streams(0, 1, 2), deadline=0.0)
+    assert result.cost.shape == (3, 1)
+    assert torch.isfinite(result.actions).all()
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_impossible_settings_of_a_planner_are_refused(name):
+    with pytest.raises(ValueError, match="needs"):
+        PLANNERS[name][1](n_iterations=0)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
+def test_coloured_noise_has_unit_variance_and_its_colour(exponent):
+    noise = coloured(streams(0), 20_000, torch.zeros(1, 5, 10), exponent, 5)[0].view(20_000, 25, 2)
+    assert noise.var(dim=0).sub(1).abs().max() < 0.06
+    neighbours = (noise[:, 1:] * noise[:, :-1]).mean()
+    assert neighbours == pytest.approx({0.0: 0.0, 1.0: 0.54, 2.0: 0.86}[exponent], abs=0.03)
+
+
+def test_icem_returns_the_best_candidate_ever_seen():
+    seen = []
+
+    def cost(samples):
+        values = samples.square().sum(dim=(-1, -2))
+        seen.append(values.min(dim=1).values)
+        return values
+
+    config = ICEMConfig(n_samples=40, n_elites=8, steps_per_block=2)
+    mean, std = prior()
+    result = PLANNERS["icem"][0](config).plan(cost, mean + 1, std, streams(0, 1, 2))
+    torch.testing.assert_close(result.actions.square().sum(dim=(-1, -2)), torch.stack(seen).min(dim=0).values)
 
 
 def test_current_mean_is_among_the_samples_and_the_result_is_the_mean_of_the_elites():
@@ -55,26 +118,6 @@ def test_current_mean_is_among_the_samples_and_the_result_is_the_mean_of_the_eli
     torch.testing.assert_close(result.actions, last_elites.mean(dim=1))
 
 
-def test_nan_costs_rank_last():
-    def cost(samples):
-        values = samples.square().sum(dim=(-1, -2))
-        return torch.where(samples[..., 0, 0] > 0, torch.nan, values)
-
-    result = CEM(CEMConfig(n_samples=100, n_elites=10, n_iterations=3)).plan(cost, *prior(), streams(0, 1, 2))
-    assert torch.isfinite(result.actions).all()
-    assert (result.actions[:, 0, 0] <= 0).all()
-
-
-def test_deadline_ends_the_search_after_the_iteration_under_way():
-    result = CEM().plan(quadratic(torch.zeros(SHAPE)), *prior(), streams(0, 1, 2), deadline=0.0)
-    assert result.cost.shape == (3, 1)
-
-
-def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="n_elites"):
-        CEMConfig(n_samples=10, n_elites=11)
-
-
 class Recorder:
     """A search that plans to count up, and remembers what it was asked."""
 
@@ -82,10 +125,12 @@ class Recorder:
         self.calls = []
         self.steps = steps
 
-    def __call__(self, pixels, goals, generators):
-        self.calls.append(len(pixels))
-        draws = [torch.randint(1000, (1,), generator=g).item() for g in generators]
-        return np.array([[[draw + t] for t in range(self.steps)] for draw in draws], np.float32)
+    def __call__(self, requests):
+        self.calls.append(len(requests))
+        self.requests = requests
+        draws = [torch.randint(1000, (1,), generator=r.generator).item() for r in requests]
+        counts = [np.array([[draw + t] for t in range(self.steps)], np.float32) for draw in draws]
+        return [Reply(count, torch.zeros(1, 1)) for count in counts]
 
 
 def frames(*values):
@@ -127,3 +172,14 @@ def test_another_number_of_environments_needs_a_reset():
         controller.act(frames(0), frames(1))
     controller.reset()
     controller.act(frames(0), frames(1))
+
+
+def test_past_frames_and_blocks_reach_the_search_aligned():
+    search = Recorder(steps=2)
+    controller = RecedingHorizon(search, frame_skip=2, context=3)
+    taken = [controller.act(frames(step), frames(9))[0, 0] for step in range(7)]
+    request = search.requests[0]  # made at step 6
+    assert request.frames[:, 0, 0, 0].tolist() == [2, 4, 6]
+    assert request.blocks.tolist() == [[taken[2], taken[3]], [taken[4], taken[5]]]
+    controller.act(frames(7), frames(8))  # another goal: the past is forgotten
+    assert len(search.requests[0].frames) == 1 and search.requests[0].previous is None

@@ -1,1 +1,35 @@
-"""Search over actions with a world model: planners and the receding-horizon controller."""
+"""Search over actions with a world model: planners and the receding-horizon controller.
+
+A planner sees a cost of actions and nothing else. To add one: a class with a configuration, and a line in `PLANNERS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lewm_gym.planning.cem import CEM, CEMConfig
+from lewm_gym.planning.controller import RecedingHorizon
+from lewm_gym.planning.gradient import GradientConfig, GradientPlanner
+from lewm_gym.planning.icem import ICEM, ICEMConfig
+from lewm_gym.planning.mppi import MPPI, MPPIConfig
+
+#: name -> (planner, its configuration)
+PLANNERS: dict[str, tuple[Any, Any]] = {
+    "cem": (CEM, CEMConfig),
+    "icem": (ICEM, ICEMConfig),
+    "mppi": (MPPI, MPPIConfig),
+    "gradient": (GradientPlanner, GradientConfig),
+}
+
+__all__ = [
+    "CEM",
+    "ICEM",
+    "MPPI",
+    "PLANNERS",
+    "CEMConfig",
+    "GradientConfig",
+    "GradientPlanner",
+    "ICEMConfig",
+    "MPPIConfig",
+    "RecedingHorizon",
+]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lewm_gym.planning.noise import white
 from lewm_gym.types import Cost, PlanResult
 
 
@@ -30,7 +31,8 @@ class CEMConfig:
 class CEM:
     """Samples plans from a Gaussian, keeps the elites, fits the Gaussian to them, and repeats.
 
-    No momentum and no clipping; the current mean is always one of the samples; the result is the mean of the last elites.
+    No momentum and no clipping; the current mean is always one of the samples; the result is the mean of the last
+    elites.
     """
 
     def __init__(self, config: CEMConfig | None = None) -> None:
@@ -48,21 +50,27 @@ class CEM:
         config = self.config
         costs, spreads = [], []
         for _ in range(config.n_iterations):
-            noise = _noise(generators, config.n_samples, mean)
+            noise = white(generators, config.n_samples, mean)
             noise[:, 0] = 0.0
             samples = mean.unsqueeze(1) + std.unsqueeze(1) * noise
-            values = cost(samples).nan_to_num(nan=torch.inf)  # a cost that is not a number ranks last
-            elite_values, index = values.topk(config.n_elites, dim=1, largest=False)
-            elites = samples.gather(1, index[..., None, None].expand(-1, -1, *samples.shape[2:]))
+            elites, elite_values = best(samples, cost(samples), config.n_elites)
             mean, std = elites.mean(dim=1), elites.std(dim=1)
             costs.append(elite_values.mean(dim=1))
             spreads.append(std.flatten(1).mean(dim=1))
-            if deadline is not None and time.monotonic() >= deadline:
+            if out_of_time(deadline):
                 break
         return PlanResult(mean, torch.stack(costs, dim=1), torch.stack(spreads, dim=1))
 
 
-def _noise(generators: list[torch.Generator], n_samples: int, like: Tensor) -> Tensor:
-    """Returns standard normal noise (B, n_samples, H, A), row b from stream b alone."""
-    rows = [torch.randn(n_samples, *like.shape[1:], generator=g, device=g.device) for g in generators]
-    return torch.stack(rows).to(like.device)
+def best(samples: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the `count` samples of lowest cost, (B, count, H, A), and their costs, (B, count), ascending.
+
+    A cost that is not a number ranks last.
+    """
+    values, index = costs.nan_to_num(nan=torch.inf).topk(count, dim=1, largest=False)
+    return samples.gather(1, index[..., None, None].expand(-1, -1, *samples.shape[2:])), values
+
+
+def out_of_time(deadline: float | None) -> bool:
+    """Returns whether `time.monotonic()` has passed the deadline."""
+    return deadline is not None and time.monotonic() >= deadline

@@ -6,14 +6,46 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-#: (pixels (B, h, w, 3), goals (B, h, w, 3), generators) -> actions (B, steps, action_size), raw
-Search = Callable[[NDArray[np.uint8], NDArray[np.uint8], list[torch.Generator]], NDArray[np.float32]]
+
+class Request(NamedTuple):
+    """What a plan is wanted from.
+
+    Attributes:
+        frames: (n, h, w, 3) uint8, past frames at the beginnings of the last n - 1 blocks and, last, the present one.
+        blocks: (n - 1, A) raw actions taken between them.
+        goal: (h, w, 3) uint8.
+        generator: The environment's random stream.
+        previous: (H, A) the previous plan of this environment towards the same goal, or None.
+    """
+
+    frames: NDArray[np.uint8]
+    blocks: NDArray[np.float32]
+    goal: NDArray[np.uint8]
+    generator: torch.Generator
+    previous: Tensor | None
+
+
+class Reply(NamedTuple):
+    """A plan.
+
+    Attributes:
+        actions: (steps, action_size) raw actions to take before the next plan.
+        plan: (H, A), whole, z-scored.
+    """
+
+    actions: NDArray[np.float32]
+    plan: Tensor
+
+
+#: Plans for several environments at once.
+Search = Callable[[list[Request]], list[Reply]]
 
 
 @dataclass
@@ -24,11 +56,25 @@ class Slot:
         generator: The environment's own random stream.
         queue: Actions planned and not yet taken, each (action_size,).
         goal: Fingerprint of the goal that they pursue.
+        plan: The plan they belong to, (H, A).
+        frames: Frames at the beginning of each block taken, (h, w, 3).
+        blocks: Those blocks, (A,).
+        taken: Actions of the block under way; its frame is the last of `frames`.
     """
 
     generator: torch.Generator
     queue: deque[NDArray[np.float32]] = field(default_factory=deque)
     goal: int | None = None
+    plan: Tensor | None = None
+    frames: list[NDArray[np.uint8]] = field(default_factory=list)
+    blocks: list[NDArray[np.float32]] = field(default_factory=list)
+    taken: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Begins anew; the random stream goes on."""
+        self.queue.clear()
+        self.plan = None
+        self.frames, self.blocks, self.taken = [], [], []
 
 
 class RecedingHorizon:
@@ -39,12 +85,13 @@ class RecedingHorizon:
 
     Args:
         search: What plans; called with only those environments that need a plan.
+        frame_skip: Actions in a block.
+        context: Frames that a plan may look at, the present one included; 1 as in the paper.
         seed: Seed of the streams of environments for which `reset` names none.
     """
 
-    def __init__(self, search: Search, seed: int = 0) -> None:
-        self._search = search
-        self._seed = seed
+    def __init__(self, search: Search, frame_skip: int = 5, context: int = 1, seed: int = 0) -> None:
+        self._search, self._frame_skip, self._context, self._seed = search, frame_skip, context, seed
         self.slots: list[Slot] = []
 
     def reset(self, seeds: list[int] | None = None) -> None:
@@ -63,13 +110,13 @@ class RecedingHorizon:
         Args:
             pixels: (B, h, w, 3) uint8.
             goals: (B, h, w, 3) uint8.
-            episode_start: (B,), true where an episode has just begun: the old plan is dropped.
+            episode_start: (B,), true where an episode has just begun: plan and past are dropped.
             slots: What to use and update in place of the controller's own memory.
 
         Raises:
             ValueError: If B differs from the number of environments since the last reset.
         """
-        slots = self._slots_for(len(pixels)) if slots is None else slots
+        slots = self.slots_for(len(pixels)) if slots is None else slots
         if len(slots) != len(pixels):
             raise ValueError(
                 f"got observations of {len(pixels)} environments after those of {len(slots)}; call reset() in between"
@@ -77,22 +124,42 @@ class RecedingHorizon:
         for i, slot in enumerate(slots):
             fingerprint = zlib.crc32(goals[i].tobytes())
             if slot.goal != fingerprint or (episode_start is not None and episode_start[i]):
-                slot.queue.clear()
+                slot.forget()
                 slot.goal = fingerprint
         empty = [i for i, slot in enumerate(slots) if not slot.queue]
         if empty:
-            plans = self._search(pixels[empty], goals[empty], [slots[i].generator for i in empty])
-            for i, plan in zip(empty, plans, strict=True):
-                slots[i].queue.extend(plan)
-        return np.stack([slot.queue.popleft() for slot in slots])
+            replies = self._search([self.request(slots[i], pixels[i], goals[i]) for i in empty])
+            for i, reply in zip(empty, replies, strict=True):
+                slots[i].queue.extend(reply.actions)
+                slots[i].plan = reply.plan
+        return np.stack([self._take(slot, frame) for slot, frame in zip(slots, pixels, strict=True)])
 
-    def _slots_for(self, n_envs: int) -> list[Slot]:
+    def slots_for(self, n_envs: int) -> list[Slot]:
+        """Returns the controller's own memory, made for `n_envs` environments if it is empty."""
         if not self.slots:
             self.slots = [Slot(_stream(self._seed, i)) for i in range(n_envs)]
         return self.slots
 
+    def request(self, slot: Slot, frame: NDArray[np.uint8], goal: NDArray[np.uint8]) -> Request:
+        """Returns what to plan from, for an environment that is at the beginning of a block."""
+        past = self._context - 1
+        frames, blocks = (slot.frames[-past:], slot.blocks[-past:]) if past else ([], [])
+        stacked = np.stack(blocks) if blocks else np.zeros((0, 0), np.float32)
+        return Request(np.stack([*frames, frame]), stacked, goal, slot.generator, slot.plan)
 
-def _stream(*key: Any) -> torch.Generator:
+    def _take(self, slot: Slot, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        action = slot.queue.popleft()
+        if self._context > 1:
+            if not slot.taken:
+                slot.frames = [*slot.frames[1 - self._context :], frame.copy()]
+            slot.taken.append(action)
+            if len(slot.taken) == self._frame_skip:
+                slot.blocks = [*slot.blocks[1 - self._context :], np.concatenate(slot.taken)]
+                slot.taken = []
+        return action
+
+
+def _stream(*key: int) -> torch.Generator:
     """Returns a generator seeded by whole numbers, well mixed."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed)

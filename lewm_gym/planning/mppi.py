@@ -1,0 +1,73 @@
+"""MPPI: model predictive path integral control, as a search over plans (arXiv 1707.02342)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lewm_gym.planning.cem import out_of_time
+from lewm_gym.planning.noise import white
+from lewm_gym.types import Cost, PlanResult
+
+
+@dataclass(frozen=True)
+class MPPIConfig:
+    """Settings of `MPPI`."""
+
+    n_samples: int = 300  # candidates per iteration, the current mean among them
+    n_iterations: int = 10
+    temperature: float = 0.1  # of the weights, in standard deviations of an iteration's costs
+    spread_decay: float = 0.9  # of the noise per iteration; 1 keeps it, as the original does
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 2 or self.n_iterations < 1 or self.temperature <= 0 or not 0 < self.spread_decay <= 1:
+            raise ValueError(
+                "MPPI needs n_samples >= 2, n_iterations >= 1, temperature > 0 and spread_decay within (0, 1], got "
+                f"{self.n_samples}, {self.n_iterations}, {self.temperature} and {self.spread_decay}"
+            )
+
+
+class MPPI:
+    """Averages all candidates, weighted by exp(-cost / temperature), and draws new ones around the average.
+
+    Costs are standardised in each iteration, so that one temperature serves every latent space.
+    """
+
+    def __init__(self, config: MPPIConfig | None = None) -> None:
+        self.config = config or MPPIConfig()
+
+    def plan(
+        self,
+        cost: Cost,
+        mean: Tensor,
+        std: Tensor,
+        generators: list[torch.Generator],
+        deadline: float | None = None,
+    ) -> PlanResult:
+        """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`."""
+        config = self.config
+        costs, spreads = [], []
+        for _ in range(config.n_iterations):
+            noise = white(generators, config.n_samples, mean)
+            noise[:, 0] = 0.0
+            samples = mean.unsqueeze(1) + std.unsqueeze(1) * noise
+            values = cost(samples)
+            finite = torch.isfinite(values)
+            usable = torch.where(finite, values, torch.zeros_like(values))
+            n = finite.sum(dim=1, keepdim=True).clamp_min(1)
+            centre = usable.sum(dim=1, keepdim=True) / n
+            scale = (torch.where(finite, usable - centre, 0.0).square().sum(dim=1, keepdim=True) / n).sqrt()
+            scores = -(usable - centre) / (config.temperature * scale.clamp_min(1e-12))
+            # A cost that is not a number has no weight; if none is, the plan stays as it was.
+            scores = torch.where(finite, scores, torch.full_like(scores, -torch.inf))
+            scores[:, 0] = torch.where(finite.any(dim=1), scores[:, 0], 0.0)
+            weights = scores.softmax(dim=1)
+            mean = (weights[..., None, None] * samples).sum(dim=1)
+            std = std * config.spread_decay
+            costs.append((weights * usable).sum(dim=1))
+            spreads.append(std.flatten(1).mean(dim=1))
+            if out_of_time(deadline):
+                break
+        return PlanResult(mean, torch.stack(costs, dim=1), torch.stack(spreads, dim=1))
