@@ -79,7 +79,7 @@ class FrameCodec:
 #: Chosen by measurement, see docs/datasets.md: the cheapest that keeps within the size wanted.
 CODECS: dict[str, FrameCodec] = {
     "two_room": FrameCodec(layout="chw", level=1),
-    "pusht": FrameCodec(layout="hwc", segment_frames=16, level=9),
+    "pusht": FrameCodec(layout="hwc", segment_frames=16, level=10),
     "reacher": FrameCodec(layout="hwc", level=6),
     "cube": FrameCodec(layout="hwc", level=9),
 }
