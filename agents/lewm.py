@@ -13,6 +13,7 @@ minimises the squared distance between the last predicted latent and the goal's 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -229,24 +230,59 @@ class LeWMAgent(PlanningAgent):
     config_class = LeWMConfig
 
     @classmethod
+    def fit(
+        cls, dataset: str | Path, folder: str | Path, preset: str = "laptop", device: str | None = None, **settings: Any
+    ) -> Self:
+        """Trains on a dataset, or goes on where the run folder stands, and returns the agent.
+
+        Args:
+            dataset: Folder of a dataset that `python -m collect` wrote.
+            folder: The run folder.
+            preset: One of PRESETS.
+            device: Where to compute; the best one present by default.
+            settings: Values in place of the preset's, of LeWMConfig or TrainingConfig (`steps=2000`, `seed=1`, ...).
+
+        Raises:
+            ValueError: If an argument is wrong, or the folder holds another run.
+            FileNotFoundError: If there is no dataset.
+        """
+        from agents.run import train_run
+
+        agent: Self = train_run(cls, dataset, folder, preset, settings, device)
+        return agent
+
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Uploads the agent to the Hugging Face Hub, where `from_pretrained(repository)` finds it; returns the address.
+
+        Raises:
+            ImportError: If `huggingface_hub` is not installed.
+        """
+        from agents import pretrained
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return pretrained.push(Path(folder), repository, private)
+
+    @classmethod
     def from_pretrained(
         cls,
         folder: str | Path,
-        task: str,
+        task: str | None = None,
         action_mean: Any = None,
         action_std: Any = None,
         dataset: str | Path | None = None,
         device: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """Returns an agent with the weights of a checkpoint released by the authors (stable-worldmodel's format).
+        """Returns the agent of a run folder, local or on the Hub, or one with the authors' released weights.
 
-        A released checkpoint does not say how actions were normalised: give the mean and standard deviation of the
-        actions that it was trained on, or a dataset to take them from.
+        Released weights come in stable-worldmodel's format. Such a checkpoint does not say what task it was trained
+        for and how actions were normalised: name the task, and give the mean and standard deviation of the actions that
+        it was trained on, or a dataset to take them from.
 
         Args:
             folder: A folder with the weights and config.json, or an id on the Hugging Face Hub.
-            task: Name of the task it was trained for.
+            task: Name of the task that released weights were trained for.
             action_mean: (action_size,).
             action_std: (action_size,).
             dataset: A dataset of `python -m collect` whose statistics to use instead.
@@ -259,8 +295,13 @@ class LeWMAgent(PlanningAgent):
         """
         from agents import pretrained
 
+        path = pretrained.locate(folder)
+        if (path / checkpoint.DESCRIPTION).is_file():
+            return cls.load(path, device, seed)
+        if task is None:
+            raise ValueError("a released checkpoint does not say its task: give task=")
         action_size = get_task(task).action_size
-        tensors, settings = pretrained.read(folder)
+        tensors, settings = pretrained.read(path)
         tensors = pretrained.convert(tensors)
         model = LeWM(pretrained.infer_config(tensors, settings, action_size))
         if dataset is not None:

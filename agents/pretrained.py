@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.lewm import LeWMConfig
+from lewm_gym import checkpoint
 
 #: The encoder's names, in the scheme of transformers 4 (the released files) and in that of transformers 5.
 _VIT_NAMES = (
@@ -149,21 +150,26 @@ def _depth(tensors: dict[str, Tensor], part: str) -> int:
     return 1 + max(int(m[1]) for name in tensors if (m := re.match(rf"{part}\.blocks\.(\d+)\.", name)))
 
 
-def read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def locate(folder: str | Path) -> Path:
+    """Returns a local folder: the one named, or a repository of the Hugging Face Hub (`user/name`), fetched.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+        ImportError: If the Hub is asked for and `huggingface_hub` is not installed.
+    """
+    return Path(folder) if Path(folder).is_dir() else _download(str(folder))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the state dict and the configuration of a released checkpoint.
 
     Args:
-        folder: A folder with one `.pt` or `.safetensors` file and `config.json`, or the id of a repository on the
-            Hugging Face Hub (`user/name`).
+        path: A folder with one `.pt` or `.safetensors` file and `config.json`.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or a file is missing in it.
+        FileNotFoundError: If a file is missing in it.
         ValueError: If a file is damaged or would run code when read.
-        ImportError: If the Hub is asked for and `huggingface_hub` is not installed.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        path = _download(str(folder))
     files = sorted([*path.glob("*.pt"), *path.glob("*.safetensors")])
     if len(files) != 1 or not (path / "config.json").is_file():
         raise FileNotFoundError(
@@ -171,8 +177,6 @@ def read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     settings = json.loads((path / "config.json").read_text())
     if files[0].suffix == ".safetensors":
-        from lewm_gym import checkpoint
-
         return checkpoint.load_tensors(files[0]), settings
     try:
         tensors = torch.load(files[0], map_location="cpu", weights_only=True)
@@ -194,6 +198,23 @@ def _download(repository: str) -> Path:
             f"there is no folder {repository}; to fetch it from the Hugging Face Hub: pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(repository, allow_patterns=["*.pt", "*.safetensors", "config.json"]))
+        return Path(snapshot_download(repository, allow_patterns=["*.pt", "*.safetensors", "*.json"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(f"cannot fetch {repository} from the Hugging Face Hub: {error}") from None
+
+
+def push(folder: Path, repository: str, private: bool = False) -> str:
+    """Uploads a run folder's files that acting needs to the Hugging Face Hub; returns the address.
+
+    Raises:
+        ImportError: If `huggingface_hub` is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise ImportError("push_to_hub needs: pip install huggingface_hub") from None
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    files = [checkpoint.DESCRIPTION, checkpoint.WEIGHTS, "curves.png"]
+    commit = api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files)
+    return str(commit.commit_url)

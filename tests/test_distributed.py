@@ -68,7 +68,18 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
 def test_torchrun_trains_as_one_process_does(tmp_path):
     dataset = tiny.collect_two_room(tmp_path / "data")
     settings = [f"{k}={json.dumps(v)}" for k, v in tiny.SETTINGS.items()]
-    command = ["agents", "lewm", str(dataset), "--steps", "4", "--device", "cpu", "--set", *settings, "log_every_steps=1"]
+    command = [
+        "agents",
+        "lewm",
+        str(dataset),
+        "--steps",
+        "4",
+        "--device",
+        "cpu",
+        "--set",
+        *settings,
+        "log_every_steps=1",
+    ]
     programs = {
         "one": [sys.executable, "-m"],
         "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],

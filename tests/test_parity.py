@@ -1,10 +1,14 @@
-"""Our networks against independent implementations: Hugging Face's ViT, and the reference's LeWM where it is installed."""
+"""Our networks against independent ones (Hugging Face's ViT, the reference's LeWM), and reading released weights."""
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 from agents import pretrained
@@ -241,5 +245,31 @@ def test_no_code_of_a_checkpoint_runs(tmp_path, capsys):
 def test_missing_checkpoints_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
         LeWMAgent.from_pretrained(tmp_path, "two_room", **STATISTICS)
+    write(tmp_path, {})
+    with pytest.raises(ValueError, match="task="):
+        LeWMAgent.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
         LeWMAgent.from_pretrained(str(tmp_path / "a" / "b"), "two_room", **STATISTICS)
+
+
+def test_agents_travel_through_the_hub(tmp_path, monkeypatch):
+    """A local stand-in for the Hub: a folder per repository."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    class StandIn:
+        def create_repo(self, repository, private, exist_ok):
+            (tmp_path / repository).mkdir(parents=True)
+
+        def upload_folder(self, repo_id, folder_path, allow_patterns):
+            for pattern in allow_patterns:
+                for file in Path(folder_path).glob(pattern):
+                    shutil.copy(file, tmp_path / repo_id)
+            return SimpleNamespace(commit_url=f"hub/{repo_id}")
+
+    monkeypatch.setattr(hub, "HfApi", StandIn)
+    monkeypatch.setattr(hub, "snapshot_download", lambda repository, allow_patterns: tmp_path / repository)
+    agent = tiny.agent()
+    agent.description["model"] = dataclasses.asdict(agent.model.config)
+    assert agent.push_to_hub("somebody/two-room") == "hub/somebody/two-room"
+    loaded = LeWMAgent.from_pretrained("somebody/two-room", device="cpu")
+    assert (loaded.act(tiny.observation()) == agent.act(tiny.observation())).all()

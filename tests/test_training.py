@@ -12,6 +12,7 @@ from agents.lewm import LeWMAgent
 from agents.run import train_run
 from lewm_gym import checkpoint, training
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.diagnostics import collapse_warning, latent_statistics
 from lewm_gym.training import TrainingConfig, TrainingDiverged
 
 
@@ -65,6 +66,12 @@ def test_resumed_run_equals_an_undisturbed_one(dataset, tmp_path, kill_at):
     logs = [training.read_log(tmp_path / name / checkpoint.LOG) for name in ("killed", "reference")]
     steps = [[row["step"] for row in log] for log in logs]
     assert steps[0] == steps[1] == [1, 2, 4, 6, 8, 10, 12]
+
+
+def test_fit_is_the_same_training(dataset, tmp_path):
+    run(dataset, tmp_path / "command line")
+    LeWMAgent.fit(dataset, tmp_path / "python", steps=12, device="cpu", **tiny.SETTINGS)
+    assert_same(weights(tmp_path / "python"), weights(tmp_path / "command line"))
 
 
 def test_finished_run_is_loaded_not_trained_again(dataset, tmp_path):
@@ -183,3 +190,27 @@ def test_failed_write_leaves_neither_a_partial_nor_a_damaged_file(tmp_path, monk
         checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     np.testing.assert_array_equal(checkpoint.load_tensors(tmp_path / "x.safetensors")["a"], np.ones(2))
+
+
+# What the log says -------------------------------------------------------------------------------------------
+
+
+def test_collapse_is_seen_and_warned_of(dataset, tmp_path):
+    with pytest.warns(RuntimeWarning, match="collapsed"):
+        run(dataset, tmp_path / "run", sigreg_weight=0.0, steps=150, learning_rate=3e-3, validate_every_steps=150)
+    last = training.read_log(tmp_path / "run" / checkpoint.LOG)[-1]
+    assert last["validation_latent_std"] < 0.1
+
+
+def test_latent_statistics_of_known_latents():
+    torch.manual_seed(0)
+    spread = latent_statistics(torch.randn(500, 4, 8))
+    assert spread["latent_std"] == pytest.approx(1, abs=0.05)
+    assert spread["effective_rank"] == pytest.approx(8, abs=0.1)
+    assert spread["straightness"] == pytest.approx(-0.5, abs=0.05)  # of three independent points
+    line = latent_statistics(torch.linspace(0, 1, 4)[None, :, None] * torch.randn(50, 1, 1) * torch.ones(8))
+    assert line["effective_rank"] == pytest.approx(1, abs=0.01)
+    assert line["straightness"] == pytest.approx(1, abs=1e-4)
+    assert collapse_warning(spread) is None
+    assert "collapsed" in collapse_warning(line)
+    assert "collapsed" in collapse_warning(latent_statistics(torch.ones(5, 4, 8)))

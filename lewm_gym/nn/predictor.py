@@ -48,7 +48,8 @@ class Predictor(nn.Module):
 
     def modulations(self, action_embeddings: Tensor) -> list[Tensor]:
         """Returns each block's shifts, scales and gates, (B, N, 6 width): they depend on the actions alone."""
-        return [block.modulation(F.silu(action_embeddings)) for block in self.blocks]
+        activated = F.silu(action_embeddings)
+        return [block.modulation(activated) for block in self.blocks]  # type: ignore[operator]
 
     def run(
         self, latents: Tensor, modulations: list[Tensor], caches: list[Cache] | None = None, last_only: bool = False

@@ -63,7 +63,7 @@ class _EppsPulley(torch.autograd.Function):
     """T of projections (T, B, P) for each time step and direction, (T, P).
 
     Written by hand because autograd would keep cosines and sines of shape (T, B, P, knots). The knots are
-    equally spaced, so angles t_k h are reached by turning through t_1 h again and again: one sine and one cosine in all.
+    equally spaced, so angles t_k h are reached by turning through t_1 h again and again: one sine, one cosine in all.
     """
 
     @staticmethod
