@@ -90,8 +90,8 @@ class PushTEnv(GoalEnv):
         for _ in range(10_000):
             agent, block = rng.uniform(*_AGENT_STARTS, 2), rng.uniform(*_BLOCK_STARTS, 2)
             pose = (*block, rng.uniform(0.0, 2 * np.pi))
-            inside = wall_overlap(*pose, sizes.block_scale) <= 0.0
-            if inside and distance(tuple(agent), *pose, sizes.block_scale) >= sizes.agent_radius:
+            inside = wall_overlap(pose, sizes.block_scale) <= 0.0
+            if inside and distance(agent, pose, sizes.block_scale) >= sizes.agent_radius:
                 return np.array([*agent, *pose, *np.zeros(5)])
         raise RuntimeError("no start without overlap in 10,000 draws")  # the largest block has 8 % free starts
 
@@ -102,9 +102,9 @@ class PushTEnv(GoalEnv):
         scale, pose = self.sizes.block_scale, state[2:5]
         if not ((state[:2] >= 0.0) & (state[:2] <= ARENA)).all():
             raise ValueError(f"Push-T's agent must be within [0, {ARENA:g}] px, got {state[:2].tolist()}")
-        if wall_overlap(*pose, scale) > WALL_TOLERANCE:
+        if wall_overlap(pose, scale) > WALL_TOLERANCE:
             raise ValueError(f"Push-T's block at (x, y, angle) {pose.tolist()} reaches through a wall of the arena")
-        if distance((state[0], state[1]), *pose, scale) < self.sizes.agent_radius - AGENT_TOLERANCE:
+        if distance(state[:2], pose, scale) < self.sizes.agent_radius - AGENT_TOLERANCE:
             raise ValueError(f"Push-T's agent at {state[:2].tolist()} lies inside the block at {pose.tolist()}")
 
     def _set_state(self, state: State) -> None:

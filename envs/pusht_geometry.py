@@ -7,11 +7,14 @@ y 0..s and the stem x -s/2..s/2, y s..4s; its centre of gravity lies at (0, 1.5 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+Pair = Sequence[float] | NDArray[np.float64]  # x, y
 Point = tuple[float, float]
+Triple = Sequence[float] | NDArray[np.float64]  # x, y, angle of a T
 
 ARENA = 512.0  # px
 WALL_LOW, WALL_HIGH = 7.0, 504.0  # px, the inner faces of the walls
@@ -26,19 +29,22 @@ CENTRE = 1.5  # y of the centre of gravity at scale 1
 CIRCUMRADIUS = math.hypot(0.5, 2.5)  # distance of the farthest vertex from the centre of gravity, at scale 1
 
 
-def centre_of_gravity(x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -> Point:
-    """Returns the centre of gravity of a T at (x, y, angle)."""
+def centre_of_gravity(pose: Triple, scale: float = BLOCK_SCALE) -> tuple[float, float]:
+    """Returns the centre of gravity of a T."""
+    x, y, angle = pose
     return x - math.sin(angle) * CENTRE * scale, y + math.cos(angle) * CENTRE * scale
 
 
-def outline(x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -> NDArray[np.float64]:
+def outline(pose: Triple, scale: float = BLOCK_SCALE) -> NDArray[np.float64]:
     """Returns the T's eight vertices, (8, 2)."""
+    x, y, angle = pose
     cos, sin = math.cos(angle), math.sin(angle)
     return OUTLINE @ (scale * np.array([[cos, sin], [-sin, cos]])) + (x, y)
 
 
-def wall_overlap(x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -> float:
+def wall_overlap(pose: Triple, scale: float = BLOCK_SCALE) -> float:
     """Returns how far the T reaches into a wall, px; negative: its distance to the nearest."""
+    x, y, angle = pose
     cos, sin = math.cos(angle), math.sin(angle)
     overlap = -math.inf
     for centre_x, centre_y, half_width, half_height in BOXES:
@@ -51,10 +57,9 @@ def wall_overlap(x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -
     return overlap
 
 
-def gaps(
-    point: Point, x: float, y: float, angle: float, scale: float = BLOCK_SCALE
-) -> list[tuple[float, float, float]]:
+def gaps(point: Pair, pose: Triple, scale: float = BLOCK_SCALE) -> list[tuple[float, float, float]]:
     """Returns for each of the T's boxes the signed distance of `point` (negative inside) and the normal there."""
+    x, y, angle = pose
     cos, sin = math.cos(angle), math.sin(angle)
     dx, dy = point[0] - x, point[1] - y
     local_x, local_y = cos * dx + sin * dy, cos * dy - sin * dx
@@ -73,22 +78,17 @@ def gaps(
     return found
 
 
-def distance(point: Point, x: float, y: float, angle: float, scale: float = BLOCK_SCALE) -> float:
+def distance(point: Pair, pose: Triple, scale: float = BLOCK_SCALE) -> float:
     """Returns the distance of `point` from the T, px; negative inside, measured to the nearer box."""
-    return min(gap for gap, _, _ in gaps(point, x, y, angle, scale))
+    return min(gap for gap, _, _ in gaps(point, pose, scale))
 
 
-def coverage(
-    pose: NDArray[np.float64],
-    goal_pose: NDArray[np.float64],
-    scale: float = BLOCK_SCALE,
-    goal_scale: float = BLOCK_SCALE,
-) -> float:
+def coverage(pose: Triple, goal_pose: Triple, scale: float = BLOCK_SCALE, goal_scale: float = BLOCK_SCALE) -> float:
     """Returns the part of the goal's T that the T covers, 0..1: exact, by polygon clipping.
 
     Args:
-        pose: (3,), x, y, angle of the T.
-        goal_pose: (3,), likewise of the goal.
+        pose: x, y, angle of the T.
+        goal_pose: Likewise of the goal.
         scale: Scale of the T.
         goal_scale: Scale of the goal's.
     """
@@ -97,7 +97,7 @@ def coverage(
     return shared / (7.0 * goal_scale**2)  # a bar of 4 and a stem of 3 squares
 
 
-def _boxes(pose: NDArray[np.float64], scale: float) -> list[list[Point]]:
+def _boxes(pose: Triple, scale: float) -> list[list[Point]]:
     x, y, angle = (float(value) for value in pose)
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     corners = []

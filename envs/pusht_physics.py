@@ -66,8 +66,8 @@ def advance(state: Sequence[float], action: Sequence[float], sizes: Sizes = DEFA
     of the arena for good: the agent's disc stops at the walls (if it is beyond, it can only come back), and the
     agent does not push a block further that already reaches 1 px into a wall. Both matter near walls only.
     """
-    x, y, block_x, block_y, angle = state[:5]
-    centre = centre_of_gravity(block_x, block_y, angle, sizes.block_scale)
+    x, y = state[:2]
+    centre = centre_of_gravity(state[2:5], sizes.block_scale)
     reach = CIRCUMRADIUS * sizes.block_scale
     near_wall = not all(WALL_LOW + reach + _MAX_MOVE < c < WALL_HIGH - reach - _MAX_MOVE for c in centre)
     target = x + ACTION_SCALE * float(action[0]), y + ACTION_SCALE * float(action[1])
@@ -174,9 +174,9 @@ def _stopped_at_walls(position: float, velocity: float, radius: float) -> float:
 def _without_jamming(position: Point, velocity: Point, block: pymunk.Body, sizes: Sizes) -> Point:
     """Returns the agent's velocity less what would press a jammed block further into a wall, or the agent into it."""
     pose = (*block.position, block.angle)
-    jammed = wall_overlap(*pose, sizes.block_scale) > _JAM
+    jammed = wall_overlap(pose, sizes.block_scale) > _JAM
     velocity_x, velocity_y = velocity
-    for distance, normal_x, normal_y in gaps(position, *pose, sizes.block_scale):
+    for distance, normal_x, normal_y in gaps(position, pose, sizes.block_scale):
         gap = distance - sizes.agent_radius
         if jammed or gap < -_DEEP:
             excess = -(velocity_x * normal_x + velocity_y * normal_y) - max(gap, 0.0) / TIME_STEP
@@ -198,7 +198,7 @@ def _block_rests(state: Sequence[float], near_wall: bool, sizes: Sizes) -> bool:
     """Returns whether the block stays exactly where it is unless the agent meets it."""
     if any(state[7:10]):
         return False
-    return not near_wall or wall_overlap(*state[2:5], sizes.block_scale) < 0.0
+    return not near_wall or wall_overlap(state[2:5], sizes.block_scale) < 0.0
 
 
 def _move_freely(

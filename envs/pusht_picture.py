@@ -55,7 +55,7 @@ class Picture:
         self._agent_radii = agent_radius * _ZOOM, (agent_radius - _RIM) * _ZOOM
         self._block_corners = np.concatenate([_corners(block_scale, margin) for margin in (_OUTLINE, -_OUTLINE)])
         self._pixels = np.zeros((_CANVAS, _CANVAS, 4), np.uint8)  # 4 channels draw faster than 3
-        self._canvas = pygame.image.frombuffer(memoryview(self._pixels).cast("B"), (_CANVAS, _CANVAS), "RGBX")
+        self._canvas = pygame.image.frombuffer(self._pixels.data.cast("B"), (_CANVAS, _CANVAS), "RGBX")
         self._draw_backdrop(colours, goal)
         self._backdrop = self._pixels.copy()
         self._small_backdrop = _halved(self._pixels)[..., :3].copy()
@@ -135,9 +135,14 @@ def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Two channels are summed at once in the 16-bit halves of a 32-bit word.
     """
-    words = pixels.view(np.uint32)[..., 0]
-    even, odd = words & _EVEN_BYTES, (words >> 8) & _EVEN_BYTES
-    even, odd = even[0::2] + even[1::2], odd[0::2] + odd[1::2]
-    even, odd = even[:, 0::2] + even[:, 1::2] + _HALF, odd[:, 0::2] + odd[:, 1::2] + _HALF
+    words: NDArray[np.uint32] = pixels.view(np.uint32)[..., 0]
+    even = _summed(np.bitwise_and(words, _EVEN_BYTES))
+    odd = _summed(np.bitwise_and(words >> np.uint32(8), _EVEN_BYTES))
     means = (even >> 2) & _EVEN_BYTES | ((odd >> 2) & _EVEN_BYTES) << 8
     return means.view(np.uint8).reshape(*means.shape, 4)
+
+
+def _summed(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Returns the sums of 2 x 2 words, and a half of what the mean divides by, so that it rounds."""
+    rows = np.add(words[0::2], words[1::2])
+    return np.add(np.add(rows[:, 0::2], rows[:, 1::2]), _HALF)

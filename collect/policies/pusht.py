@@ -101,7 +101,7 @@ class Weak:
         if self._left == 0:
             self._left = int(rng.integers(4, 16))
             self._speed = float(rng.uniform(5.0, 25.0))  # px per step
-            near_block = centre_of_gravity(*state[2:5]) + rng.normal(0.0, 50.0, 2)
+            near_block = centre_of_gravity(state[2:5]) + rng.normal(0.0, 50.0, 2)
             self._point = near_block if rng.uniform() < 0.75 else rng.uniform(*_AGENTS, 2)
         self._left -= 1
         action = step_towards([self._point], self._speed, state)
@@ -128,7 +128,7 @@ def _draw_state(rng: np.random.Generator, spread: tuple[float, float], wide: flo
         agent = rng.uniform(*_AGENTS, 2)
         block = rng.uniform(*_BLOCKS, 2) if anywhere else rng.normal(_CENTRE, spread, 2)
         pose = (*block, rng.uniform(0.0, 2.0 * np.pi))
-        if wall_overlap(*pose) <= 0.0 and distance(tuple(agent), *pose) > AGENT_RADIUS + 1.0:
+        if wall_overlap(pose) <= 0.0 and distance(agent, pose) > AGENT_RADIUS + 1.0:
             return np.array([*agent, *pose, *np.zeros(5)])
 
 

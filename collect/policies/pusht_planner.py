@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collect.policies.pusht_moves import Move, Points, Push, Walk, action_to
 from collect.policies.pusht_primitives import primitives
 from collect.policies.pusht_routes import Pose, Routes, inside_arena, last_legs
 from envs.goal_env import State
-from envs.pusht_geometry import BLOCK_SCALE, OUTLINE, wall_overlap
+from envs.pusht_geometry import BLOCK_SCALE, OUTLINE, WALL_HIGH, WALL_LOW, Triple, centre_of_gravity, wall_overlap
 from envs.pusht_physics import advance
+
+Indices = NDArray[np.integer]
 
 _MIDDLE = OUTLINE.mean(axis=0) * BLOCK_SCALE  # of the vertices, in the T's frame
 _SPREAD_SQUARED = float(((OUTLINE * BLOCK_SCALE - _MIDDLE) ** 2).sum(axis=1).mean())
@@ -21,8 +24,10 @@ _PATIENCE = 3  # plans without progress after which a push is chosen at random
 _PROGRESS = 0.05  # part of the misplacement, and at least 0.3 px
 _UNHURRIED = 20.0  # px of misplacement below which time counts less and whims are over
 _ROOM = 32.0  # px between T and wall that let the agent pass
-_SQUEEZE = 15.0  # px of overlap with a wall that are tolerated in foresight where nothing else is possible
-_SIMULATED = 32  # pushes, of which the best is taken in a corner
+_SQUEEZE = 40.0  # px of overlap with a wall in foresight that are worth a simulation, since the wall will turn the T
+_OFF_WALL = 110.0  # px between the centre of gravity and a wall that leave the T free
+_TIGHT = 5.0  # px from a wall
+_SIMULATED = 32  # pushes, of which the best is taken against a wall
 _CROWDING = 0.5  # px of distance to the goal that a px less of that room is worth
 _PLACES = (25.0, 90.0), (485.0, 420.0)  # px, lowest and highest place of a detour; wide, as in the published data
 
@@ -118,22 +123,23 @@ class Planner:
         stuck = self._is_stuck(now)
         count = self._wildness if stuck else _CHEAPEST
         pushes, overlap = self._fitting(pose, np.argpartition(cost, count)[:count], cost, 0.0)
-        if not len(pushes):
+        tight = wall_overlap([*pose.origin, pose.angle]) > max(-_TIGHT, wall_overlap(goal[2:5]))
+        if tight or not len(pushes):
             return self._squeeze(pose, goal, cost)
         if stuck:
             return int(self._rng.choice(pushes))
         return int(pushes[np.argmin(cost[pushes] + _crowding(overlap, goal))])
 
     def _squeeze(self, pose: Pose, goal: State, cost: Points) -> int | None:
-        """Returns a push for a T in a corner, where the walls, unknown to the library, turn it: a few are simulated."""
+        """Returns a push for a T against a wall, unknown to the library, that will turn it: a few are simulated."""
         pushes, _ = self._fitting(pose, np.arange(len(cost)), cost, _SQUEEZE)
         if not len(pushes):
             return None
         pushes = self._rng.choice(pushes, min(_SIMULATED, len(pushes)), replace=False)
         ends = [self._simulate(pose, push) for push in pushes]
         left = np.array([misplacement(Pose(*end), goal)[0] for end in ends])
-        overlap = np.array([wall_overlap(*end) for end in ends])
-        return int(pushes[np.argmin(left + _crowding(overlap, goal))])
+        off_wall = np.array([_off_wall(end) for end in ends])
+        return int(pushes[np.argmin(left + np.maximum(min(_OFF_WALL, _off_wall(goal[2:5])) - off_wall, 0.0))])
 
     def _simulate(self, pose: Pose, push: int) -> list[float]:
         """Returns the T's x, y, angle after a push, walls included."""
@@ -157,7 +163,7 @@ class Planner:
         self._wildness = min(2 * self._wildness, len(self._library.turn) // 2)
         return True
 
-    def _fitting(self, pose: Pose, pushes: Points, cost: Points, most: float) -> tuple[Points, Points]:
+    def _fitting(self, pose: Pose, pushes: Indices, cost: Points, most: float) -> tuple[Indices, Points]:
         """Returns those of `pushes` that can be reached and end within the walls, and how far the T then overlaps one.
 
         Args:
@@ -170,7 +176,7 @@ class Planner:
         pushes = pushes[np.isfinite(cost[pushes]) & inside_arena(pose.arena(library.agent[pushes]))]
         ends = pose.arena(library.moved[pushes]).tolist()
         angles = (pose.angle + library.turn[pushes]).tolist()
-        overlap = np.array([wall_overlap(*end, angle) for end, angle in zip(ends, angles, strict=True)])
+        overlap = np.array([wall_overlap((*end, angle)) for end, angle in zip(ends, angles, strict=True)])
         return pushes[overlap < most], overlap[overlap < most]
 
 
@@ -181,9 +187,15 @@ def misplacement(pose: Pose, goal: State) -> tuple[float, Points, float]:
     return float(_rms(middle - _MIDDLE, turn)), middle, turn
 
 
+def _off_wall(pose: Triple) -> float:
+    """Returns how far the T's centre of gravity is from the nearest wall, px; it grows as a T turns on a wall."""
+    centre = centre_of_gravity(pose)
+    return min(*(c - WALL_LOW for c in centre), *(WALL_HIGH - c for c in centre))
+
+
 def _crowding(overlap: Points, goal: State) -> Points:
     """Returns what it costs, (n,) px, that a T is near a wall and so hard to push, unless its goal is there."""
-    room = max(wall_overlap(*goal[2:5]) + _ROOM, 0.0)
+    room = max(wall_overlap(goal[2:5]) + _ROOM, 0.0)
     return _CROWDING * np.maximum(np.maximum(overlap + _ROOM, 0.0) - room, 0.0)
 
 

@@ -107,7 +107,7 @@ def _contacts() -> tuple[Position, Position]:
         count = max(round(length / _SPACING), 1)
         for i in range(count):
             position = begin + (end - begin) * (i + 0.5) / count + normal * (AGENT_RADIUS + START_GAP)
-            if distance(tuple(position), 0.0, 0.0, 0.0) >= AGENT_RADIUS + START_GAP - 1e-9:  # else in the corner
+            if distance(position, (0.0, 0.0, 0.0)) >= AGENT_RADIUS + START_GAP - 1e-9:  # else in the corner
                 positions.append(position)
                 normals.append(normal)
     return np.array(positions), np.array(normals)
@@ -129,7 +129,7 @@ def _push(contact: Position, action: Position) -> tuple[Position, list[tuple[flo
     shift = np.zeros(2)
     path, results = [], []
     for step in range(1, _STEPS[-1] + 1):
-        state = advance(state, action)
+        state = advance(state, action.tolist())
         drift = np.array(state[2:4]) - _MIDDLE  # undone at every step, to stay far from the walls
         shift = shift + drift
         state = [state[0] - drift[0], state[1] - drift[1], _MIDDLE, _MIDDLE, *state[4:]]

@@ -104,7 +104,7 @@ class Routes:
 def inside_arena(points: Points) -> NDArray[np.bool_]:
     """Returns which of `points` (n, 2), arena coordinates, an agent can stand on."""
     margin = AGENT_RADIUS + _WALL_MARGIN
-    return ((points >= WALL_LOW + margin) & (points <= WALL_HIGH - margin)).all(axis=-1)
+    return np.logical_and.reduce((points >= WALL_LOW + margin) & (points <= WALL_HIGH - margin), axis=-1)
 
 
 def last_legs(ends: Points) -> Points:
