@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks plan RUN` measures, `python -m benchmarks report results/` shows."""
+"""Command line: `python -m benchmarks plan RUN` and `speed envs` measure, `report results/` shows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lewm_gym import cli
 from lewm_gym.progress import Bars
+from lewm_gym.tasks import TASKS
 
 if TYPE_CHECKING:
     from lewm_gym.results import Result
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--film", action="store_true", help="film six episodes, beside the result (.mp4 and .png)")
 
+    _add_speed(commands)
     report = commands.add_parser("report", help="render results as one page", description=REPORT_DESCRIPTION)
     report.set_defaults(command=_report)
     report.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="JSON files, or folders of them")
@@ -61,6 +63,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_speed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    speed = commands.add_parser(
+        "speed", help="measure how fast things run", description="Measures how fast things run."
+    )
+    subjects = speed.add_subparsers(required=True, metavar="WHAT")
+    envs = subjects.add_parser("envs", help="step and render each task", description=SPEED_ENVS_DESCRIPTION)
+    envs.set_defaults(command=_speed_envs)
+    envs.add_argument(
+        "--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS), help="default: all", metavar="TASK"
+    )
+    envs.add_argument(
+        "--seconds", type=float, default=5.0, metavar="N", help="time for each figure (default: %(default)s)"
+    )
+    envs.add_argument("--quality", choices=("fast", "reference"), help="how carefully to draw (default: fast)")
+    envs.add_argument(
+        "--out", type=Path, default=Path("results/speed-envs.json"), metavar="FILE", help="default: %(default)s"
+    )
+
+
+SPEED_ENVS_DESCRIPTION = (
+    "Steps and renders each task at 224 px on one core, in a process of its own: the median of five repeats, beside "
+    "stable-worldmodel's in the same run where that is installed. Writes JSON and prints a table."
+)
 PLAN_DESCRIPTION = (
     "Puts the agent of a run at the start of held-out start/goal pairs, none solved at the start, and counts how many "
     "goals it meets within the budget; the random policy gets the same pairs. A killed evaluation resumes."
@@ -99,6 +124,20 @@ def _report(options: argparse.Namespace) -> int:
         out = folder / "report.html"
     page = report.write_report(paths, out, title=options.title)
     print(f"{len(paths)} {'result' if len(paths) == 1 else 'results'} -> {page} and {page.with_suffix('.md')}")
+    return 0
+
+
+def _speed_envs(options: argparse.Namespace) -> int:
+    speed_envs = importlib.import_module("benchmarks.speed_envs")
+    with Bars() as bars:
+        rows = speed_envs.measure_envs(
+            options.tasks,
+            seconds=options.seconds,
+            render_quality=options.quality,
+            progress=lambda now, done, total: bars("speed", done, total, "figure", now),
+        )
+    speed_envs.save(options.out, rows)
+    print(f"{speed_envs.table(rows)}\n\n{options.out}")
     return 0
 
 
