@@ -20,7 +20,8 @@ What departs from the reference (stable-worldmodel), and is undone by `reference
 - states are checked: agent within the arena, block within the walls, the two apart, up to a tolerance.
 - random starts have no overlapping bodies.
 
-Step and picture: about 5,000 per second on one core of the machine that wrote this (see tests/test_pusht.py).
+Step and picture, per second of one core: 3,700 in the expert's episodes, 4,700 under random actions, 2,200 where the
+agent never leaves a block at a wall (measured beside another busy process).
 """
 
 from __future__ import annotations
