@@ -93,7 +93,7 @@ def test_expert_solves_the_task_and_moves_like_the_published_data() -> None:
     figures = measure(150, seed=7, config=ExpertConfig())
     assert figures.covered >= 0.95
     assert 170 <= figures.length <= 220
-    assert figures.near_wall > 0.1
+    assert figures.near_wall > 0.04  # of starts or goals, within 30 px of a wall
     # Published: human demonstrations replayed with noise. Within 10 %; the rest is the error of 150 episodes.
     np.testing.assert_allclose(figures.action_std, (0.202, 0.200), rtol=0.12)
     np.testing.assert_allclose(figures.velocity_std, (75, 74), rtol=0.12)
