@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from agents.lewm import PRESETS, LeWM, LeWMConfig
+from lewm_gym.nn import vit
 from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, to_network
 from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.vit import ViT
@@ -84,6 +85,15 @@ def test_predictor_output_depends_on_own_and_earlier_actions():
     actions[:, 0] += 1.0
     after = predictor(latents, actions)
     assert (before - after).abs().amax(dim=(0, 2)).min() > 1e-6
+
+
+def test_vit_attends_alike_in_both_precisions():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 3, 17, 64)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    got = vit._attend(*(t.bfloat16() for t in (query, key, value)))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.02)
 
 
 def test_vit_refuses_sizes_that_do_not_divide():

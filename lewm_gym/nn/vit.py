@@ -80,9 +80,21 @@ class ViTBlock(nn.Module):
         n, tokens, width = x.shape
         qkv = self.query_key_value(self.norm1(x)).view(n, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = _attend(query, key, value)
         x = x + self.attention_out(attended.transpose(1, 2).reshape(n, tokens, width))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x))))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Returns softmax(query key^T / sqrt(width)) value, each (n, heads, tokens, head_width).
+
+    On CPUs in bf16 the products are written out: torch's fused attention takes 2.2x as long there, forward and
+    backward (2.13, AVX512-BF16, 257 tokens: 58 against 26 ms for 16 pictures); in float32 it is the faster one.
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _initialise(module: nn.Module) -> None:
