@@ -42,6 +42,7 @@ SUCCESS_ANGLE = np.pi / 9  # rad
 # 17 px of the block in a wall and 12 px of the agent in the block.
 WALL_TOLERANCE = 25.0
 AGENT_TOLERANCE = 15.0
+MAX_SPEED, MAX_SPIN = 2000.0, 50.0  # px/s, rad/s; the simulation stays below 700 and 8
 _AGENT_STARTS = (50.0, 450.0)  # px, each axis
 _BLOCK_STARTS = (100.0, 400.0)  # px, each axis
 _RADIUS_PER_SCALE = 0.375  # px of agent radius, as the reference scales its disc
@@ -97,9 +98,12 @@ class PushTEnv(GoalEnv):
         raise RuntimeError("no start without overlap in 10,000 draws")  # the largest block has 8 % free starts
 
     def check_state(self, state: State) -> None:
-        """Raises ValueError for bodies outside the arena or inside each other."""
+        """Raises ValueError for bodies outside the arena or inside each other, and for impossible speeds."""
         if self.reference_rules:  # under which everything can be anywhere
             return
+        if np.abs(state[5:9]).max() > MAX_SPEED or abs(state[9]) > MAX_SPIN:
+            limits = f"{MAX_SPEED:g} px/s and {MAX_SPIN:g} rad/s"
+            raise ValueError(f"Push-T's velocities must be within {limits}, got {state[5:].tolist()}")
         scale, pose = self.sizes.block_scale, state[2:5]
         if not ((state[:2] >= 0.0) & (state[:2] <= ARENA)).all():
             raise ValueError(f"Push-T's agent must be within [0, {ARENA:g}] px, got {state[:2].tolist()}")

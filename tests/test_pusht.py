@@ -237,6 +237,8 @@ def test_a_million_wrecking_pushes_keep_the_state_valid() -> None:
         (REST + [0, 500, 0, 0, 0, 0, 0, 0, 0, 0], "agent"),
         (REST + [0, 0, 300, 0, 0, 0, 0, 0, 0, 0], "block"),
         (np.concatenate([centre_of_gravity(REST[2:5]), REST[2:]]), "inside the block"),
+        (REST + [0, 0, 0, 0, 0, 0, 1e6, 0, 0, 0], "velocities"),
+        (REST + [0, 0, 0, 0, 0, 0, 0, 0, 0, -1e3], "velocities"),
         (np.full(10, np.nan), "finite"),
         (np.zeros(7), "shape"),
     ],
