@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision")}
     overrides = {name: value for name, value in given.items() if value is not None} | _parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
-    folder = args.out or Path("runs") / f"{task}-{args.agent}-{overrides.get('seed', 0)}"
+    name = task.removeprefix("gym:").replace("/", "-")
+    folder = args.out or Path("runs") / f"{name}-{args.agent}-{overrides.get('seed', 0)}"
     if args.resume and not (folder / "run.json").exists():
         raise ValueError(f"there is no run in {folder} to resume")
     with _processes(args.device) as (device, first), Bars(disable=not first) as bars:

@@ -16,7 +16,6 @@ from lewm_gym.curves import save_curves
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
-from lewm_gym.tasks import IMAGE_SIZE
 from lewm_gym.training import OnLog, Sink, TrainingConfig
 
 #: What a resumed run may have otherwise: it goes on, if not bit for bit.
@@ -82,9 +81,9 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """Returns what a run folder says of the data and of the environment that made them."""
     return {
         "task": dataset.task,
-        "frame_size": IMAGE_SIZE,
-        "action_low": [-1.0] * dataset.action_size,
-        "action_high": [1.0] * dataset.action_size,
+        "frame_size": dataset.frame_size,
+        "action_low": dataset.action_low.tolist(),
+        "action_high": dataset.action_high.tolist(),
         "dataset": {
             "folder": str(dataset.folder),
             "hash": dataset.content_hash,

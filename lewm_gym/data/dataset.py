@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lewm_gym.data.codec import FrameCodec, FrameDecoder
-from lewm_gym.data.episode import Episode
+from lewm_gym.data.episode import FRAME_SHAPE, Episode
 from lewm_gym.data.header import Header
 from lewm_gym.data.manifest import Manifest, scan
 from lewm_gym.data.shard import Shard
@@ -84,6 +84,21 @@ class Dataset:
     def action_size(self) -> int:
         """Length of one action."""
         return self.header.columns["action"].size
+
+    @property
+    def action_low(self) -> NDArray[np.float32]:
+        """(action_size,) smallest action of the environment, in its units; -1 for all of TASKS."""
+        return self.header.action_bounds(self.action_size)[0]
+
+    @property
+    def action_high(self) -> NDArray[np.float32]:
+        """(action_size,) largest action of the environment, in its units; 1 for all of TASKS."""
+        return self.header.action_bounds(self.action_size)[1]
+
+    @property
+    def frame_size(self) -> int:
+        """Height and width of the frames, px."""
+        return FRAME_SHAPE[0]
 
     @property
     def has_pixels(self) -> bool:

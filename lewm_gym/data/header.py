@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lewm_gym.data.episode import Episode
 
 SCHEMA = 1
@@ -52,6 +55,9 @@ class Header:
         gl_renderer: What drew the frames, if OpenGL did.
         columns: Name -> column, in the order of the file.
         codec: How frames are stored (`lewm_gym.data.codec`), or None without frames.
+        variations: Names of the factors of variation that were drawn anew for every episode.
+        action_low: Smallest action, per coordinate, in the environment's units; None is -1, as in all TASKS.
+        action_high: Largest action, likewise; None is 1.
     """
 
     task: str
@@ -64,11 +70,14 @@ class Header:
     gl_renderer: str | None = None
     columns: dict[str, Column] = field(default_factory=dict)
     codec: dict[str, Any] | None = None
+    variations: tuple[str, ...] = ()
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The fields that must agree for shards to be one dataset."""
-        names = ("task", "policy", "noise", "seed", "render_quality", "states_only")
+        names = ("task", "policy", "noise", "seed", "render_quality", "states_only", "variations")
         codec = self.codec and {name: value for name, value in self.codec.items() if name != "level"}
         return {**{name: getattr(self, name) for name in names}, "codec": codec}
 
@@ -80,11 +89,20 @@ class Header:
         """Returns the header as a JSON object."""
         return asdict(self)
 
+    def action_bounds(self, action_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns the smallest and the largest action, each (action_size,)."""
+        low = np.full(action_size, -1.0) if self.action_low is None else self.action_low
+        high = np.full(action_size, 1.0) if self.action_high is None else self.action_high
+        return np.array(low, np.float32), np.array(high, np.float32)
+
     @staticmethod
     def from_json(record: dict[str, Any]) -> Header:
         """Returns the header that `as_json` gave; fields of newer minor versions are ignored."""
         known = {name: record[name] for name in Header.__dataclass_fields__ if name in record}
         known["columns"] = {name: Column(**column) for name, column in record["columns"].items()}
+        for name in ("variations", "action_low", "action_high"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
         return Header(**known)
 
 
