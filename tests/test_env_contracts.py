@@ -255,8 +255,10 @@ def test_variations_are_accepted_within_their_ranges_and_refused_outside(name: s
 def test_variations_of_a_refused_reset_leave_the_episode_alone(name: str) -> None:
     env = bare(name)
     obs, _ = env.reset(seed=0)
+    before = dict(env.variations)
     with pytest.raises(ValueError):
         env.reset(options={"state": np.full(env.state_size, np.nan), "variations": varied(env, 1)})
+    assert_equal(env.variations.values(), before.values())
     np.testing.assert_array_equal(env.render_state(env._get_state()), obs["pixels"])
 
 

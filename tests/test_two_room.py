@@ -78,6 +78,7 @@ def test_the_reference_lets_dots_slip_past_the_doors_edge_and_we_do_not() -> Non
         ((126, 120), (-1, 0.2), (124.5, 121)),  # from the right
         ((98, 49), (1, 0), (103, 49)),  # into the door
         ((121, 49), (1, 0), (126, 49)),  # out of it
+        ((123, 63), (1, 1), (128, 68)),  # out of it, and round its edge
         ((100, 120), (-1, 0), (95, 120)),  # away from the wall's face
     ],
 )
@@ -94,6 +95,12 @@ def test_within_the_door_a_dot_slides_along_its_side_and_the_reference_throws_it
     rooms, before, down = Rooms(), np.array([[110.0, 62.0], [114.0, 62.0]]), np.array([[0.0, 1.0]] * 2, np.float32)
     np.testing.assert_allclose(rooms.move(before, down), [[110.0, 64.75], [114.0, 64.75]])
     np.testing.assert_allclose(rooms.move(before, down, reference_rules=True), [[99.5, 67.0], [124.5, 67.0]])
+
+
+def test_overlapping_doors_are_one_passage() -> None:
+    rooms = Rooms(doors=((60.0, 8.0), (64.0, 21.0), (150.0, 8.0)))
+    ends = np.array([41.0, 41.3, 55.0, 80.0, 86.7, 86.8, 140.3, 150.0, 160.0])
+    assert rooms.in_passage(ends).tolist() == [False, True, True, True, True, False, True, True, False]
 
 
 def test_one_dot_moves_as_it_does_among_many() -> None:
