@@ -390,11 +390,3 @@ def test_environments_do_not_disturb_one_another(name: str) -> None:
         obs, *_, info = env.step(action)
         np.testing.assert_array_equal(info["state"], states[step + 1])
         np.testing.assert_array_equal(obs["pixels"], frames[step + 1])
-
-
-@every_task
-def test_closing_twice_is_allowed(name: str) -> None:
-    env = make(name, render_mode="rgb_array")
-    env.reset(seed=0)
-    env.close()
-    env.close()
