@@ -103,11 +103,9 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
             hint = '; goal_image needs vectorization_mode="sync"' if "goal_image" in unknown else ""
             raise ValueError(f"unknown reset options {unknown}; expected some of {list(OPTIONS)}{hint}")
         mask = self._checked_mask(options.get("reset_mask"))
-        seeds = (
-            [seed + i for i in range(self.num_envs)]
-            if isinstance(seed, int | np.integer)
-            else seed or [None] * self.num_envs
-        )
+        if isinstance(seed, int | np.integer):
+            seed = [int(seed) + index for index in range(self.num_envs)]
+        seeds = seed or [None] * self.num_envs
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}")
         before = self.task.variations
