@@ -7,9 +7,9 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from lewm_gym.cli import run
+from lewm_gym.cli import Parser, run
 from lewm_gym.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
@@ -17,18 +17,13 @@ if TYPE_CHECKING:
     from lewm_gym.data import Dataset
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
-        sys.exit(2)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    parser = _Parser(prog="python -m collect", description="Collect a dataset, or look after one.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    parser = Parser(prog="python -m collect", description="Collect a dataset, or look after one.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for task in TASKS.values():
         _add_task(commands, task)
+    _add_gym(commands)
     _add_pairs(commands)
     _add_verify(commands)
     _add_render(commands)
@@ -37,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(options.main(options) or 0)
 
 
-def _add_task(commands: argparse._SubParsersAction[_Parser], task: Task) -> None:
+def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
     parser = commands.add_parser(
         task.name,
         help=f"collect {task.title}",
@@ -58,7 +53,55 @@ def _add_task(commands: argparse._SubParsersAction[_Parser], task: Task) -> None
     add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
 
 
-def _add_pairs(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "gym",
+        help="collect any environment of yours",
+        description="Collect episodes of any Gymnasium environment with a Box action and rgb_array rendering.",
+    )
+    parser.set_defaults(main=_collect_gym)
+    add = parser.add_argument
+    add("--env", required=True, metavar="ID", help="such as Pendulum-v1, or my_package:MyEnv-v0")
+    add("--episodes", type=int, default=1000, metavar="N", help="how many episodes (default: %(default)s)")
+    add("--out", type=Path, metavar="FOLDER", help="where to (default: data/ID)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection (default: %(default)s)")
+    add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
+    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    policy = parser.add_mutually_exclusive_group()
+    policy.add_argument(
+        "--policy",
+        default="random",
+        metavar="PATH",
+        help="random, or package.module:factory, where factory(env, rng) returns act(observation) -> action",
+    )
+    policy.add_argument("--sb3", type=Path, metavar="FILE", help="a stable-baselines3 checkpoint; needs --trust")
+    add("--trust", action="store_true", help="let the checkpoint be unpickled, which can run any code that it holds")
+    add(
+        "--noise", type=float, default=0.0, metavar="X", help="std of noise on actions, as a fraction of half the range"
+    )
+    add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
+
+
+def _collect_gym(options: argparse.Namespace) -> None:
+    from collect.gym_env import PolicyChoice, collect_gym
+
+    out = options.out or Path("data") / options.env.replace("/", "-").replace(":", "-")
+    with _episode_bar(f"collect {options.env}") as progress:
+        dataset = collect_gym(
+            options.env,
+            out,
+            options.episodes,
+            PolicyChoice(options.policy, options.sb3, options.noise, options.trust),
+            first=options.first,
+            seed=options.seed,
+            workers=options.workers,
+            pictures=not options.no_pictures,
+            progress=progress,
+        )
+    print(_summary(dataset))
+
+
+def _add_pairs(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "pairs",
         help="make evaluation pairs",
@@ -84,7 +127,7 @@ def _pairs(options: argparse.Namespace) -> None:
         print(f"{path}: {len(pairs.pairs)} pairs, {path.stat().st_size / 1e3:,.0f} kB, content {pairs.content_hash}")
 
 
-def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "verify",
         help="check a dataset",
@@ -94,7 +137,7 @@ def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
 
 
-def _add_render(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_render(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "render",
         help="make the frames of a dataset of states",
@@ -107,7 +150,7 @@ def _add_render(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
 
 
-def _add_exchange(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_exchange(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "export", help="write a dataset as HDF5", description="Write a dataset in the reference's HDF5 layout."
     )

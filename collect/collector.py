@@ -10,6 +10,7 @@ from pathlib import Path
 
 from collect.workers import EpisodeSource, play_in_processes
 from lewm_gym.data import Dataset
+from lewm_gym.data.header import Header
 from lewm_gym.data.writer import DatasetWriter, open_writer
 from lewm_gym.tasks import get_task
 
@@ -61,21 +62,59 @@ def collect(
         ChildProcessError: If workers keep dying on the same episode.
     """
     episodes = get_task(task).collect_episodes if episodes is None else episodes
-    workers = default_workers() if workers is None else workers
-    for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if seed == RESERVED_SEED:
-        raise ValueError(f"seed {RESERVED_SEED} is reserved for evaluation pairs: choose another one")
     from collect.episodes import Player, make_header
 
     header = make_header(
         task, seed=seed, policy=policy, noise=noise, render_quality=render_quality, states_only=states_only
     )
+    return collect_from(
+        partial(Player, header),
+        header,
+        folder,
+        episodes,
+        first=first,
+        workers=workers,
+        pictures=pictures,
+        progress=progress,
+    )
+
+
+def collect_from(
+    make_source: Callable[[], EpisodeSource],
+    header: Header,
+    folder: str | Path,
+    episodes: int,
+    *,
+    first: int = 0,
+    workers: int | None = None,
+    pictures: bool = True,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Returns the dataset of episodes that sources of any kind make; see `collect`.
+
+    Args:
+        make_source: Makes what plays the episodes; picklable, called once in each worker.
+        header: Of the dataset.
+        folder: Where to.
+        episodes: How many.
+        first: Number of the first episode.
+        workers: Processes.
+        pictures: Whether to put a contact sheet and a film beside the shards.
+        progress: As in `collect`.
+
+    Raises:
+        ValueError: For arguments out of range, or a folder with another dataset.
+    """
+    workers = default_workers() if workers is None else workers
+    for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if header.seed == RESERVED_SEED:
+        raise ValueError(f"seed {RESERVED_SEED} is reserved for evaluation pairs: choose another one")
     folder = Path(folder)
     with open_writer(folder, header, range(first, first + episodes)) as writer:
         changed = bool(writer.missing)
-        fill(writer, partial(Player, header), workers, progress)
+        fill(writer, make_source, workers, progress)
         writer.close()
     dataset = Dataset.open(folder)
     if pictures and dataset.has_pixels:

@@ -19,6 +19,7 @@ from lewm_gym.data.header import Header, columns_of, installed_versions
 from lewm_gym.data.shard import EncodedEpisode
 from lewm_gym.data.writer import save_episode
 from lewm_gym.tasks import get_task
+from lewm_gym.types import BehaviourPolicy
 
 
 def episode_rng(task: str, seed: int, number: int) -> np.random.Generator:
@@ -73,18 +74,27 @@ class Player:
 
     Args:
         header: From `make_header`.
+        env: Where to play; None is the task's own environment.
+        policy: Who acts; None is the task's policy that the header names.
+        versions: Of what the data depend on; None are the tasks' simulators.
     """
 
-    def __init__(self, header: Header) -> None:
-        task = get_task(header.task)
+    def __init__(
+        self,
+        header: Header,
+        env: gymnasium.Env[Any, Any] | None = None,
+        policy: BehaviourPolicy | None = None,
+        versions: dict[str, str] | None = None,
+    ) -> None:
         self._header = header
-        self._env = make_env(header.task, header.render_quality)
+        self._env = make_env(header.task, header.render_quality) if env is None else env
         if header.states_only:  # nothing looks at the pictures, and for Cube they are nearly all of the time
             blank = np.zeros(self._env.observation_space["pixels"].shape, np.uint8)  # type: ignore[index]
             self._env.render_state = lambda state: blank  # type: ignore[attr-defined]
-        self._policy = make_policy(task.name, header.policy, header.noise)
-        self._action_size = task.action_size
-        self._versions = installed_versions()
+        self._policy = make_policy(header.task, header.policy, header.noise) if policy is None else policy
+        self._action_shape: tuple[int, ...] = self._env.action_space.shape or ()
+        self._low, self._high = header.action_bounds(*self._action_shape)
+        self._versions = versions or installed_versions()
 
     def play(self, number: int) -> Played:
         """Plays the episode of that number.
@@ -126,17 +136,18 @@ class Player:
 
     def _checked(self, action: Any, number: int, step: int) -> NDArray[np.float32]:
         array = np.asarray(action, dtype=np.float32)
-        if array.shape != (self._action_size,) or not (np.abs(array) <= 1.0).all():
-            came = f"shape {array.shape}" if array.shape != (self._action_size,) else str(array.tolist())
+        fits = array.shape == self._action_shape
+        if not fits or not ((array >= self._low) & (array <= self._high)).all():  # False for NaN too
             raise ValueError(
                 f"policy {self._header.policy!r}, episode {number}, step {step}: expected an action of shape "
-                f"({self._action_size},) within [-1, 1], got {came}"
+                f"{self._action_shape} within {_bounds(self._low, self._high)}, got "
+                f"{array.tolist() if fits else f'shape {array.shape}'}"
             )
         return array
 
     def _gather(self, states: list[Any], actions: list[Any], success: list[bool]) -> Episode:
         named = [self._env.quantities(state) for state in states]  # type: ignore[attr-defined]
-        nothing = np.full(self._action_size, np.nan, np.float32)
+        nothing = np.full(self._action_shape, np.nan, np.float32)
         episode = Episode(
             pixels=None,
             action=np.stack([*actions, nothing]),
@@ -146,6 +157,13 @@ class Player:
         )
         check_episode(episode)
         return episode
+
+
+def _bounds(low: NDArray[np.float32], high: NDArray[np.float32]) -> str:
+    """Returns bounds in words: one pair of numbers where all coordinates have the same."""
+    if (low == low[0]).all() and (high == high[0]).all():
+        return f"[{low[0]:g}, {high[0]:g}]"
+    return f"{low.tolist()} to {high.tolist()}"
 
 
 def make_env(task_name: str, render_quality: str | None = None) -> gymnasium.Env[Any, Any]:

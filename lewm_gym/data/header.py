@@ -17,7 +17,7 @@ from lewm_gym.data.episode import Episode
 SCHEMA = 1
 
 #: Packages whose version can change the data: every task's simulator, where installed.
-_SIMULATORS = ("gymnasium", "pymunk", "pygame", "mujoco", "dm_control", "ogbench", "stable_baselines3")
+SIMULATORS = ("gymnasium", "pymunk", "pygame", "mujoco", "dm_control", "ogbench", "stable_baselines3")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _all_of(values: Iterable[str | None]) -> str:
     return " / ".join(sorted({part for value in values if value for part in value.split(" / ")}))
 
 
-def installed_versions(requirements: Iterable[str] = _SIMULATORS) -> dict[str, str]:
+def installed_versions(requirements: Iterable[str] = SIMULATORS) -> dict[str, str]:
     """Returns the versions that the data depend on: Python, numpy, this package, the codec and the simulators."""
     found = {"python": platform.python_version()}
     for name in ("numpy", "lewm-gym", "zstandard", "pyarrow", *requirements):
