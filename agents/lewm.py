@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from agents.devices import choose_device
 from agents.planning import PlanningAgent, PlanningConfig
+from agents.trainable import Preset
 from lewm_gym import checkpoint
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
@@ -184,15 +185,6 @@ def _make_encoder(config: LeWMConfig) -> ViT | ConvEncoder:
     return ConvEncoder(config.image_size, config.conv_channels, config.encoder_width)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named recipe: the same code at another scale."""
-
-    model: LeWMConfig
-    planning: PlanningConfig
-    training: TrainingConfig
-
-
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
         LeWMConfig(),
@@ -228,28 +220,6 @@ class LeWMAgent(PlanningAgent):
     presets = PRESETS
     model_class = LeWM
     config_class = LeWMConfig
-
-    @classmethod
-    def fit(
-        cls, dataset: str | Path, folder: str | Path, preset: str = "laptop", device: str | None = None, **settings: Any
-    ) -> Self:
-        """Trains on a dataset, or goes on where the run folder stands, and returns the agent.
-
-        Args:
-            dataset: Folder of a dataset that `python -m collect` wrote.
-            folder: The run folder.
-            preset: One of PRESETS.
-            device: Where to compute; the best one present by default.
-            settings: Values in place of the preset's, of LeWMConfig or TrainingConfig (`steps=2000`, `seed=1`, ...).
-
-        Raises:
-            ValueError: If an argument is wrong, or the folder holds another run.
-            FileNotFoundError: If there is no dataset.
-        """
-        from agents.run import train_run
-
-        agent: Self = train_run(cls, dataset, folder, preset, settings, device)
-        return agent
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Uploads the agent to the Hugging Face Hub, where `from_pretrained(repository)` finds it; returns the address.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.devices import choose_device
-from lewm_gym import checkpoint
+from agents.trainable import Trainable
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
 from lewm_gym.planning.controller import Reply, Request
 from lewm_gym.types import Obs, PlanResult
@@ -103,7 +103,7 @@ class Plan(NamedTuple):
     spread: NDArray[np.float32]
 
 
-class PlanningAgent(Agent):
+class PlanningAgent(Trainable, Agent):
     """Receding-horizon planning in the latent space of a world model.
 
     Subclasses name their parts: `name`, `presets`, `config_class` and `model_class`. A model offers `encode`,
@@ -119,11 +119,6 @@ class PlanningAgent(Agent):
             best plan so far is taken, after at least one iteration for each.
         cost: A cost of one's own, (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S).
     """
-
-    name: ClassVar[str]
-    presets: ClassVar[dict[str, Any]]
-    config_class: ClassVar[Any]
-    model_class: ClassVar[Any]
 
     def __init__(
         self,
@@ -178,22 +173,13 @@ class PlanningAgent(Agent):
             FileNotFoundError: If there is no finished run.
             ValueError: If the folder is damaged, or holds another agent's run.
         """
-        folder = Path(folder)
-        description = checkpoint.load_description(folder)
-        if description["agent"] != cls.name:
-            raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of {cls.name!r}")
-        tensors = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
-        model = cls.model_class(cls.config_class.from_json(description["model"]))
-        checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
+        model, description = cls.read(folder)
         planning = planning or PlanningConfig.from_json(description["planning"])
         return cls(model, planning, description, choose_device(device), seed, time_limit_s, cost)
 
     def save(self, folder: str | Path) -> None:
         """Writes the agent into a run folder that `load` reads."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_tensors(folder / checkpoint.WEIGHTS, self.model.state_dict())
-        checkpoint.save_description(folder, {**self.description, "planning": self.planning.to_json()})
+        self.write(folder, self.model, {**self.description, "planning": self.planning.to_json()})
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with these environments only: the observations that follow are theirs, in this order."""

@@ -13,7 +13,6 @@ import torch
 from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
 from lewm_gym.curves import save_curves
-from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
 from lewm_gym.training import OnLog, Sink, TrainingConfig
@@ -36,7 +35,7 @@ def train_run(
     """Trains an agent on a dataset, or goes on where the run folder stands, and returns it loaded.
 
     Args:
-        agent_class: A class with `name`, `presets`, `config_class`, `model_class` and `load`.
+        agent_class: A `Trainable` with `load`.
         dataset_folder: Where `python -m collect` wrote.
         folder: The run folder.
         preset: One of the class's presets.
@@ -59,7 +58,8 @@ def train_run(
         "agent": agent_class.name,
         "preset": preset,
         "model": dataclasses.asdict(model_config),
-        "planning": planning.to_json(),
+        **({} if planning is None else {"planning": planning.to_json()}),
+        **agent_class.describe(model_config),
         "training": dataclasses.asdict(config),
         "device": device,
         "threads": torch.get_num_threads(),
@@ -68,7 +68,7 @@ def train_run(
     }
     if not _claim(folder, description):
         model = _make_model(agent_class, model_config, config.seed, dataset)
-        clips, validation = _samplers(dataset, model_config, config.seed, on_load)
+        clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
         sinks = make_sinks(description)
         seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks)
         if is_first():
@@ -118,7 +118,7 @@ def _configure(
         raise ValueError(f"unknown settings {unknown}; expected some of {sorted(of_training | of_model)}")
     model = {k: v for k, v in overrides.items() if k in of_model}
     return (
-        dataclasses.replace(recipe.model, action_size=dataset.action_size, **model),
+        agent_class.complete(dataclasses.replace(recipe.model, **model), dataset),
         recipe.planning,
         dataclasses.replace(recipe.training, **{k: v for k, v in overrides.items() if k in of_training}),
     )
@@ -156,23 +156,7 @@ def _brief(found: Any, wanted: Any) -> str:
 def _make_model(agent_class: Any, config: Any, seed: int, dataset: Dataset) -> Any:
     torch.manual_seed(training.step_seed(seed, -1 % 2**32))  # a stream that no step uses
     model = agent_class.model_class(config)
+    agent_class.initialise(model)
     model.action_mean.copy_(torch.from_numpy(dataset.action_mean))
     model.action_std.copy_(torch.from_numpy(dataset.action_std))
     return model
-
-
-def _samplers(
-    dataset: Dataset, config: Any, seed: int, on_load: Callable[[int, int], None] | None
-) -> tuple[ClipSampler, ClipSampler]:
-    """Returns training clips and clips of held-out episodes."""
-    fit, held_out = dataset.split(validation_fraction=0.1, seed=0)
-    n_frames = config.context + 1
-
-    def sampler(episodes: Any) -> ClipSampler:
-        clips = ClipSampler(
-            dataset, episodes, n_frames=n_frames, frame_skip=config.frame_skip, seed=seed, image_size=config.image_size
-        )
-        clips.preload(on_load)
-        return clips
-
-    return sampler(fit), sampler(held_out)

@@ -1,0 +1,135 @@
+"""What an agent that learns from a dataset shares with every other: presets, training, and its run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from lewm_gym import checkpoint
+from lewm_gym.data.clips import ClipSampler
+from lewm_gym.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from lewm_gym.data.dataset import Dataset
+
+#: Called with (items ready, items in all) while frames are prepared.
+OnLoad = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named recipe: the same code at another scale."""
+
+    model: Any  # configuration of the model
+    planning: Any  # a PlanningConfig, or None for agents that do not plan
+    training: TrainingConfig
+
+
+class Trainable:
+    """The class methods that `agents.run` calls, with what most agents do as default.
+
+    A model class is made from its configuration alone (`model_class(config)`), has buffers `action_mean` and
+    `action_std`, and is what `lewm_gym.training` trains: a module with `loss(batch)` and `after_step()`.
+
+    Attributes:
+        name: The agent's name in AGENTS and in run folders.
+        presets: Name -> Preset.
+        config_class: The model's configuration, a frozen dataclass with `from_json`.
+        model_class: The model.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[dict[str, Preset]]
+    config_class: ClassVar[Any]
+    model_class: ClassVar[Any]
+
+    @classmethod
+    def complete(cls, config: Any, dataset: Dataset) -> Any:
+        """Returns the model's configuration with what the dataset, or files that it names, determine filled in."""
+        return dataclasses.replace(config, action_size=dataset.action_size)
+
+    @classmethod
+    def initialise(cls, model: Any) -> None:
+        """Loads weights that do not come from this training (a frozen encoder's) into a fresh model: none."""
+
+    @classmethod
+    def describe(cls, config: Any) -> dict[str, Any]:
+        """Returns what `run.json` says besides the model's configuration: nothing."""
+        return {}
+
+    @classmethod
+    def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+        """Returns where training and validation batches come from: clips, of separate episodes."""
+        config = model.config
+
+        def sampler(episodes: Any) -> ClipSampler:
+            return ClipSampler(
+                dataset,
+                episodes,
+                n_frames=config.context + 1,
+                frame_skip=config.frame_skip,
+                seed=seed,
+                image_size=config.image_size,
+            )
+
+        return split_samplers(dataset, sampler, on_load)
+
+    @classmethod
+    def fit(
+        cls, dataset: str | Path, folder: str | Path, preset: str = "laptop", device: str | None = None, **settings: Any
+    ) -> Self:
+        """Trains on a dataset, or goes on where the run folder stands, and returns the agent.
+
+        Args:
+            dataset: Folder of a dataset that `python -m collect` wrote.
+            folder: The run folder.
+            preset: One of `presets`.
+            device: Where to compute; the best one present by default.
+            settings: Values in place of the preset's, of the model's configuration or of TrainingConfig
+                (`steps=2000`, `seed=1`, ...).
+
+        Raises:
+            ValueError: If an argument is wrong, or the folder holds another run.
+            FileNotFoundError: If there is no dataset.
+        """
+        from agents.run import train_run
+
+        agent: Self = train_run(cls, dataset, folder, preset, settings, device)
+        return agent
+
+    @classmethod
+    def read(cls, folder: str | Path) -> tuple[Any, dict[str, Any]]:
+        """Returns the model and the description of a run folder.
+
+        Raises:
+            FileNotFoundError: If there is no finished run.
+            ValueError: If the folder is damaged, or holds another agent's run.
+        """
+        folder = Path(folder)
+        description = checkpoint.load_description(folder)
+        if description["agent"] != cls.name:
+            raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of {cls.name!r}")
+        tensors = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
+        model = cls.model_class(cls.config_class.from_json(description["model"]))
+        checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
+        return model, description
+
+    @staticmethod
+    def write(folder: str | Path, model: Any, description: dict[str, Any]) -> None:
+        """Writes a run folder that `read` reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_tensors(folder / checkpoint.WEIGHTS, model.state_dict())
+        checkpoint.save_description(folder, description)
+
+
+def split_samplers(dataset: Dataset, make: Callable[[Any], Any], on_load: OnLoad | None) -> tuple[Any, Any]:
+    """Returns `make(episodes)` of the training episodes and of those held out, each preloaded."""
+    fit, held_out = dataset.split(validation_fraction=0.1, seed=0)
+    samplers = make(fit), make(held_out)
+    for sampler in samplers:
+        sampler.preload(on_load)
+    return samplers
