@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from PIL import Image
@@ -211,6 +212,27 @@ def test_light_dims_every_colour() -> None:
 
 def test_quantities_are_the_position() -> None:
     assert TwoRoomEnv().quantities(START)["agent_position"].tolist() == START.tolist()
+
+
+def test_the_reference_rules_are_those_of_stable_worldmodel() -> None:
+    pytest.importorskip("stable_worldmodel", reason="pip install stable-worldmodel", exc_type=ImportError)
+    theirs = gymnasium.make("swm/TwoRoom-v1", render_mode="rgb_array", disable_env_checker=True).unwrapped
+    ours = TwoRoomEnv(reference_rules=True, terminate_on_success=False)
+    theirs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for episode in range(40):
+        goal, start = ours._sample_state(rng), ours._sample_state(rng)
+        if episode % 2:
+            start = np.array([rng.choice([96.0, 128.0]), rng.uniform(25, 75)])  # beside the door
+        ours.reset(options={"state": start, "goal_state": goal})
+        theirs._set_state(start), theirs._set_goal_state(goal)
+        for _ in range(40):
+            action = np.clip(rng.normal(0, 0.8, 2), -1, 1).astype(np.float32)
+            obs, *_, info = ours.step(action)
+            _, _, success, _, their_info = theirs.step(action)
+            np.testing.assert_allclose(info["state"], their_info["state"], atol=1e-3)
+            assert bool(success) is info["is_success"]
+        assert np.abs(obs["pixels"].astype(int) - theirs.render()).max() <= 2
 
 
 @pytest.mark.slow
