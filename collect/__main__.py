@@ -49,6 +49,11 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
     add("--policy", metavar="NAME", help="behaviour policy (default: the task's first; 'random' always exists)")
     add("--noise", type=float, metavar="X", help="noise level, in the policy's unit (default: the policy's)")
     add("--render-quality", metavar="NAME", help="of the renderer (default: the task's first)")
+    add(
+        "--variations",
+        metavar="NAMES",
+        help="drawn per episode: all, or such as agent_color,light_intensity",
+    )
     add("--states-only", action="store_true", help="leave the frames out; render them later with `render`")
     add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
 
@@ -259,6 +264,7 @@ def _collect(options: argparse.Namespace) -> None:
             noise=options.noise,
             render_quality=options.render_quality,
             states_only=options.states_only,
+            variations=options.variations,
             pictures=not options.no_pictures,
             progress=progress,
         )

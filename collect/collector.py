@@ -33,6 +33,7 @@ def collect(
     noise: float | None = None,
     render_quality: str | None = None,
     states_only: bool = False,
+    variations: str | None = None,
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -53,6 +54,7 @@ def collect(
         noise: The policy's noise level, in its own unit; None is its default.
         render_quality: Of the environment; None is its default.
         states_only: Leave the frames out; `python -m collect render` makes them later.
+        variations: Factors of variation to draw anew for every episode: "all", or names separated by commas.
         pictures: Whether to put a contact sheet and a film beside the shards.
         progress: Called after every episode with (episodes finished, frames finished, episodes to play).
 
@@ -65,7 +67,13 @@ def collect(
     from collect.episodes import Player, make_header
 
     header = make_header(
-        task, seed=seed, policy=policy, noise=noise, render_quality=render_quality, states_only=states_only
+        task,
+        seed=seed,
+        policy=policy,
+        noise=noise,
+        render_quality=render_quality,
+        states_only=states_only,
+        variations=variations,
     )
     return collect_from(
         partial(Player, header),

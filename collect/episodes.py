@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collect.policies import make_policy, policies_of
+from collect.variations import choose_variations, draw_variations
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
 from lewm_gym.data.episode import Episode, check_episode
 from lewm_gym.data.header import Header, columns_of, installed_versions
 from lewm_gym.data.shard import EncodedEpisode
 from lewm_gym.data.writer import save_episode
 from lewm_gym.tasks import get_task
-from lewm_gym.types import BehaviourPolicy
+from lewm_gym.types import BehaviourPolicy, Obs
+
+_ATTEMPTS = 100  # to begin an episode whose variations make some starts impossible
 
 
 def episode_rng(task: str, seed: int, number: int) -> np.random.Generator:
@@ -35,6 +38,7 @@ def make_header(
     noise: float | None = None,
     render_quality: str | None = None,
     states_only: bool = False,
+    variations: str | None = None,
 ) -> Header:
     """Returns the recipe of a collection with every default filled in; columns and versions come with the episodes.
 
@@ -47,7 +51,8 @@ def make_header(
     policy = policy or next(iter(policies_of(task.name)))
     made = make_policy(task.name, policy, noise)
     module, _, name = task.entry_point.partition(":")
-    qualities = getattr(importlib.import_module(module), name).render_qualities
+    env_class = getattr(importlib.import_module(module), name)
+    qualities = env_class.render_qualities
     if render_quality is not None and render_quality not in qualities:
         raise ValueError(f"render quality must be one of {', '.join(qualities)}, not {render_quality!r}")
     return Header(
@@ -58,6 +63,7 @@ def make_header(
         render_quality=render_quality or qualities[0],
         states_only=states_only,
         codec=None if states_only else codec_for(task.name).as_json(),
+        variations=choose_variations(env_class.variation_ranges, variations),
     )
 
 
@@ -104,7 +110,7 @@ class Player:
         """
         rng = episode_rng(self._header.task, self._header.seed, number)
         encoder = None if self._header.codec is None else EpisodeEncoder(FrameCodec.from_json(self._header.codec))
-        obs, info = self._policy.begin(self._env, rng)
+        obs, info, reset_options = self._begin(number, rng)
         states: list[NDArray[np.float64]] = []
         actions: list[NDArray[np.float32]] = []
         success: list[bool] = []
@@ -118,7 +124,7 @@ class Player:
             action = self._checked(self._policy.act(info), number, len(actions))
             actions.append(action)
             obs, _, _, _, info = self._env.step(action)
-        episode = self._gather(states, actions, success)
+        episode = self._gather(states, actions, success, reset_options)
         columns = columns_of(episode, getattr(self._env, "quantity_units", {}))
         drawn_by = None if encoder is None else getattr(self._env, "gl_renderer", None)
         header = self._header.with_columns(columns, self._versions, drawn_by)
@@ -145,7 +151,32 @@ class Player:
             )
         return array
 
-    def _gather(self, states: list[Any], actions: list[Any], success: list[bool]) -> Episode:
+    def _begin(self, number: int, rng: np.random.Generator) -> tuple[Obs, dict[str, Any], dict[str, Any]]:
+        """Returns observation and info of the episode's start, and what `render` will need to draw it again."""
+        header, env = self._header, self._env
+        if not header.variations:
+            return (*self._policy.begin(env, rng), {})
+        ranges: Any = env.variation_ranges  # type: ignore[attr-defined]
+        values = draw_variations(ranges, header.variations, header.task, header.seed, number)
+        plain = type(env).reset
+
+        def reset(*, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            return plain(env, seed=seed, options={**(options or {}), "variations": values})
+
+        env.reset = reset  # type: ignore[method-assign]  # the policy knows nothing of variations
+        env.reset(seed=0)  # it may look at the geometry before it chooses a start
+        for attempt in range(_ATTEMPTS):
+            try:
+                obs, info = self._policy.begin(env, rng)
+                break
+            except ValueError:  # a start that these sizes make impossible: the next draw is another one
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        return obs, info, {"variations": values, "goal_state": info["goal_state"].tolist()}
+
+    def _gather(
+        self, states: list[Any], actions: list[Any], success: list[bool], reset_options: dict[str, Any]
+    ) -> Episode:
         named = [self._env.quantities(state) for state in states]  # type: ignore[attr-defined]
         nothing = np.full(self._action_shape, np.nan, np.float32)
         episode = Episode(
@@ -154,6 +185,7 @@ class Player:
             state=np.stack(states),
             success=np.array(success),
             quantities={name: np.stack([row[name] for row in named]) for name in named[0]},
+            reset_options=reset_options,
         )
         check_episode(episode)
         return episode

@@ -36,7 +36,8 @@ class Renderer:
         episode = self._dataset.episode(self._index[number])
         assert self._header.codec is not None
         encoder = EpisodeEncoder(FrameCodec.from_json(self._header.codec))
-        self._env.reset(options={"state": episode.state[0], "goal_state": episode.state[-1]})
+        options = {"state": episode.state[0], "goal_state": episode.state[-1], **episode.reset_options}
+        self._env.reset(options=options)
         for state in episode.state:
             encoder.add(self._env.render_state(state))  # type: ignore[attr-defined]
         save_episode(folder, self._header, number, EncodedEpisode(episode, encoder.finish()))

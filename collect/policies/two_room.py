@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.two_room import DOOR_CENTRE, HIGH, LOW, SPEED, WALL_LEFT, WALL_RIGHT
+from envs.two_room_rooms import CENTRE, Rooms
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
 NOISE = 2.0  # standard deviation of the noise added to each coordinate of the unit direction
@@ -23,12 +23,11 @@ REPEAT = 0.05  # probability of repeating the previous action
 AT_DOOR = 10.5  # px from the door's centre at which the target becomes the way-point
 MIN_STEPS = 25  # at full speed from start to target through the door
 MAX_STEPS = 100
-
-_DOOR = np.array(DOOR_CENTRE)
+_SPEED = Rooms().speed  # px per step by default; where it varies, distances stay
 
 
 class ThroughTheDoor:
-    """Walks to a target in the other room, through the door.
+    """Walks to a target in the other room, through the door nearest to the start.
 
     Args:
         noise: Standard deviation of the noise added to each coordinate of the unit direction; None is 2.0.
@@ -47,12 +46,16 @@ class ThroughTheDoor:
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
         """Resets `env` to a random start and a random target in the other room."""
         self._rng = rng
-        start = _random_position(rng)
+        rooms: Rooms = env.rooms  # type: ignore[attr-defined]
+        across = 0 if rooms.vertical else 1
+        start = _random_position(rng, rooms)
+        doors = [np.array([CENTRE, along] if rooms.vertical else [along, CENTRE]) for along, _ in rooms.doors]
+        self._door = min(doors, key=lambda door: float(np.linalg.norm(start - door)))
         while True:
-            target = _random_position(rng)
-            opposite = (start[0] < DOOR_CENTRE[0]) != (target[0] < DOOR_CENTRE[0])
-            walk = np.linalg.norm(start - _DOOR) + np.linalg.norm(target - _DOOR)
-            if opposite and walk >= MIN_STEPS * SPEED:
+            target = _random_position(rng, rooms)
+            opposite = (start[across] < CENTRE) != (target[across] < CENTRE)
+            walk = np.linalg.norm(start - self._door) + np.linalg.norm(target - self._door)
+            if opposite and walk >= MIN_STEPS * _SPEED:
                 break
         self._target = target
         self._passed_door = False
@@ -64,9 +67,9 @@ class ThroughTheDoor:
         if self._last is not None and self._rng.random() < REPEAT:
             return self._last
         position = info["state"]
-        if np.linalg.norm(_DOOR - position) < AT_DOOR:
+        if np.linalg.norm(self._door - position) < AT_DOOR:
             self._passed_door = True
-        direction = (self._target if self._passed_door else _DOOR) - position
+        direction = (self._target if self._passed_door else self._door) - position
         direction = direction / max(float(np.linalg.norm(direction)), 1e-9)
         noisy = direction + self._rng.normal(0.0, self.noise, 2)
         self._last = np.clip(noisy, -1.0, 1.0).astype(np.float32)
@@ -77,10 +80,10 @@ class ThroughTheDoor:
         return bool(info["is_success"])
 
 
-def _random_position(rng: np.random.Generator) -> NDArray[np.float64]:
+def _random_position(rng: np.random.Generator, rooms: Rooms) -> NDArray[np.float64]:
     while True:
-        position = rng.uniform(LOW, HIGH, 2)
-        if not WALL_LEFT <= position[0] <= WALL_RIGHT:
+        position = rng.uniform(rooms.low, rooms.high, 2)
+        if not rooms.near <= position[0 if rooms.vertical else 1] <= rooms.far:
             return position
 
 

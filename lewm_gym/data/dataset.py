@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Dataset:
         if not (pixels and self.has_pixels):
             return states
         frames = self.frames(index, np.arange(len(states)))
-        return Episode(frames, states.action, states.state, states.success, states.quantities)
+        return replace(states, pixels=frames)
 
     def frames(self, index: int, steps: Any) -> NDArray[np.uint8]:
         """Returns the frames of an episode at `steps`, (n, 224, 224, 3) uint8."""

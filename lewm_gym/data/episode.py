@@ -23,6 +23,8 @@ class Episode:
         state: (T, state_size) float64, the simulator's whole state.
         quantities: Name -> (T, k) float32, physical quantities for probing.
         success: (T,) bool, whether the goal of the collecting policy was met.
+        reset_options: What the environment must be reset with, beside the state, to draw the frames again: "variations"
+            and "goal_state", as JSON values. Empty where they are the defaults.
     """
 
     pixels: NDArray[np.uint8] | None
@@ -30,6 +32,7 @@ class Episode:
     state: NDArray[np.float64]
     success: NDArray[np.bool_]
     quantities: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    reset_options: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Returns T, the number of frames."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Entry:
         states_hash: BLAKE2b-128 of everything but the pixels.
         pixels_hash: Of the decoded pixels (`codec.pixels_hash`); empty without frames.
         action_sums: Per action coordinate, the sum and the sum of squares over all actions, float64.
+        reset_options: Of the episode (`Episode.reset_options`).
     """
 
     episode: int
@@ -44,6 +45,7 @@ class Entry:
     states_hash: str
     pixels_hash: str
     action_sums: tuple[tuple[float, ...], tuple[float, ...]]
+    reset_options: dict[str, Any] = field(default_factory=dict)
 
     def content(self) -> int:
         """Returns a 128-bit number that stands for the episode's content."""
@@ -70,7 +72,7 @@ def encode(episode: Episode, codec: FrameCodec) -> EncodedEpisode:
 
 
 def states_hash(episode: Episode) -> str:
-    """Returns BLAKE2b-128 over actions, states, success and quantities (by name)."""
+    """Returns BLAKE2b-128 over actions, states, success, quantities (by name) and reset options, if any."""
     digest = hashlib.blake2b(digest_size=16)
     named: dict[str, NDArray[Any]] = {
         "action": episode.action,
@@ -80,6 +82,8 @@ def states_hash(episode: Episode) -> str:
     for name, values in (*named.items(), *sorted(episode.quantities.items())):
         digest.update(f"{name} {values.shape} {values.dtype}".encode())
         digest.update(np.ascontiguousarray(values).data)
+    if episode.reset_options:
+        digest.update(json.dumps(episode.reset_options, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -96,6 +100,7 @@ def write_part(path: Path, header: Header, number: int, encoded: EncodedEpisode)
         states_hash=states_hash(states),
         pixels_hash="" if encoded.frames is None else pixels_hash(encoded.frames),
         action_sums=(tuple(actions.sum(0).tolist()), tuple((actions**2).sum(0).tolist())),
+        reset_options=states.reset_options,
     )
     _write(path, header, [entry], [_record_batch(number, encoded)])
 
@@ -142,18 +147,26 @@ def _vectors(values: NDArray[Any]) -> pa.Array:
 
 
 def _entry_as_json(entry: Entry) -> dict[str, Any]:
-    return {
+    record = {
         "episode": entry.episode,
         "frames": entry.frames,
         "states": entry.states_hash,
         "pixels": entry.pixels_hash,
         "action_sums": entry.action_sums,
     }
+    return {**record, "reset_options": entry.reset_options} if entry.reset_options else record
 
 
 def _entry_from_json(record: dict[str, Any]) -> Entry:
     sums, squares = record["action_sums"]
-    return Entry(record["episode"], record["frames"], record["states"], record["pixels"], (tuple(sums), tuple(squares)))
+    return Entry(
+        episode=record["episode"],
+        frames=record["frames"],
+        states_hash=record["states"],
+        pixels_hash=record["pixels"],
+        action_sums=(tuple(sums), tuple(squares)),
+        reset_options=record.get("reset_options", {}),
+    )
 
 
 # Reading -----------------------------------------------------------------------------------------------------
@@ -221,6 +234,7 @@ class Shard:
             quantities={
                 name: _array(named[name]) for name, column in self.header.columns.items() if column.role == "quantity"
             },
+            reset_options=self.entries[position].reset_options,
         )
 
     def column(self, name: str) -> NDArray[Any]:

@@ -1,0 +1,57 @@
+"""Factors of variation drawn anew for every episode: colours, sizes, light, densities.
+
+They have a random stream of their own, so that varied colours leave an episode's states and actions as they are.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+ALL = "all"
+_STREAM = 1  # beside the episode's own
+
+
+def choose_variations(ranges: Mapping[str, Any], text: str | None) -> tuple[str, ...]:
+    """Returns the names, sorted, that "all" or a list such as "agent_color,block_color" stands for.
+
+    Args:
+        ranges: The environment's `variation_ranges`.
+        text: What was asked for; None or an empty string is none.
+
+    Raises:
+        ValueError: For a name that the environment does not have.
+    """
+    names = set(ranges) if text == ALL else {name.strip() for name in (text or "").split(",") if name.strip()}
+    unknown = sorted(names - set(ranges))
+    if unknown:
+        raise ValueError(f"unknown variations {unknown}; expected {ALL!r} or some of {sorted(ranges)}")
+    return tuple(sorted(names))
+
+
+def draw_variations(
+    ranges: Mapping[str, Any], names: tuple[str, ...], task: str, seed: int, number: int
+) -> dict[str, Any]:
+    """Returns the values of one episode as JSON values, uniform within their ranges.
+
+    Args:
+        ranges: The environment's `variation_ranges`.
+        names: Which to draw.
+        task: Name of the task.
+        seed: Of the collection.
+        number: Of the episode.
+    """
+    values = {}
+    for name in names:  # each from its own stream: what else is varied does not matter
+        key = [zlib.crc32(task.encode()), seed, number, _STREAM, zlib.crc32(name.encode())]
+        rng = np.random.default_rng(key)
+        allowed = ranges[name]
+        if isinstance(allowed, list):
+            values[name] = allowed[int(rng.integers(len(allowed)))]
+        else:
+            low, high, default = allowed
+            values[name] = np.asarray(rng.uniform(low, high, np.shape(default))).tolist()
+    return values
