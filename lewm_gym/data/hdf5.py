@@ -6,7 +6,6 @@ One dataset per column over all steps, `pixels` (N, 224, 224, 3) or (N, 3, 224, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,13 @@ from numpy.typing import NDArray
 
 from lewm_gym.data.codec import codec_for
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.episode import FRAME_SHAPE, Episode, check_episode
+from lewm_gym.data.episode import FRAME_SHAPE, Episode
 from lewm_gym.data.files import atomic_path
-from lewm_gym.data.header import Header, columns_of, installed_versions
-from lewm_gym.data.shard import encode
-from lewm_gym.data.writer import open_writer, save_episode
+from lewm_gym.data.header import Header
+from lewm_gym.data.imports import Progress, import_episodes
 
 _NOT_QUANTITIES = {"pixels", "action", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
 _SUCCESS = ("success", "is_success", "terminated")
-#: Called with (episodes done, episodes in all).
-Progress = Callable[[int, int], None]
 
 
 def import_hdf5(
@@ -60,23 +56,12 @@ def import_hdf5(
     with file:
         _check_layout(file, path, state)
         lengths, offsets = file["ep_len"][:], file["ep_offset"][:]
-        codec = codec_for(task)
-        header = Header(task, f"imported from {path.name}", None, 0, codec=codec.as_json())
-        with open_writer(folder, header, range(len(lengths))) as writer:
-            for done, number in enumerate(list(writer.missing), start=1):
-                rows = slice(int(offsets[number]), int(offsets[number] + lengths[number]))
-                try:
-                    episode = _read(file, rows, state)
-                    check_episode(episode)
-                except ValueError as error:
-                    raise ValueError(f"{path}, episode {number}: {error}") from None
-                described = header.with_columns(columns_of(episode, units or {}), installed_versions(()))
-                save_episode(folder, described, number, encode(episode, codec))
-                writer.add(number)
-                if progress is not None:
-                    progress(done, len(lengths))
-            writer.close()
-    return Dataset.open(folder)
+        header = Header(task, f"imported from {path.name}", None, 0, codec=codec_for(task).as_json())
+
+        def read(number: int) -> Episode:
+            return _read(file, slice(int(offsets[number]), int(offsets[number] + lengths[number])), state)
+
+        return import_episodes(folder, header, len(lengths), read, path, units, progress)
 
 
 def export_hdf5(dataset: Dataset, path: str | Path, progress: Progress | None = None) -> None:
@@ -150,7 +135,7 @@ def _matrix(values: NDArray[Any]) -> NDArray[Any]:
 
 def _h5py() -> Any:
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     except ImportError:
         raise ImportError("HDF5 files need h5py: pip install 'lewm-gym[hdf5]'") from None
     return h5py
