@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collect.exchange import add_commands
 from lewm_gym.cli import Parser, run
 from lewm_gym.tasks import TASKS, Task, get_task
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_pairs(commands)
     _add_verify(commands)
     _add_render(commands)
-    _add_exchange(commands)
+    add_commands(commands, _bar, _summary)
     options = parser.parse_args(arguments)
     return int(options.main(options) or 0)
 
@@ -153,41 +154,6 @@ def _add_render(commands: argparse._SubParsersAction[Parser]) -> None:
     add("folder", type=Path, metavar="FOLDER", help="of the states")
     add("--out", type=Path, metavar="FOLDER", help="where to (default: FOLDER without '-states', or with '-rendered')")
     add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
-
-
-def _add_exchange(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "export", help="write a dataset as HDF5", description="Write a dataset in the reference's HDF5 layout."
-    )
-    parser.set_defaults(main=_export)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: FOLDER.h5)")
-    parser = commands.add_parser(
-        "import", help="make a dataset from HDF5", description="Make a dataset from a file in the reference's layout."
-    )
-    parser.set_defaults(main=_import)
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--task", required=True, metavar="NAME", help="name to record it under, such as pusht")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
-    parser.add_argument("--state", default="state", metavar="NAME", help="column of the state (default: %(default)s)")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from lewm_gym.data import Dataset
-    from lewm_gym.data.hdf5 import export_hdf5
-
-    dataset, out = Dataset.open(options.folder), options.out or options.folder.with_suffix(".h5")
-    with _bar(f"export {options.folder}", "episode") as advance:
-        export_hdf5(dataset, out, advance)
-    print(f"{out}: {out.stat().st_size / 1e6:,.1f} MB from {_summary(dataset)}")
-
-
-def _import(options: argparse.Namespace) -> None:
-    from lewm_gym.data.hdf5 import import_hdf5
-
-    with _bar(f"import {options.file}", "episode") as advance:
-        dataset = import_hdf5(options.file, options.out, options.task, options.state, progress=advance)
-    print(_summary(dataset))
 
 
 def _verify(options: argparse.Namespace) -> int:

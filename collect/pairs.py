@@ -57,6 +57,7 @@ def make_pairs(
             raise ValueError(f"{name} must be at least 1, got {value}")
     header = make_header(task.name, seed=seed, states_only=True)
     player, env = Player(header), make_env(task.name)
+    env.draw_observations = False  # type: ignore[attr-defined]  # a replay needs no pictures, and Cube's take long
     pairs: list[Pair] = []
     number = fruitless = 0
     try:

@@ -1,0 +1,139 @@
+"""The commands that bring datasets in from elsewhere and take them there: import, export, push, pull."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from lewm_gym.cli import Parser
+
+FORMATS = ("hdf5", "lerobot", "minari")
+Bar = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
+Summary = Callable[[Any], str]
+
+
+def add_commands(commands: argparse._SubParsersAction[Parser], bar: Bar, summary: Summary) -> None:
+    """Adds the four commands.
+
+    Args:
+        commands: Of the parser.
+        bar: Makes a progress bar from a title and a unit.
+        summary: Describes a dataset in one line.
+    """
+    for name, help_text, add, main in (
+        ("export", "write a dataset for other programs", _export_options, _export),
+        ("import", "make a dataset from another format", _import_options, _import),
+        ("push", "upload a dataset to the Hugging Face Hub", _push_options, _push),
+        ("pull", "download a dataset from the Hugging Face Hub", _pull_options, _pull),
+    ):
+        parser = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        add(parser)
+        parser.set_defaults(main=lambda options, main=main: main(options, bar, summary))
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--format", choices=FORMATS, default="hdf5", help="default: the reference's hdf5")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="default: FOLDER.h5, FOLDER-minari, FOLDER-lerobot")
+    parser.add_argument("--lossy", action="store_true", help="Minari only: frames as JPEG, a fiftieth of the size")
+
+
+def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
+    from lewm_gym.data import Dataset
+
+    dataset, folder = Dataset.open(options.folder), options.folder
+    if options.lossy and options.format != "minari":
+        raise ValueError("--lossy is for --format minari only: the others are lossless")
+    default = (
+        folder.with_suffix(".h5") if options.format == "hdf5" else folder.with_name(f"{folder.name}-{options.format}")
+    )
+    out: Path = options.out or default
+    with bar(f"export {folder}", "episode") as advance:
+        if options.format == "hdf5":
+            from lewm_gym.data.hdf5 import export_hdf5
+
+            export_hdf5(dataset, out, advance)
+        elif options.format == "minari":
+            from lewm_gym.data.minari import export_minari
+
+            export_minari(dataset, out, options.lossy, advance)
+        else:
+            from lewm_gym.data.lerobot_export import export_lerobot
+
+            export_lerobot(dataset, out, progress=advance)
+    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
+    print(f"{out}: {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB from {summary(dataset)}")
+
+
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="an HDF5 file, or a folder of Minari's or LeRobot's"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="default: seen from SOURCE")
+    parser.add_argument("--task", metavar="NAME", help="name to record; HDF5 needs one, such as pusht")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
+    parser.add_argument("--state", metavar="NAME", help="column of the state (HDF5: state; LeRobot: observation.state)")
+    parser.add_argument(
+        "--pixels", metavar="NAME", help="picture or camera to take (Minari, LeRobot), if there are several"
+    )
+
+
+def _import(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
+    kind = options.format or _kind_of(options.source)
+    for name, kinds in (("state", ("hdf5", "lerobot")), ("pixels", ("minari", "lerobot"))):
+        if getattr(options, name) is not None and kind not in kinds:
+            raise ValueError(f"--{name} does not apply to {kind}")
+    with bar(f"import {options.source}", "episode") as advance:
+        if kind == "hdf5":
+            from lewm_gym.data.hdf5 import import_hdf5
+
+            if options.task is None:
+                raise ValueError("an HDF5 file does not say its task: give --task, such as --task pusht")
+            dataset = import_hdf5(options.source, options.out, options.task, options.state or "state", progress=advance)
+        elif kind == "minari":
+            from lewm_gym.data.minari import import_minari
+
+            dataset = import_minari(options.source, options.out, options.task, options.pixels, advance)
+        else:
+            from lewm_gym.data.lerobot import STATE, import_lerobot
+
+            dataset = import_lerobot(
+                options.source, options.out, options.task, options.pixels, options.state or STATE, advance
+            )
+    print(summary(dataset))
+
+
+def _kind_of(source: Path) -> str:
+    if not source.exists():
+        raise FileNotFoundError(f"there is nothing at {source}")
+    if source.is_file():
+        return "hdf5"
+    return "lerobot" if (source / "meta" / "info.json").exists() else "minari"
+
+
+def _push_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("repository", metavar="NAME/REPOSITORY", help="made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="a new repository is visible to you only")
+
+
+def _push(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
+    from lewm_gym.data.hub import push
+
+    print(push(options.folder, options.repository, options.private))
+
+
+def _pull_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repository", metavar="NAME/REPOSITORY")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: data/REPOSITORY)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the newest)")
+
+
+def _pull(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
+    from lewm_gym.data.hub import pull
+
+    out = options.out or Path("data") / options.repository.rpartition("/")[2]
+    print(summary(pull(options.repository, out, options.revision)))
