@@ -47,6 +47,7 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
     add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode")
     add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local")
     add("--policy", metavar="NAME", help="behaviour policy (default: the task's first; 'random' always exists)")
     add("--noise", type=float, metavar="X", help="noise level, in the policy's unit (default: the policy's)")
     add("--render-quality", metavar="NAME", help="of the renderer (default: the task's first)")
@@ -73,6 +74,7 @@ def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection (default: %(default)s)")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
         "--policy",
@@ -101,6 +103,7 @@ def _collect_gym(options: argparse.Namespace) -> None:
             first=options.first,
             seed=options.seed,
             workers=options.workers,
+            ray=options.ray,
             pictures=not options.no_pictures,
             progress=progress,
         )
@@ -226,6 +229,7 @@ def _collect(options: argparse.Namespace) -> None:
             first=options.first,
             seed=options.seed,
             workers=options.workers,
+            ray=options.ray,
             policy=options.policy,
             noise=options.noise,
             render_quality=options.render_quality,

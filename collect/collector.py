@@ -29,6 +29,7 @@ def collect(
     first: int = 0,
     seed: int = 0,
     workers: int | None = None,
+    ray: str | None = None,
     policy: str | None = None,
     noise: float | None = None,
     render_quality: str | None = None,
@@ -50,6 +51,7 @@ def collect(
         seed: Of the whole collection.
         workers: Processes; None is one per CPU core; 1 plays in this process. With more than one, a script must
             guard its start by `if __name__ == "__main__":`, since workers are spawned.
+        ray: Address of a Ray cluster to play on instead ("auto", "ray://head:10001"), or "local".
         policy: Name of the behaviour policy; None is the task's default.
         noise: The policy's noise level, in its own unit; None is its default.
         render_quality: Of the environment; None is its default.
@@ -82,6 +84,7 @@ def collect(
         episodes,
         first=first,
         workers=workers,
+        ray=ray,
         pictures=pictures,
         progress=progress,
     )
@@ -95,6 +98,7 @@ def collect_from(
     *,
     first: int = 0,
     workers: int | None = None,
+    ray: str | None = None,
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -107,6 +111,7 @@ def collect_from(
         episodes: How many.
         first: Number of the first episode.
         workers: Processes.
+        ray: Address of a Ray cluster instead.
         pictures: Whether to put a contact sheet and a film beside the shards.
         progress: As in `collect`.
 
@@ -122,7 +127,7 @@ def collect_from(
     folder = Path(folder)
     with open_writer(folder, header, range(first, first + episodes)) as writer:
         changed = bool(writer.missing)
-        fill(writer, make_source, workers, progress)
+        fill(writer, make_source, workers, progress, ray)
         writer.close()
     dataset = Dataset.open(folder)
     if pictures and dataset.has_pixels:
@@ -138,13 +143,17 @@ def default_workers() -> int:
 
 
 def fill(
-    writer: DatasetWriter, make_source: Callable[[], EpisodeSource], workers: int, progress: Progress | None
+    writer: DatasetWriter,
+    make_source: Callable[[], EpisodeSource],
+    workers: int,
+    progress: Progress | None,
+    ray: str | None = None,
 ) -> None:
     """Makes the episodes that the writer misses; an interruption leaves what is finished as shards, ready to use."""
     done = frames = 0
     numbers = list(writer.missing)
     try:
-        with contextlib.closing(_play(make_source, writer.folder, numbers, workers)) as played:
+        with contextlib.closing(_play(make_source, writer.folder, numbers, workers, ray)) as played:
             for number, length in played:
                 writer.add(number)
                 done, frames = done + 1, frames + length
@@ -157,9 +166,13 @@ def fill(
 
 
 def _play(
-    make_source: Callable[[], EpisodeSource], folder: Path, numbers: list[int], workers: int
+    make_source: Callable[[], EpisodeSource], folder: Path, numbers: list[int], workers: int, ray: str | None
 ) -> Generator[tuple[int, int], None, None]:
-    if workers > 1 and len(numbers) > 1:
+    if ray is not None and numbers:
+        from collect.cluster import play_on_ray
+
+        yield from play_on_ray(make_source, folder, numbers, ray)
+    elif workers > 1 and len(numbers) > 1:
         yield from play_in_processes(make_source, folder, numbers, min(workers, len(numbers)))
     elif numbers:
         source = make_source()

@@ -56,6 +56,7 @@ def collect_gym(
     first: int = 0,
     seed: int = 0,
     workers: int | None = None,
+    ray: str | None = None,
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -73,6 +74,7 @@ def collect_gym(
         first: Number of the first episode.
         seed: Of the whole collection.
         workers: Processes; None is one per CPU core; 1 plays in this process.
+        ray: Address of a Ray cluster to play on instead, whose machines need the environment and the policy too.
         pictures: Whether to put a contact sheet and a film beside the shards.
         progress: As in `collect`.
 
@@ -102,7 +104,15 @@ def collect_gym(
     )
     make_source = partial(make_player, header, policy)
     return collect_from(
-        make_source, header, folder, episodes, first=first, workers=workers, pictures=pictures, progress=progress
+        make_source,
+        header,
+        folder,
+        episodes,
+        first=first,
+        workers=workers,
+        ray=ray,
+        pictures=pictures,
+        progress=progress,
     )
 
 
