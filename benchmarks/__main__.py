@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks plan RUN` and `speed envs` measure, `report results/` shows."""
+"""Command line: `python -m benchmarks plan RUN` and `speed envs|train|plan` measure, `report results/` shows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,44 @@ def _add_speed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--out", type=Path, default=Path("results/speed-envs.json"), metavar="FILE", help="default: %(default)s"
     )
 
+    for name, subject in (("train", "a training step"), ("plan", "a plan")):
+        models = subjects.add_parser(name, help=f"{subject} of LeWM", description=SPEED_MODELS_DESCRIPTION)
+        models.set_defaults(command=_speed_models, what=name)
+        models.add_argument(
+            "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="default: laptop paper"
+        )
+        models.add_argument(
+            "--repeats", type=int, default=5, metavar="N", help="of each figure, after a warm-up (default: %(default)s)"
+        )
+        models.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+        models.add_argument(
+            "--out", type=Path, default=Path(f"results/speed-{name}.json"), metavar="FILE", help="default: %(default)s"
+        )
+        if name == "train":
+            models.add_argument(
+                "--batch-size", type=int, default=128, metavar="N", help="clips of 4 frames (default: %(default)s)"
+            )
+            models.add_argument(
+                "--precisions",
+                nargs="+",
+                default=["float32", "bf16"],
+                choices=("float32", "bf16"),
+                metavar="NAME",
+                help="default: float32 bf16",
+            )
+        else:
+            models.add_argument(
+                "--n-envs", type=int, default=1, metavar="N", help="planned for at once (default: %(default)s)"
+            )
+            models.add_argument(
+                "--iterations", type=int, default=30, metavar="N", help="of 300 samples (default: %(default)s)"
+            )
 
+
+SPEED_MODELS_DESCRIPTION = (
+    "Times LeWM with random weights beside a plain implementation of the same computation, in turn: medians. "
+    "Writes JSON and prints a table."
+)
 SPEED_ENVS_DESCRIPTION = (
     "Steps and renders each task at 224 px on one core, in a process of its own: the median of five repeats, beside "
     "stable-worldmodel's in the same run where that is installed. Writes JSON and prints a table."
@@ -138,6 +175,29 @@ def _speed_envs(options: argparse.Namespace) -> int:
         )
     speed_envs.save(options.out, rows)
     print(f"{speed_envs.table(rows)}\n\n{options.out}")
+    return 0
+
+
+def _speed_models(options: argparse.Namespace) -> int:
+    speed = importlib.import_module("benchmarks.speed_models")
+    device = importlib.import_module("agents.devices").choose_device(options.device)
+    presets = importlib.import_module("agents.lewm").PRESETS
+    for preset in options.presets:
+        if preset not in presets:
+            raise ValueError(f"unknown preset {preset!r}; expected some of: {', '.join(presets)}")
+    if options.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {options.repeats}")
+    figures = []
+    for preset in options.presets:
+        if options.what == "train":
+            figures += speed.measure_training(
+                preset, options.batch_size, tuple(options.precisions), options.repeats, device, print
+            )
+        else:
+            search = importlib.import_module("lewm_gym.planning").CEMConfig(n_iterations=options.iterations)
+            figures += speed.measure_planning(preset, options.n_envs, search, options.repeats, device, print)
+    speed.save(options.out, figures, device)
+    print(f"\n{speed.table(figures)}\n\n{options.out}")
     return 0
 
 

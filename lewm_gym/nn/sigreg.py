@@ -31,6 +31,10 @@ class SIGReg(nn.Module):
         t_max: Upper end of the integration.
     """
 
+    knots: Tensor  # (n_knots,)
+    gaussian: Tensor  # (n_knots,), characteristic function of N(0, 1)
+    weights: Tensor  # (n_knots,), of the integration
+
     def __init__(self, n_directions: int = 1024, n_knots: int = 17, t_max: float = 3.0) -> None:
         super().__init__()
         if n_directions < 1 or n_knots < 2:
