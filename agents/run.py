@@ -89,6 +89,7 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
             "hash": dataset.content_hash,
             "seed": dataset.header.seed,
             "policy": dataset.header.policy,
+            "render_quality": dataset.header.render_quality,
             "episodes": dataset.n_episodes,
             "frames": dataset.n_frames,
         },

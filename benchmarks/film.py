@@ -79,6 +79,7 @@ def record(
     seed: int = 0,
     n_envs: int = 16,
     progress: Callable[[Outcome], None] | None = None,
+    render_quality: str | None = None,
 ) -> list[Episode]:
     """Returns the episodes of `indices`, played again as `evaluate` plays them: the same seed, the same outcomes.
 
@@ -101,6 +102,7 @@ def record(
         indices=indices,
         progress=progress,
         watch=watch,
+        render_quality=render_quality,
     )
     for outcome in outcomes:
         episodes[outcome.pair].outcome = outcome

@@ -104,6 +104,7 @@ def measure(
         budget_steps=2 * pair_set.offset_steps if budget_steps is None else budget_steps,
         seed=seed,
         n_envs=n_envs,
+        render_quality=description.get("dataset", {}).get("render_quality"),
     )
     out = Path(out) if out else Path("results", f"{run.resolve().name}-{pair_set.offset_steps}-seed{seed}.json")
     agent = importlib.import_module("agents").load_agent(run) if agent is None else agent
@@ -147,10 +148,16 @@ class Job:
     budget_steps: int
     seed: int
     n_envs: int
+    render_quality: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Returns the keyword arguments that `evaluate` and `film.record` share."""
-        return {"budget_steps": self.budget_steps, "seed": self.seed, "n_envs": self.n_envs}
+        return {
+            "budget_steps": self.budget_steps,
+            "seed": self.seed,
+            "n_envs": self.n_envs,
+            "render_quality": self.render_quality,
+        }
 
 
 class TimedAgent:
@@ -330,6 +337,7 @@ def _log_header(job: Job, pair_set: PairSetLike, weights: str) -> dict[str, Any]
         "task": job.task.name,
         "pairs": pair_set.content_hash,
         "budget_steps": job.budget_steps,
+        "render_quality": job.render_quality,
         "seed": job.seed,
         "commit": provenance.commit(),
         "versions": provenance.versions(),

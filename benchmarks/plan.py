@@ -51,14 +51,15 @@ class View(NamedTuple):
 class Environments:
     """A row of environments of one task in this process; all that `evaluate` needs of them is these methods."""
 
-    def __init__(self, task: Task, count: int) -> None:
+    def __init__(self, task: Task, count: int, render_quality: str | None = None) -> None:
         self.action_size = task.action_size
-        self._envs = [self._make(task) for _ in range(count)]
+        self._envs = [self._make(task, render_quality) for _ in range(count)]
 
     @staticmethod
-    def _make(task: Task) -> gymnasium.Env[Any, Any]:
+    def _make(task: Task, render_quality: str | None) -> gymnasium.Env[Any, Any]:
+        quality = {} if render_quality is None else {"render_quality": render_quality}
         # The budget ends an episode here, not Gymnasium's time limit; the checker only slows every first step.
-        return gymnasium.make(f"lewm_gym:{task.env_id}", max_episode_steps=-1, disable_env_checker=True)
+        return gymnasium.make(f"lewm_gym:{task.env_id}", max_episode_steps=-1, disable_env_checker=True, **quality)
 
     def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int]) -> list[View]:
         """Puts environment i at the start of pair i, with its goal."""
@@ -94,6 +95,7 @@ def evaluate(
     indices: Sequence[int] | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    render_quality: str | None = None,
 ) -> tuple[Outcome, ...]:
     """Returns the outcome of each pair, in the order of `indices`.
 
@@ -112,6 +114,7 @@ def evaluate(
         indices: Which pairs; default all.
         progress: Called with each outcome as soon as it is known.
         watch: Called with every frame.
+        render_quality: How carefully the environment draws: as the frames that the agent was trained on.
 
     Raises:
         ValueError: If a pair is solved at its start, cannot be restored, or an argument is out of range; if the
@@ -125,7 +128,7 @@ def evaluate(
     if budget_steps < 1 or n_envs < 1:
         raise ValueError(f"budget_steps and n_envs must be at least 1, got {budget_steps} and {n_envs}")
     outcomes: dict[int, Outcome] = {}
-    envs = Environments(task, min(n_envs, len(indices)))
+    envs = Environments(task, min(n_envs, len(indices)), render_quality)
     try:
         _check_unsolved(envs, pairs, indices)
         for first in range(0, len(indices), n_envs):

@@ -254,3 +254,11 @@ def test_importing_benchmarks_loads_neither_torch_nor_a_simulator() -> None:
     code = f"import sys, {modules}; print({{'torch', 'pymunk', 'mujoco', 'envs'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_environments_draw_as_they_are_told_to():
+    with pytest.raises(ValueError, match="render_quality must be one of"):
+        evaluate(RandomAgent(2), "two_room", PAIRS, render_quality="blurred")
+    assert evaluate(RandomAgent(2), "two_room", PAIRS, render_quality="fast") == evaluate(
+        RandomAgent(2), "two_room", PAIRS
+    )
