@@ -1,4 +1,4 @@
-"""The agents: LeWM and, later, the baselines it is compared with. One file and one line in `AGENTS` each."""
+"""The agents: LeWM and the baselines it is compared with. One file and one line in `AGENTS` each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 #: name on command lines -> module:class; imported only when asked for
 AGENTS: dict[str, str] = {
     "lewm": "agents.lewm:LeWMAgent",
+    "pldm": "agents.pldm:PLDMAgent",
+    "dino_wm": "agents.dino_wm:DinoWMAgent",
+    "random_vit": "agents.dino_wm:RandomViTAgent",
+    "gcbc": "agents.gcbc:GCBCAgent",
+    "gcivl": "agents.gcivl:GCIVLAgent",
+    "gciql": "agents.gciql:GCIQLAgent",
+    "oracle": "agents.oracle:OracleAgent",
     "random": "agents.random:RandomAgent",
 }
 

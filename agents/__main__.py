@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train an agent on a dataset. The same command resumes a run that was stopped. "
         "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
     )
-    trainable = [name for name in AGENTS if name != "random"]
+    trainable = [name for name in AGENTS if name not in ("oracle", "random")]
     p.add_argument("agent", help=f"one of: {', '.join(trainable)}")
     p.add_argument("dataset", type=Path, help="folder that `python -m collect` wrote, e.g. data/two_room")
     p.add_argument(

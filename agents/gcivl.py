@@ -1,0 +1,129 @@
+"""GCIVL (OGBench, arXiv 2410.20092): the value of the best behaviour in the data, and a policy that improves on it.
+
+Implicit Q-learning without a Q (arXiv 2110.06169). Rewards are -1 per step until the goal, r = -1(s != g), and 0 at the
+goal, where the episode ends: the optimal value of a goal d steps away is -(1 - gamma^d) / (1 - gamma). With twin values
+V_i, their slow copies V-_i and a value goal g:
+
+    q_i     = r + gamma 1(s != g) V-_i(s', g)
+    delta   = min_i q_i - mean_i V-_i(s, g)
+    L_value = sum_i mean |tau - 1(delta < 0)| (q_i - V_i(s, g))^2                       tau = 0.9, gamma = 0.99
+
+and with an actor goal g (arXiv 1910.00177):
+
+    A       = mean_i V_i(s', g) - mean_i V_i(s, g)
+    L_actor = -mean min(exp(3 A), 100) log N(a; mu(s, g), 1)
+
+    L = L_value + L_actor;     V- <- 0.995 V- + 0.005 V after each step
+
+Where we depart: OGBench gives every network its own encoder of the two frames together; here one encoder of single
+frames serves them all (a third of the work), and the slow copy has a slow encoder too. Encoders as in agents/gcbc.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents import gcbc
+from agents.policy import GoalPolicy, PolicyAgent, PolicyConfig, slow_copy
+from agents.trainable import Preset
+from lewm_gym.data.goals import GoalBatch
+from lewm_gym.nn.goal_conditioned import Values, expectile_loss, follow, join, log_likelihood, regression_weights
+
+
+@dataclass(frozen=True)
+class GCIVLConfig(PolicyConfig):
+    """The policy's sizes, and how values are learned."""
+
+    discount: float = 0.99  # gamma
+    expectile: float = 0.9  # tau
+    target_rate: float = 0.995  # share of itself that a slow copy keeps at each step
+    temperature: float = 3.0  # of advantage-weighted regression; the larger, the greedier
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("discount", "expectile", "target_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be within (0, 1), got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+
+
+class GCIVL(GoalPolicy):
+    """Policy, twin values and their slow copies."""
+
+    config: GCIVLConfig
+
+    def __init__(self, config: GCIVLConfig, observer: Any = None) -> None:
+        super().__init__(config, observer)
+        self.values = Values(3 * self.observer.output_width, config.hidden_widths, members=2)
+        self.slow = slow_copy(self.observer.trained, self.values)
+
+    def loss(self, batch: GoalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of values and policy together, and its parts."""
+        frames = self.observer.prepare(
+            torch.cat([batch.pixels, batch.next_pixels, batch.value_goals, batch.actor_goals])
+        )
+        now, after, value_goal, actor_goal = self.observer.trained(frames).chunk(4)
+        slow = self.slow[0](frames[: 3 * len(now)]).chunk(3)
+        value_loss, values = self.value_loss(now, value_goal, slow, batch.reached)
+        actions = self.normalize_actions(batch.actions)
+        actor_loss, advantage = self.actor_loss(now, after, actor_goal, actions)
+        logs = {
+            "value": value_loss,
+            "actor": actor_loss,
+            "mean_value": values.mean(),
+            "mean_advantage": advantage.mean(),
+        }
+        return value_loss + actor_loss, logs
+
+    def value_loss(self, now: Tensor, goal: Tensor, slow: tuple[Tensor, ...], reached: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss of the values, and the values (2, B).
+
+        Args:
+            now: (B, width) encodings of the present.
+            goal: (B, width) of the value goals.
+            slow: The slow encoder's of present, next frame and value goals.
+            reached: (B,), 1 where the present is the goal.
+        """
+        slow_now, slow_after, slow_goal = slow
+        with torch.no_grad():
+            future = self.slow[1](join(slow_after, slow_goal)).float()
+            returns = (reached - 1) + self.config.discount * (1 - reached) * future
+            advantage = returns.amin(dim=0) - self.slow[1](join(slow_now, slow_goal)).float().mean(dim=0)
+        values = self.values(join(now, goal)).float()
+        return expectile_loss(advantage, returns - values, self.config.expectile).mean(dim=1).sum(), values
+
+    def actor_loss(self, now: Tensor, after: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss of the policy, and the advantages (B,) that weigh it.
+
+        Args:
+            now: (B, width) encodings of the present.
+            after: (B, width) of the next frame.
+            goal: (B, width) of the actor goals.
+            actions: (B, action_size), z-scored.
+        """
+        with torch.no_grad():
+            advantage = (self.values(join(after, goal)) - self.values(join(now, goal))).float().mean(dim=0)
+        weights = regression_weights(advantage, self.config.temperature)
+        return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
+
+    def after_step(self) -> None:
+        """Moves the slow copies."""
+        follow(self.slow[0], self.observer.trained, self.config.target_rate)
+        follow(self.slow[1], self.values, self.config.target_rate)
+
+
+class GCIVLAgent(PolicyAgent):
+    """GCIVL as a Gymnasium policy."""
+
+    name = "gcivl"
+    presets = {
+        "paper": Preset(GCIVLConfig(encoder="dino", image_size=224), None, gcbc.TRAINING["paper"]),
+        "laptop": Preset(GCIVLConfig(), None, gcbc.TRAINING["laptop"]),
+    }
+    model_class = GCIVL
+    config_class = GCIVLConfig

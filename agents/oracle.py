@@ -1,0 +1,105 @@
+"""The oracle: takes recorded actions again, whatever is seen. The ceiling over every success rate.
+
+It needs what no agent has, the actions that led from the start to the goal, so they are handed in, by the seed that
+`reset` names for an environment:
+
+    seeds = [stream_seed(seed, index) for index in range(len(pairs))]           # benchmarks.plan
+    oracle = OracleAgent({s: pair.actions for s, pair in zip(seeds, pairs)})
+
+Where an environment restores its states exactly, every pair is solved after as many steps as were recorded. A rate
+below 1 speaks of the environment or the pairs, not of an agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lewm_gym import checkpoint
+from lewm_gym.tasks import get_task
+from lewm_gym.types import Obs
+
+
+class OracleAgent:
+    """Replays actions; after the last one it takes zeros.
+
+    Args:
+        plans: Seed of an environment -> the actions to take in it, (steps, action_size).
+        action_size: Length of an action; that of the plans by default.
+
+    Raises:
+        ValueError: If there is no plan, or plans are of other shapes.
+    """
+
+    def __init__(self, plans: Mapping[int, NDArray[np.float32]], action_size: int | None = None) -> None:
+        self.plans = {int(seed): np.asarray(plan, np.float32) for seed, plan in plans.items()}
+        sizes = {plan.shape[1:] for plan in self.plans.values()}
+        if len(sizes) != 1 or len(next(iter(sizes))) != 1 or (action_size and sizes != {(action_size,)}):
+            raise ValueError(f"plans must be arrays (steps, {action_size or 'action_size'}), got shapes (.., {sizes})")
+        self.action_size = next(iter(sizes))[0]
+        self._queues: list[list[NDArray[np.float32]]] = []
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> OracleAgent:
+        """Returns the oracle that `save` wrote; `device` and `seed` are without effect.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged, or of another agent.
+        """
+        description = checkpoint.load_description(folder)
+        if description["agent"] != "oracle":
+            raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of 'oracle'")
+        tensors = checkpoint.load_tensors(Path(folder) / checkpoint.WEIGHTS)
+        plans = {int(name): tensor.numpy() for name, tensor in tensors.items()}
+        return cls(plans, get_task(str(description["task"])).action_size)
+
+    def save(self, folder: str | Path, task: str) -> None:
+        """Writes a run folder that `load` reads, for a task."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {str(seed): torch.from_numpy(plan) for seed, plan in self.plans.items()}
+        checkpoint.save_tensors(folder / checkpoint.WEIGHTS, tensors)
+        checkpoint.save_description(folder, {"agent": "oracle", "task": get_task(task).name, "finished": True})
+
+    def reset(self, seeds: list[int] | None = None) -> None:
+        """Begins the plan of each environment.
+
+        Raises:
+            ValueError: If a seed has no plan.
+        """
+        unknown = [seed for seed in seeds or [] if seed not in self.plans]
+        if unknown:
+            raise ValueError(f"the oracle has plans for {len(self.plans)} seeds, none for {unknown[:3]}")
+        self._queues = [list(self.plans[seed]) for seed in seeds or []]
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with the environments in `rows` only, in that order."""
+        self._queues = [self._queues[row] for row in rows]
+
+    def act(self, obs: Obs) -> NDArray[np.float32]:
+        """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
+        stacked = np.ndim(obs["pixels"]) == 4
+        count = len(obs["pixels"]) if stacked else 1
+        if len(self._queues) != count:
+            raise ValueError(
+                f"the oracle was reset for {len(self._queues)} environments, not {count}; call reset(seeds) first"
+            )
+        rest = np.zeros(self.action_size, np.float32)
+        actions = np.stack([queue.pop(0) if queue else rest for queue in self._queues])
+        return actions if stacked else actions[0]
+
+    def predict(
+        self,
+        observation: Obs,
+        state: Any = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Returns (action, state) in stable-baselines3's form; plans begin with `reset` only."""
+        return self.act(observation), state

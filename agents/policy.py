@@ -1,0 +1,235 @@
+"""Goal-conditioned policies: pixels and a goal in, an action out, in one forward pass; for GCBC, GCIVL and GCIQL."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agents.agent import Agent
+from agents.devices import choose_device
+from agents.lewm import LeWM, LeWMConfig
+from agents.trainable import OnLoad, Trainable, split_samplers
+from lewm_gym import checkpoint
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalSampler
+from lewm_gym.nn import dino
+from lewm_gym.nn.conv import ConvEncoder
+from lewm_gym.nn.frozen import freeze
+from lewm_gym.nn.goal_conditioned import MLP, PatchReader, join
+from lewm_gym.nn.images import to_network
+
+ENCODERS = ("scratch", "lewm", "dino")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What the three methods share; the sizes are OGBench's."""
+
+    action_size: int = 2  # numbers in one action of the environment
+    image_size: int = 56  # px that the encoder sees; with encoder "lewm", that model's
+    encoder: str = "scratch"  # one of ENCODERS
+    encoder_run: str = ""  # lewm: run folder of the LeWM or PLDM whose encoder to use
+    encoder_config: dict[str, Any] | None = None  # lewm: its configuration, read from its run folder
+    dino_weights: str = ""  # dino: file of the weights; empty: where lewm_gym.nn.dino looks
+    encoder_width: int = 256  # scratch, dino: width of what the networks get of a frame
+    conv_channels: tuple[int, ...] = (64, 128, 128)  # scratch: channels after each stage
+    hidden_widths: tuple[int, ...] = (512, 512, 512)  # of policy and value functions
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {ENCODERS}, not {self.encoder!r}")
+        if self.encoder == "lewm" and not self.encoder_run:
+            raise ValueError("encoder lewm needs encoder_run, the run folder of a trained LeWM")
+        if self.encoder != "lewm" and self.encoder_run:
+            raise ValueError(f"encoder_run is for encoder lewm, not for {self.encoder!r}")
+        if min(self.action_size, self.image_size, self.encoder_width, *self.hidden_widths) < 1:
+            raise ValueError("action_size, image_size, encoder_width and hidden_widths must be at least 1")
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Returns the configuration that `dataclasses.asdict` wrote."""
+        lists = ("conv_channels", "hidden_widths")
+        return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
+
+
+class Observer(nn.Module):
+    """What the networks get of a frame: a fixed part, `prepare`, and a part that is trained, `trained`.
+
+    Attributes:
+        trained: Turns what `prepare` gives into (n, output_width).
+        frozen: Encoder of a trained model, or None.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        self.frozen: nn.Module | None = None
+        self.trained: nn.Module
+        self.output_width = config.encoder_width
+        if config.encoder == "scratch":
+            convolutions = ConvEncoder(config.image_size, config.conv_channels, config.encoder_width)
+            self.trained = nn.Sequential(convolutions, nn.GELU())
+        elif config.encoder == "dino":
+            self.frozen = freeze(dino.make_vit(config.image_size))
+            n_patches = (config.image_size // dino.PATCH_SIZE) ** 2
+            self.trained = nn.Sequential(PatchReader(n_patches, dino.WIDTH, config.encoder_width), nn.GELU())
+        else:
+            assert config.encoder_config is not None, "filled in by PolicyAgent.complete"
+            model = LeWM(LeWMConfig.from_json(config.encoder_config))
+            self.frozen = freeze(nn.Sequential(model.encoder, model.projector))
+            self.trained, self.output_width = nn.Identity(), model.config.latent_size
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Returns frames (n, h, w, 3) uint8 as `trained` takes them."""
+        images = to_network(pixels, self.image_size)
+        if self.frozen is None:
+            return images
+        with torch.no_grad():
+            if isinstance(self.frozen, dino.ViT):
+                return self.frozen.tokens(images)[:, 1:]
+            latents: Tensor = self.frozen(images)
+            return latents
+
+
+class GoalPolicy(nn.Module):
+    """The network that acts; the methods' losses are written in subclasses.
+
+    Args:
+        config: Sizes.
+        observer: Another observer than the one that the configuration describes.
+    """
+
+    action_mean: Tensor  # (action_size,), of the training set's actions
+    action_std: Tensor
+
+    def __init__(self, config: PolicyConfig, observer: Any = None) -> None:
+        super().__init__()
+        self.config = config
+        self.observer = Observer(config) if observer is None else observer
+        self.actor = MLP(3 * self.observer.output_width, config.hidden_widths, config.action_size)
+        self.register_buffer("action_mean", torch.zeros(config.action_size))
+        self.register_buffer("action_std", torch.ones(config.action_size))
+
+    def normalize_actions(self, actions: Tensor) -> Tensor:
+        """Returns z-scored actions (..., action_size) of raw ones."""
+        return (actions - self.action_mean) / self.action_std
+
+    def act(self, pixels: Tensor, goals: Tensor) -> Tensor:
+        """Returns raw actions (n, action_size), the policy's means, for frames and goals (n, h, w, 3) uint8."""
+        now, goal = self.observer.trained(self.observer.prepare(torch.cat([pixels, goals]))).chunk(2)
+        return self.actor(join(now, goal)) * self.action_std + self.action_mean
+
+    def after_step(self) -> None:
+        """Nothing, where there is no target network."""
+
+
+def slow_copy(*modules: nn.Module) -> nn.ModuleList:
+    """Returns a copy of modules that no gradient reaches, for targets."""
+    return copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
+
+
+class PolicyAgent(Trainable, Agent):
+    """A trained policy as a Gymnasium policy: no planner, no memory, no randomness.
+
+    Args:
+        model: A `GoalPolicy`; used in evaluation mode.
+        description: What the run folder says of the environment: `action_low`, `action_high`, `frame_size`, and more.
+        device: Where to compute.
+    """
+
+    def __init__(self, model: Any, description: dict[str, Any], device: str | torch.device = "cpu") -> None:
+        super().__init__(description["action_low"], description["action_high"], description["frame_size"])
+        self.model, self.description, self.device = model.to(device).eval(), description, torch.device(device)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> Self:
+        """Returns the agent that was trained into a run folder.
+
+        Args:
+            folder: A run folder.
+            device: Where to compute; the best one present by default.
+            seed: Without effect: the policy's mean is taken.
+
+        Raises:
+            FileNotFoundError: If there is no finished run.
+            ValueError: If the folder is damaged, or holds another agent's run.
+        """
+        return cls(*cls.read(folder), choose_device(device))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the agent into a run folder that `load` reads."""
+        self.write(folder, self.model, self.description)
+
+    def reset(self, seeds: list[int] | None = None) -> None:
+        """Does nothing: there is nothing to forget."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Does nothing: environments are not remembered."""
+
+    def _act(
+        self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], episode_start: NDArray[np.bool_] | None, state: Any
+    ) -> tuple[NDArray[np.float32], Any]:
+        frames = [torch.from_numpy(np.ascontiguousarray(part)).to(self.device) for part in (pixels, goals)]
+        # One by one on the CPU: products round differently for other batch shapes (see PlanningAgent._search).
+        chunks = [part.split(1 if self.device.type == "cpu" else len(part)) for part in frames]
+        with torch.inference_mode():
+            actions = torch.cat([self.model.act(*chunk) for chunk in zip(*chunks, strict=True)])
+        return actions.float().cpu().numpy(), state
+
+    # Training (see Trainable) --------------------------------------------------------------------------------
+
+    @classmethod
+    def complete(cls, config: Any, dataset: Dataset) -> Any:
+        """Returns the configuration with the action size, and the frozen encoder's configuration where it has one."""
+        config = super().complete(config, dataset)
+        if config.encoder != "lewm":
+            return config
+        run = checkpoint.load_description(config.encoder_run)
+        if run["agent"] not in ("lewm", "pldm"):
+            raise ValueError(
+                f"encoder_run must be a run of lewm or pldm; {config.encoder_run} is one of {run['agent']}"
+            )
+        names = [f.name for f in dataclasses.fields(LeWMConfig)]
+        found = LeWMConfig.from_json({name: run["model"][name] for name in names})
+        return dataclasses.replace(config, encoder_config=dataclasses.asdict(found), image_size=found.image_size)
+
+    @classmethod
+    def initialise(cls, model: Any) -> None:
+        """Loads the weights of a frozen encoder."""
+        config, frozen = model.config, model.observer.frozen
+        if config.encoder == "dino":
+            dino.load_weights(frozen, config.dino_weights)
+        elif config.encoder == "lewm":
+            path = Path(config.encoder_run) / checkpoint.WEIGHTS
+            tensors = checkpoint.load_tensors(path)
+            wanted = {"encoder.": "0.", "projector.": "1."}
+            parts = {
+                ours + name.removeprefix(theirs): tensor
+                for theirs, ours in wanted.items()
+                for name, tensor in tensors.items()
+                if name.startswith(theirs)
+            }
+            checkpoint.load_weights(frozen, parts, str(path))
+
+    @classmethod
+    def describe(cls, config: Any) -> dict[str, Any]:
+        """Returns which encoder the run's results rest on."""
+        return {"features": {"scratch": "trained with the policy", "lewm": "LeWM", "dino": "DINOv2"}[config.encoder]}
+
+    @classmethod
+    def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+        """Returns transitions with goals found in hindsight, of training and of held-out episodes."""
+        value_goals = dataclasses.replace(VALUE_GOALS, discount=getattr(model.config, "discount", VALUE_GOALS.discount))
+
+        def sampler(episodes: Any) -> GoalSampler:
+            return GoalSampler(dataset, episodes, value_goals, ACTOR_GOALS, seed, model.config.image_size)
+
+        return split_samplers(dataset, sampler, on_load)

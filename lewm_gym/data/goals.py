@@ -1,0 +1,163 @@
+"""Transitions with goals found in hindsight, as OGBench samples them (arXiv 2410.20092).
+
+A goal is a frame of the dataset: that of the present itself, a later one of the same episode, or any frame at all. How
+often which is a `GoalMixture`; a value function and a policy want different ones.
+
+As `ClipSampler`: batch k is a function of (seed, k). Departure: OGBench draws transitions with replacement; here every
+transition comes once per epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lewm_gym.data.clips import ClipSampler
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.tasks import IMAGE_SIZE
+
+
+class GoalBatch(NamedTuple):
+    """Transitions, each with a goal for the value function and one for the policy.
+
+    Attributes:
+        pixels: (B, h, w, 3) uint8, the present.
+        next_pixels: (B, h, w, 3) uint8, one environment step later.
+        value_goals: (B, h, w, 3) uint8.
+        actor_goals: (B, h, w, 3) uint8.
+        actions: (B, action_size) float32, raw, the action between the two.
+        reached: (B,) float32, 1 where the value goal is the present itself, else 0.
+    """
+
+    pixels: torch.Tensor
+    next_pixels: torch.Tensor
+    value_goals: torch.Tensor
+    actor_goals: torch.Tensor
+    actions: torch.Tensor
+    reached: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GoalMixture:
+    """How often a goal is what. Shares of `current`, `future` and `random` add up to 1."""
+
+    current: float  # the present itself
+    future: float  # a later frame of the episode
+    random: float  # any frame of the episodes drawn from
+    # how a later frame is chosen: a distance drawn geometrically with parameter 1 - discount, cut off at the episode's
+    # last frame; None for one uniform over the frames that remain
+    discount: float | None = None
+
+    def __post_init__(self) -> None:
+        shares = (self.current, self.future, self.random)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"current, future and random must be shares that add up to 1, got {shares}")
+        if self.discount is not None and not 0 <= self.discount < 1:
+            raise ValueError(f"discount must be within [0, 1), got {self.discount}")
+
+
+#: OGBench's mixture for value functions (of GCIVL and GCIQL); `discount` is to be the value function's.
+VALUE_GOALS = GoalMixture(current=0.2, future=0.5, random=0.3, discount=0.99)
+#: OGBench's mixture for the policies of GCBC, GCIVL and GCIQL.
+ACTOR_GOALS = GoalMixture(current=0.0, future=1.0, random=0.0)
+
+
+class GoalSampler(ClipSampler):
+    """Draws transitions of one environment step, with a value goal and an actor goal for each.
+
+    Args:
+        dataset: Where from.
+        episodes: Positions of the episodes to draw transitions and goals from; None for all.
+        value_goals: Mixture of the goals of the value function.
+        actor_goals: Mixture of the goals of the policy.
+        seed: Of the order of transitions and of the goals.
+        image_size: Height and width delivered, px; divides 224.
+        options: Others of `ClipSampler`: `threads`, `memory_budget`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        episodes: Iterable[int] | None = None,
+        value_goals: GoalMixture = VALUE_GOALS,
+        actor_goals: GoalMixture = ACTOR_GOALS,
+        seed: int = 0,
+        image_size: int = IMAGE_SIZE,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, episodes, n_frames=2, frame_skip=1, seed=seed, image_size=image_size, **options)
+        self.value_goals, self.actor_goals = value_goals, actor_goals
+        self._lengths = dataset.lengths[self.episodes]
+
+    def batch(self, step: int, batch_size: int) -> Any:
+        """Returns the `GoalBatch` of a training step.
+
+        Raises:
+            ValueError: For a negative step, a batch size below 1, or damaged files.
+        """
+        which, steps = self.clips(step, batch_size)
+        rng = np.random.default_rng([self.seed, step, 1])
+        value = self.draw(rng, which, steps, self.value_goals)
+        actor = self.draw(rng, which, steps, self.actor_goals)
+        frames = [(which, steps), (which, steps + 1), value, actor]
+        pixels = self._frames_at(*(np.stack(part, axis=1) for part in zip(*frames, strict=True)))
+        actions = self._actions[self.dataset.starts[self.episodes[which]] + steps]
+        reached = (value[0] == which) & (value[1] == steps)
+        now, after, value_goals, actor_goals = pixels.unbind(1)
+        return GoalBatch(
+            now,
+            after,
+            value_goals,
+            actor_goals,
+            torch.from_numpy(np.ascontiguousarray(actions)),
+            torch.from_numpy(reached.astype(np.float32)),
+        )
+
+    def draw(
+        self, rng: np.random.Generator, which: NDArray[np.int64], steps: NDArray[np.int64], mixture: GoalMixture
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns a goal for each state, as (B,) positions within `self.episodes` and (B,) environment steps.
+
+        Args:
+            rng: Random stream; as many numbers are drawn whatever the mixture.
+            which: (B,), the states' episodes, as positions within `self.episodes`.
+            steps: (B,), their environment steps, each before its episode's last frame.
+            mixture: How often a goal is what.
+        """
+        size = len(which)
+        kind, share = rng.random(size), rng.random(size)
+        rows = rng.integers(0, self._rows_before[-1], size)
+        last = self._lengths[which] - 1
+        if mixture.discount is None:
+            later = steps + 1 + np.floor(share * (last - steps)).astype(np.int64)
+        elif mixture.discount == 0.0:
+            later = steps + 1
+        else:  # the inverse of the geometric distribution's cumulative one, on 1, 2, ...
+            distance = np.ceil(np.log1p(-share) / np.log(mixture.discount)).astype(np.int64)
+            later = np.minimum(steps + np.maximum(distance, 1), last)
+        episodes = np.searchsorted(self._rows_before, rows, side="right") - 1
+        anywhere = rows - self._rows_before[episodes]
+        current, random = kind < mixture.current, kind >= mixture.current + mixture.future
+        return np.where(random, episodes, which), np.where(random, anywhere, np.where(current, steps, later))
+
+    def _frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> torch.Tensor:
+        """Returns the frames of (B, K) episodes and steps, (B, K, h, w, 3)."""
+        pixels = self._buffers.take((*which.shape, *self._frame_shape))
+        out = pixels.numpy()
+        if self._in_memory:
+            self.preload()
+            assert self._frames is not None
+            np.take(self._frames, self._rows_before[which] + steps, axis=0, out=out)
+        else:
+            self._decode_at(out.reshape(-1, *self._frame_shape), which.ravel(), steps.ravel())
+        return pixels.permute(0, 1, 3, 4, 2) if self._frame_shape[0] == 3 else pixels
+
+    def _decode_at(self, out: NDArray[np.uint8], which: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
+        whole = None if self.image_size == IMAGE_SIZE else np.empty(self._stored.stored_shape, np.uint8)
+        for j in np.argsort(which, kind="stable").tolist():  # frames of one episode share its dictionary
+            self._decode(out[j], int(self.episodes[which[j]]), int(steps[j]), whole)
