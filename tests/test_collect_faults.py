@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,3 +178,34 @@ class Deadly:
 def test_an_episode_that_kills_its_workers_is_given_up(tmp_path):
     with pytest.raises(ChildProcessError, match="3 worker processes died on episode 7 .last exit code -9"):
         list(play_in_processes(Deadly, tmp_path, [7, 8], 1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB, mounted where root may."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_really_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small_disk, undisturbed):
+    with pytest.raises(OSError, match="No space left on device") as error:
+        run_collect("two_room", small_disk, EPISODES, workers=2, pictures=False)
+    assert "episode-" in str(error.value.filename)
+    there = finished(small_disk)
+    assert there and not list(small_disk.glob("**/*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    again = []
+    run_collect("two_room", small_disk, EPISODES, workers=1, pictures=False, progress=lambda *c: again.append(c))
+    assert len(again) == EPISODES - len(there)
+    assert_same(small_disk, undisturbed)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")  # root may write to read-only folders, but not below a file
+    with pytest.raises(OSError, match="file"):
+        run_collect("two_room", tmp_path / "file" / "data", 1, workers=1, pictures=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,3 +163,23 @@ def test_what_killed_workers_left_is_removed_at_the_end(dataset):
         save_episode(dataset.folder, HEADER, 1, encode(made_up_episode(1), FrameCodec("chw", level=1)))
         writer.close()
     assert not parts.exists()
+
+
+def test_the_manifest_of_another_dataset_is_named(dataset):
+    other = write(dataset.folder / "apart", range(3), replace(HEADER, task="pusht"))
+    ours = dataset.folder / MANIFEST_NAME
+    ours.write_bytes((other.folder / MANIFEST_NAME).read_bytes())
+    faults = verify(dataset.folder)
+    assert any("belongs to another dataset (task 'pusht' and 'two_room')" in fault for fault in faults), faults
+    with pytest.raises(ValueError, match="holds another dataset .task|bytes, not the"):
+        with open_writer(dataset.folder, HEADER, range(3)):
+            pass
+    ours.unlink()
+    assert Dataset.open(dataset.folder).content_hash == dataset.content_hash
+
+
+def test_a_shard_of_another_dataset_is_named(dataset):
+    other = write(dataset.folder / "apart", range(3, 5), replace(HEADER, seed=1))
+    shard_path(other).rename(dataset.folder / shard_path(other).name)
+    with pytest.raises(ValueError, match="episodes-000003-000004.arrow does not belong to this dataset .seed 0 and 1"):
+        Dataset.open(dataset.folder)
