@@ -270,6 +270,21 @@ class LeWMAgent(PlanningAgent):
             return cls.load(path, device, seed)
         if task is None:
             raise ValueError("a released checkpoint does not say its task: give task=")
+        return cls._from_released(path, task, action_mean, action_std, dataset, device, seed)
+
+    @classmethod
+    def _from_released(
+        cls,
+        path: Path,
+        task: str,
+        action_mean: Any,
+        action_std: Any,
+        dataset: str | Path | None,
+        device: str | None,
+        seed: int,
+    ) -> Self:
+        from agents import pretrained
+
         action_size = get_task(task).action_size
         tensors, settings = pretrained.read(path)
         tensors = pretrained.convert(tensors)
@@ -283,13 +298,13 @@ class LeWMAgent(PlanningAgent):
             raise ValueError("a released checkpoint needs action_mean and action_std, or dataset= to take them from")
         tensors["action_mean"] = torch.as_tensor(action_mean, dtype=torch.float32)
         tensors["action_std"] = torch.as_tensor(action_std, dtype=torch.float32)
-        checkpoint.load_weights(model, tensors, str(folder))
+        checkpoint.load_weights(model, tensors, str(path))
         description = {
             "agent": cls.name,
             "task": task,
             "preset": "paper",
             "model": dataclasses.asdict(model.config),
-            "pretrained": str(folder),
+            "pretrained": str(path),
             "frame_size": IMAGE_SIZE,
             "action_low": [-1.0] * action_size,
             "action_high": [1.0] * action_size,

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = cli.Parser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     plan = commands.add_parser("plan", help="measure planning success", description=PLAN_DESCRIPTION)
     plan.set_defaults(command=_plan)
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_speed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_speed(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     speed = commands.add_parser(
         "speed", help="measure how fast things run", description="Measures how fast things run."
     )

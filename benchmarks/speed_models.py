@@ -77,7 +77,7 @@ def plain_loss(model: LeWM, batch: Batch) -> Tensor:
 
 
 def plain_rollout(model: LeWM, latents: Tensor, actions: Tensor) -> Tensor:
-    """Returns predicted latents (B, S, H, Z) from (B, 1, Z) and (B, S, H, A), the window computed afresh at each step."""
+    """Returns predicted latents (B, S, H, Z) from (B, 1, Z) and (B, S, H, A), each window computed afresh."""
     n_envs, n_samples, horizon, _ = actions.shape
     blocks = actions.flatten(0, 1)
     frames = latents.repeat_interleave(n_samples, dim=0)
