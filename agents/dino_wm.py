@@ -80,6 +80,7 @@ class DinoWMConfig:
 class DinoWM(nn.Module):
     """The world model. A latent is a frame's patches flattened, Z = P x 384; DINOv2 has random weights at first."""
 
+    encoder_is_frozen = True  # its latents cannot collapse while training
     action_mean: Tensor  # (action_size,), of the training set's actions
     action_std: Tensor
 

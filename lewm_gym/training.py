@@ -260,7 +260,7 @@ def validate(
         batch = _to_device(clips.batch(k, config.batch_size), device)
         with _autocast(device, config.precision):
             loss, parts = probe.loss(batch)  # type: ignore[operator]
-            if hasattr(probe, "encode"):
+            if hasattr(probe, "encode") and not getattr(probe, "encoder_is_frozen", False):
                 latents.append(probe.encode(batch.pixels))  # type: ignore[operator]
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0.0) + value.item() / n_batches

@@ -117,8 +117,8 @@ def clip_batches(seed: int, size: int = 64):
 
 
 def share_reached_by_planning(model, latents: torch.Tensor) -> float:
-    """Returns how many goals plans of CELLS - 1 actions reach, from every cell to every other; latents (CELLS, Z)."""
-    starts, goals = (cells.ravel() for cells in np.meshgrid(np.arange(CELLS), np.arange(CELLS)))
+    """Returns how many goals plans of CELLS - 1 actions reach, from the ends and the middle; latents (CELLS, Z)."""
+    starts, goals = (cells.ravel() for cells in np.meshgrid(np.arange(0, CELLS, 3), np.arange(CELLS)))
 
     def cost(actions: torch.Tensor) -> torch.Tensor:
         predicted = model.rollout(latents[starts].unsqueeze(1), actions.clamp(-1, 1))[:, :, -1]
@@ -156,7 +156,7 @@ def test_dino_wm_plans_to_the_goal():
     table = (table - table.mean(dim=0)) / table.std()  # a random ViT says little of what moves
     model.encode = lambda cells: table[cells]  # the encoder is frozen: each picture once
     clips = clip_batches(0, size=16)
-    losses = train(model, lambda step: Batch(torch.from_numpy(clips(step)[0]).long(), clips(step)[1]), 250, 1e-3)
+    losses = train(model, lambda step: Batch(torch.from_numpy(clips(step)[0]).long(), clips(step)[1]), 110, 1e-3)
     assert losses[-1] < 0.3 * losses[0]
     assert share_reached_by_planning(model.eval(), table) > 0.85
 
