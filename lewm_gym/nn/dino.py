@@ -86,9 +86,7 @@ def _fetch() -> dict[str, Tensor]:
     try:
         import timm  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        raise FileNotFoundError(
-            f"no DINOv2 weights: {_advice()}; or, with a network: pip install 'lewm-gym[dino]'"
-        ) from None
+        raise FileNotFoundError(f"no DINOv2 weights: {_advice()}; or, with a network: pip install timm") from None
     try:
         tensors: dict[str, Tensor] = timm.create_model(TIMM_NAME, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
