@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     overrides = {name: value for name, value in given.items() if value is not None} | _parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
     name = task.removeprefix("gym:").replace("/", "-")
-    folder = args.out or Path("runs") / f"{name}-{args.agent}-{overrides.get('seed', 0)}"
+    preset = kind.presets.get(args.preset)
+    seed = overrides.get("seed", preset.training.seed if preset else 0)
+    folder = args.out or Path("runs") / f"{name}-{args.agent}-{seed}"
     if args.resume and not (folder / "run.json").exists():
         raise ValueError(f"there is no run in {folder} to resume")
     with _processes(args.device) as (device, first), Bars(disable=not first) as bars:

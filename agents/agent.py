@@ -105,6 +105,8 @@ class Agent(ABC):
             goals = np.broadcast_to(self._goal, pixels.shape)  # type: ignore[arg-type]  # checked above
         if pixels.shape != goals.shape:
             raise ValueError(f"pixels {pixels.shape} and goal {goals.shape} must have the same shape")
+        if not len(pixels):
+            raise ValueError("the stack of observations is empty")
         single = pixels.ndim == 3
         return (pixels[None], goals[None], True) if single else (pixels, goals, False)
 

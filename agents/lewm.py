@@ -67,9 +67,9 @@ class LeWMConfig:
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder must be one of {ENCODERS}, not {self.encoder!r}")
-        for name in ("action_size", "frame_skip", "context", "latent_size", "predictor_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            if field.type == "int" and getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
         if not 0 <= self.dropout < 1 or self.sigreg_weight < 0:
             raise ValueError(
                 f"dropout {self.dropout} must be in [0, 1), sigreg_weight {self.sigreg_weight} not negative"

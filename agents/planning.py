@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.devices import choose_device
-from agents.trainable import Trainable
+from agents.trainable import Trainable, of_description
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
 from lewm_gym.planning.controller import Reply, Request
 from lewm_gym.types import Obs, PlanResult
@@ -174,7 +174,7 @@ class PlanningAgent(Trainable, Agent):
             ValueError: If the folder is damaged, or holds another agent's run.
         """
         model, description = cls.read(folder)
-        planning = planning or PlanningConfig.from_json(description["planning"])
+        planning = planning or of_description(Path(folder), description, "planning", PlanningConfig.from_json)
         return cls(model, planning, description, choose_device(device), seed, time_limit_s, cost)
 
     def save(self, folder: str | Path) -> None:

@@ -66,9 +66,10 @@ def train_run(
         "processes": world_size(),
         **_describe_dataset(dataset),
     }
-    if not _claim(folder, description):
+    if not _finished(folder, description):
         model = _make_model(agent_class, model_config, config.seed, dataset)
         clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
+        _claim(folder, description)  # only now: a command that fails leaves nothing behind
         sinks = make_sinks(description)
         seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks)
         if is_first():
@@ -117,6 +118,8 @@ def _configure(
     unknown = sorted(set(overrides) - of_training - of_model)
     if unknown:
         raise ValueError(f"unknown settings {unknown}; expected some of {sorted(of_training | of_model)}")
+    for name, value in overrides.items():
+        _check_type(name, value, getattr(recipe.model if name in of_model else recipe.training, name))
     model = {k: v for k, v in overrides.items() if k in of_model}
     return (
         agent_class.complete(dataclasses.replace(recipe.model, **model), dataset),
@@ -125,25 +128,54 @@ def _configure(
     )
 
 
-def _claim(folder: Path, description: dict[str, Any]) -> bool:
-    """Makes `folder` this run's; returns whether the run is already finished.
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raises ValueError if a setting's value is of another kind than its default."""
+    kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
+        bool: ("true or false", lambda v: isinstance(v, bool)),
+        int: ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+        float: ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
+        str: ("a word", lambda v: isinstance(v, str)),
+        tuple: ("a list of whole numbers, such as [64,128]", lambda v: isinstance(v, tuple | list)
+                and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in v)),
+    }  # fmt: skip
+    expected, fits = kinds.get(type(default), ("", lambda v: True))
+    if not fits(value):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _finished(folder: Path, description: dict[str, Any]) -> bool:
+    """Returns whether `folder` holds this run, finished; False if there is nothing yet.
+
+    A finished run whose weights were deleted is not: they are made again from its checkpoint.
 
     Raises:
         ValueError: If the folder holds another run.
     """
-    if (folder / checkpoint.DESCRIPTION).exists():
-        found = checkpoint.load_description(folder)
-        wanted = json.loads(json.dumps(description))
-        different = [k for k in wanted if k not in MAY_CHANGE and found.get(k) != wanted[k]]
-        if different:
-            what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
-            raise ValueError(f"{folder} holds another run ({what}); choose another --out, or delete the folder")
-        return bool(found.get("finished"))
-    if is_first():
+    if not (folder / checkpoint.DESCRIPTION).exists():
+        return False
+    found = _identity(checkpoint.load_description(folder))
+    wanted = _identity(json.loads(json.dumps(description)))
+    different = [k for k in wanted if k not in MAY_CHANGE and found.get(k) != wanted[k]]
+    if different:
+        what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
+        raise ValueError(f"{folder} holds another run ({what}); choose another --out, or delete the folder")
+    return bool(found.get("finished")) and (folder / checkpoint.WEIGHTS).exists()
+
+
+def _identity(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns a description without the dataset's folder: the same data may lie elsewhere, their hash counts."""
+    dataset = description.get("dataset")
+    if not isinstance(dataset, dict):
+        return description
+    return {**description, "dataset": {k: v for k, v in dataset.items() if k != "folder"}}
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> None:
+    """Makes `folder` this run's, unless it is already."""
+    if is_first() and not (folder / checkpoint.DESCRIPTION).exists():
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_description(folder, {**description, "finished": False})
     wait_for_all()
-    return False
 
 
 def _brief(found: Any, wanted: Any) -> str:

@@ -110,10 +110,10 @@ class Trainable:
         """
         folder = Path(folder)
         description = checkpoint.load_description(folder)
-        if description["agent"] != cls.name:
-            raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of {cls.name!r}")
+        if description.get("agent") != cls.name:
+            raise ValueError(f"{folder} holds a run of agent {description.get('agent')!r}, not of {cls.name!r}")
         tensors = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
-        model = cls.model_class(cls.config_class.from_json(description["model"]))
+        model = cls.model_class(of_description(folder, description, "model", cls.config_class.from_json))
         checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
         return model, description
 
@@ -124,6 +124,20 @@ class Trainable:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_tensors(folder / checkpoint.WEIGHTS, model.state_dict())
         checkpoint.save_description(folder, description)
+
+
+def of_description(folder: Path, description: dict[str, Any], part: str, read: Callable[[Any], Any]) -> Any:
+    """Returns a configuration read from a part of `run.json`.
+
+    Raises:
+        ValueError: If the part is missing, or was written by a version with other settings.
+    """
+    try:
+        return read(description[part])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / checkpoint.DESCRIPTION}: this version cannot read {part!r} ({error}); train the run again"
+        ) from None
 
 
 def split_samplers(dataset: Dataset, make: Callable[[Any], Any], on_load: OnLoad | None) -> tuple[Any, Any]:

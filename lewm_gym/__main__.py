@@ -77,7 +77,25 @@ def _check(args: argparse.Namespace) -> None:
     available = len(importlib.import_module("lewm_gym.pairs").load_shipped(TASK, OFFSET_STEPS).pairs)
     if not 1 <= args.pairs <= available:
         raise ValueError(f"--pairs must be within 1 and {available}, got {args.pairs}")
+    if args.episodes < 2:
+        raise ValueError(f"--episodes must be at least 2, one of them held out; got {args.episodes}")
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {args.steps}")
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    _check_folder(args)
     importlib.import_module("agents.devices").choose_device(args.device)
+
+
+def _check_folder(args: argparse.Namespace) -> None:
+    """Refuses the folder of another demo before anything in it is changed."""
+    if not (args.out / "run.json").exists():
+        return
+    found = importlib.import_module("lewm_gym.checkpoint").load_description(args.out)
+    there = {"episodes": found["dataset"]["episodes"], **{k: found["training"][k] for k in ("seed", "steps")}}
+    asked = {"episodes": args.episodes, "seed": args.seed, "steps": args.steps or there["steps"]}
+    if there != asked:
+        raise ValueError(f"{args.out} holds a demo with {there}, not {asked}; choose another --out, or delete it")
 
 
 def _collect(folder: Path, args: argparse.Namespace) -> Path:
@@ -100,7 +118,7 @@ def _evaluate(folder: Path, args: argparse.Namespace) -> Any:
     path = folder / "result.json"
     measure = importlib.import_module("benchmarks.measure")
     results = importlib.import_module("lewm_gym.results")
-    if path.exists():
+    if path.exists() and path.with_suffix(".mp4").exists():
         result = results.Result.load(path)
         same = (result.run["weights"], result.success.episodes, result.seed)
         if same == (measure.weights_hash(folder), args.pairs, args.seed):

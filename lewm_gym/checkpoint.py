@@ -70,7 +70,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); train again, or copy it again") from None
+        hint = "copy it again, or delete it and run the training's command again, which goes on from what is there"
+        raise ValueError(f"{path} is damaged ({error}); {hint}") from None
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -35,6 +36,7 @@ def run(main: Callable[[], int | None]) -> None:
     standard error and status 2; `LEWM_DEBUG=1` shows the traceback instead. Ctrl-C ends with status 130.
     """
     limit_spinning()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         status = main()
     except KeyboardInterrupt:
@@ -49,11 +51,29 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
+_interrupted = False
+
+
+def _interrupt(*_: object) -> NoReturn:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def raise_if_interrupted() -> None:
+    """Raises KeyboardInterrupt if there was a Ctrl-C that somebody swallowed, as optional imports of libraries do."""
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
 def describe(error: BaseException) -> str:
     """Returns one line for an error: an OSError with its file, anything else as its message."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         hint = {
+            2: " (is the path right, and can it be written to?)",
+            17: " (something else is there: choose another folder)",
+            20: " (a file stands where a folder is needed: choose another)",
             28: " (the disk is full: free some space and run the same command again)",
             13: " (no permission: choose another folder or change its rights)",
             30: " (the file system is read-only: choose another folder)",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lewm_gym.cli import raise_if_interrupted
+
 
 class Bars:
     """A progress bar on standard error per stage; use it in a `with` statement and call it as work gets done."""
@@ -23,6 +25,7 @@ class Bars:
 
     def __call__(self, stage: str, done: int, total: int, unit: str = "it", note: str = "") -> None:
         """Moves the bar of `stage` to `done` of `total`, in `unit`s, with a `note` behind it."""
+        raise_if_interrupted()
         if self._disable:
             return
         if self._bar is None or self._bar.desc != stage:

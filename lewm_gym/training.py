@@ -60,6 +60,13 @@ class TrainingConfig:
             raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
         if self.steps < 1 or self.batch_size < 2:
             raise ValueError(f"steps must be >= 1 and batch_size >= 2, got {self.steps} and {self.batch_size}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not 0 < self.learning_rate < math.inf or self.weight_decay < 0 or self.clip_norm <= 0:
+            raise ValueError(
+                "learning_rate and clip_norm must be positive and weight_decay not negative, got "
+                f"{self.learning_rate}, {self.clip_norm} and {self.weight_decay}"
+            )
 
     def rate_factor(self, step: int) -> float:
         """Returns the factor on the learning rate at `step`."""

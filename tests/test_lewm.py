@@ -11,6 +11,7 @@ import torch
 import lewm_gym
 from agents.lewm import LeWMAgent
 from agents.planning import PlanningConfig
+from lewm_gym.nn.predictor import Cache
 from lewm_gym.planning import PLANNERS, CEMConfig
 from lewm_gym.types import Batch
 
@@ -38,12 +39,25 @@ def test_loss_is_prediction_error_plus_weighted_sigreg_and_nothing_else():
     torch.testing.assert_close(parts["prediction"], error)
 
 
-def test_gradient_reaches_the_encoder_through_targets_and_contexts():
+def test_gradient_reaches_the_encoder_through_targets_and_contexts(monkeypatch):
     model = tiny.model(sigreg_weight=0.0)
-    latents = torch.randn(2, 4, 8, requires_grad=True)
-    predicted = model.predict(latents[:, :-1], torch.zeros(2, 3, 10))
-    (predicted - latents[:, 1:]).square().mean().backward()
+    latents = torch.randn(6, 4, 8, requires_grad=True)
+    monkeypatch.setattr(model, "encode", lambda pixels: latents)
+    model.loss(clips())[0].backward()
     assert (latents.grad.abs().sum(dim=(0, 2)) > 0).all()  # the last frame is only ever a target: no stop-gradient
+    assert latents.grad[:, 3].abs().max() > 1e-4
+
+
+def test_cached_frames_give_what_the_whole_window_gives_in_training_too():
+    for training in (True, False):
+        predictor = tiny.model(dropout=0.0).predictor.train(training)
+        latents, actions = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+        whole = predictor(latents, actions)
+        caches, modulations = [Cache() for _ in predictor.blocks], predictor.modulations(actions)
+        for t in range(3):
+            now = slice(t, t + 1)
+            got = predictor.run(latents[:, now], [m[:, now] for m in modulations], caches, last_only=True)
+            torch.testing.assert_close(got[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)
 
 
 def test_rollout_equals_prediction_with_a_sliding_window():
@@ -168,6 +182,14 @@ def test_episode_start_begins_a_new_plan_for_the_same_goal():
     assert len(state[0].queue) == 24
 
 
+def test_another_vector_of_environments_needs_no_reset_if_all_episodes_begin():
+    agent = tiny.agent()
+    assert agent.predict(tiny.observation(1), None, np.array([True]))[0].shape == (1, 2)
+    assert agent.predict(tiny.observation(2), None, np.array([True, True]))[0].shape == (2, 2)
+    with pytest.raises(ValueError, match="reset"):
+        agent.predict(tiny.observation(1), None, np.array([False]))
+
+
 def test_stable_baselines3_evaluates_it():
     evaluation = pytest.importorskip("stable_baselines3.common.evaluation")
     vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
@@ -258,6 +280,7 @@ BAD_OBSERVATIONS = {
     "floats": (lambda o: {k: v / np.float32(255) for k, v in o.items()}, "uint8"),
     "channel first": (lambda o: {k: v.transpose(2, 0, 1) for k, v in o.items()}, "224, 224, 3"),
     "another size": (lambda o: {k: v[::2, ::2] for k, v in o.items()}, "224, 224, 3"),
+    "an empty stack": (lambda o: {k: v[None][:0] for k, v in o.items()}, "empty"),
     "unequal stacks": (lambda o: {"pixels": o["pixels"][None], "goal": o["goal"]}, "same shape"),
 }
 

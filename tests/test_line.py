@@ -63,6 +63,9 @@ WRONG = {
     "no run": (["benchmarks", "plan", "runs/nothing"], "runs/nothing"),
     "no results": (["benchmarks", "report", "results/nothing"], "nothing"),
     "unknown option": (["lewm_gym", "--fast"], "--fast"),
+    "a single episode": (["lewm_gym", "--episodes", "1"], "--episodes"),
+    "zero steps": (["lewm_gym", "--steps", "0"], "--steps"),
+    "negative seed": (["lewm_gym", "--seed", "-1"], "--seed"),
     "zero pairs": (["lewm_gym", "--pairs", "0"], "--pairs"),
     "bad device": (["lewm_gym", "--device", "abacus"], "abacus"),
 }
@@ -76,6 +79,39 @@ def test_wrong_arguments_end_in_one_line_and_status_2(name, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0], done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_demo_refuses_the_folder_of_another_before_changing_it(tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    folder.mkdir(parents=True)
+    training = {"seed": 0, "steps": 1000}
+    described = {"schema": 1, "agent": "lewm", "dataset": {"episodes": 300}, "training": training}
+    (folder / "run.json").write_text(json.dumps(described))
+    done = python(tmp_path, "lewm_gym", "--episodes", "301")
+    assert done.returncode == 2 and "'episodes': 300" in done.stderr, done.stderr
+    assert [p.name for p in folder.iterdir()] == ["run.json"]
+
+
+SWALLOWED = """
+import os, signal
+from lewm_gym import cli
+from lewm_gym.progress import Bars
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        pass  # as a library's optional import does
+    with Bars() as bars:
+        bars("train", 1, 2)
+    print("went on")
+cli.run(main)
+"""
+
+
+def test_ctrl_c_that_a_library_swallows_still_stops(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and "went on" not in done.stdout
+    assert "the same command resumes" in done.stderr
 
 
 @pytest.mark.parametrize("package", ["lewm_gym", "collect", "agents", "benchmarks"])

@@ -183,3 +183,10 @@ def test_past_frames_and_blocks_reach_the_search_aligned():
     assert request.blocks.tolist() == [[taken[2], taken[3]], [taken[4], taken[5]]]
     controller.act(frames(7), frames(8))  # another goal: the past is forgotten
     assert len(search.requests[0].frames) == 1 and search.requests[0].previous is None
+
+
+@pytest.mark.parametrize("config", [CEMConfig, ICEMConfig])
+@pytest.mark.parametrize("n_elites", [1, 1000])
+def test_elites_must_be_several_of_the_samples(config, n_elites):
+    with pytest.raises(ValueError, match="n_elites"):  # the standard deviation of one is not a number
+        config(n_elites=n_elites)

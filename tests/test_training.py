@@ -1,6 +1,7 @@
 """The training loop: repeatable, resumable, and honest about divergence; run folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tiny
 import torch
 
 from agents import load_agent
+from agents.__main__ import main
 from agents.lewm import LeWMAgent
 from agents.run import train_run
 from lewm_gym import checkpoint, training
@@ -86,6 +88,50 @@ def test_folder_of_another_run_is_refused(dataset, tmp_path):
     run(dataset, tmp_path / "run")
     with pytest.raises(ValueError, match="another run.*latent_size 8 there, 6 asked"):
         run(dataset, tmp_path / "run", latent_size=6)
+
+
+def test_dataset_that_was_moved_is_still_the_same(dataset, tmp_path):
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    run(dataset, tmp_path / "run")
+    run(moved, tmp_path / "run", on_log=lambda *a: pytest.fail("trained again"))
+
+
+def test_deleted_weights_are_made_again_by_the_same_command(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / checkpoint.WEIGHTS).unlink()
+    run(dataset, tmp_path / "run", on_log=lambda *a: pytest.fail("trained again"))
+    assert_same(weights(tmp_path / "run"), before)
+
+
+BAD_SETTINGS = {
+    "steps": "abc",
+    "latent_size": 2.5,
+    "dropout": "x",
+    "learning_rate": -1.0,
+    "conv_channels": 5,
+    "predictor_heads": 0,
+    "seed": -1,
+    "image_size": 50,
+    "frame_skip": 90,
+    "sigreg_knots": 1,
+    "encoder": 3,
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_bad_settings_are_refused_and_leave_nothing_behind(dataset, tmp_path, name):
+    with pytest.raises(ValueError):
+        run(dataset, tmp_path / "run", **{name: BAD_SETTINGS[name]})
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_is_named_after_the_presets_seed(dataset, monkeypatch):
+    folders = []
+    monkeypatch.setattr("agents.run.train_run", lambda kind, data, folder, *a: folders.append(folder.name))
+    main(["lewm", str(dataset), "--preset", "paper"])
+    main(["lewm", str(dataset), "--preset", "paper", "--seed", "1"])
+    assert folders == ["two_room-lewm-3072", "two_room-lewm-1"]
 
 
 def test_run_folder_is_complete(dataset, tmp_path):
@@ -173,6 +219,10 @@ def test_missing_damaged_and_foreign_folders_are_refused(finished, tmp_path):
     for change, message in (({"agent": "gcbc"}, "gcbc"), ({"schema": 99}, "schema 99")):
         (finished / checkpoint.DESCRIPTION).write_text(json.dumps({**description, **change}))
         with pytest.raises(ValueError, match=message):
+            LeWMAgent.load(finished)
+    for damage in ({"planning": None}, {"model": {**description["model"], "of_the_future": 1}}, {"model": None}):
+        (finished / checkpoint.DESCRIPTION).write_text(json.dumps({**description, **damage}))
+        with pytest.raises(ValueError, match="this version cannot read"):
             LeWMAgent.load(finished)
     (finished / checkpoint.DESCRIPTION).write_text("{")
     with pytest.raises(ValueError, match="JSON"):

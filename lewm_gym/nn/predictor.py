@@ -138,7 +138,9 @@ class CausalAttention(nn.Module):
             attended = _attend_once(query, key, value)
         else:
             dropout = self.dropout if self.training else 0.0
-            attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=not last_only)
+            causal = query.shape[2] > 1  # a single query is the last frame, which sees all
+            assert not causal or query.shape[2] == key.shape[2]
+            attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
         return self.out(attended.transpose(1, 2).flatten(2))
 
 

@@ -21,9 +21,9 @@ class CEMConfig:
     n_iterations: int = 30  # paper: 30 on Push-T, 10 elsewhere
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
+        if not 2 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
             raise ValueError(
-                "CEM needs 1 <= n_elites <= n_samples and n_iterations >= 1, "
+                "CEM needs 2 <= n_elites <= n_samples and n_iterations >= 1, "
                 f"got {self.n_elites}, {self.n_samples} and {self.n_iterations}"
             )
 

@@ -116,7 +116,10 @@ class RecedingHorizon:
         Raises:
             ValueError: If B differs from the number of environments since the last reset.
         """
-        slots = self.slots_for(len(pixels)) if slots is None else slots
+        if slots is None:
+            if episode_start is not None and episode_start.all() and len(self.slots) != len(pixels):
+                self.slots = []  # another vector of environments begins; whoever predicts cannot reset
+            slots = self.slots_for(len(pixels))
         if len(slots) != len(pixels):
             raise ValueError(
                 f"got observations of {len(pixels)} environments after those of {len(slots)}; call reset() in between"

@@ -26,9 +26,9 @@ class ICEMConfig:
     steps_per_block: int = 5  # actions in a block, along which the noise is coloured
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
+        if not 2 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
             raise ValueError(
-                "iCEM needs 1 <= n_elites <= n_samples and n_iterations >= 1, "
+                "iCEM needs 2 <= n_elites <= n_samples and n_iterations >= 1, "
                 f"got {self.n_elites}, {self.n_samples} and {self.n_iterations}"
             )
         if not (0 <= self.keep_fraction <= 1 and 0 <= self.momentum < 1 and self.decay >= 1):
