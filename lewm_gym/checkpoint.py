@@ -1,4 +1,4 @@
-"""Run folders: weights as safetensors, everything else as JSON; nothing is ever unpickled.
+"""Run folders: weights as safetensors, everything else as JSON; no pickles.
 
 A run folder is complete:
 
