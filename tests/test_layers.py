@@ -1,4 +1,4 @@
-"""The arrows of architecture.md: who may import whom."""
+"""The arrows of docs/architecture.md: who may import whom."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def wrong_arrows(root: Path) -> list[str]:
 
 
 def test_no_import_points_against_the_layers() -> None:
-    assert not wrong_arrows(ROOT), "see the table in docs and in MAY_IMPORT"
+    assert not wrong_arrows(ROOT), "see docs/architecture.md and MAY_IMPORT"
 
 
 def test_every_package_is_in_the_table() -> None:
