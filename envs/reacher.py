@@ -41,6 +41,10 @@ WRIST_LIMIT = np.radians(160.0)
 #: The limit is soft: extreme actions drive the wrist 0.17 rad beyond it (20,000 steps), at up to 7.3 rad/s.
 WRIST_TOLERANCE = 0.3  # rad
 MAX_VELOCITY = 50.0  # rad/s
+# Generous limits of what simulation gives: at 7.6 rad/s, the shoulder would need 36 hours; 200,000 extreme steps gave
+# accelerations of 3,300 rad/s^2.
+MAX_TURN = 1e6  # rad, of the shoulder
+MAX_WARM_START = 1e6  # rad/s^2
 _DENSITY = 1000.0  # kg/m^3, MuJoCo's default, which the suite's model uses
 _FLOOR = 'width="300" height="300" mark="edge" markrgb=".2 .3 .4"'
 
@@ -77,11 +81,15 @@ class ReacherEnv(GoalEnv):
         return np.concatenate([angles, np.zeros(4)])
 
     def check_state(self, state: State) -> None:
-        """Raises ValueError for a wrist beyond its limit or impossible velocities."""
+        """Raises ValueError for a wrist beyond its limit, impossible velocities and absurd magnitudes."""
+        if abs(state[0]) > MAX_TURN:
+            raise ValueError(f"Reacher's shoulder angle must lie within +-{MAX_TURN:g} rad, got {state[0]:g}")
         if abs(state[1]) > WRIST_LIMIT + WRIST_TOLERANCE:
             raise ValueError(f"Reacher's wrist is limited to +-{WRIST_LIMIT:.3f} rad, got {state[1]:g}")
         if np.abs(state[2:4]).max() > MAX_VELOCITY:
             raise ValueError(f"Reacher's joint velocities must lie within {MAX_VELOCITY} rad/s, got {state[2:4]}")
+        if np.abs(state[4:6]).max() > MAX_WARM_START:
+            raise ValueError(f"Reacher's warm start must lie within {MAX_WARM_START:g} rad/s^2, got {state[4:6]}")
 
     def _set_state(self, state: State) -> None:
         self._state = state.copy()

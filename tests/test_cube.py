@@ -91,6 +91,8 @@ def test_success_is_the_cube_within_four_centimetres(offset: tuple[float, ...], 
     ("index", "value", "message"),
     [
         (16, -0.02, "position"),  # below the table
+        (16, 0.006, "14 mm inside the table"),
+        (45, 1e300, "warm start"),
         (14, 2.0, "position"),
         (17, 3.0, "norm 1"),
         (1, 7.0, "shoulder_lift"),
@@ -121,6 +123,14 @@ def test_bodies_are_kept_apart_under_the_variations_of_the_same_reset() -> None:
     env.reset(options={"state": state, "variations": {"cube_size": 0.01}})
     with pytest.raises(ValueError, match="inside one another"):
         env.reset(options={"state": state, "variations": {"cube_size": 0.03}})
+
+
+def test_the_largest_cube_can_begin_where_the_default_one_lies() -> None:
+    env = make()
+    _, info = env.reset(seed=0)
+    for _ in range(5):  # it settles 0.04 mm lower
+        *_, info = env.step(np.zeros(5, np.float32))
+    env.reset(options={"state": info["state"], "variations": {"cube_size": 0.03}})
 
 
 def test_a_resized_cube_weighs_what_the_compiler_says() -> None:

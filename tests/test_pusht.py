@@ -235,6 +235,9 @@ def test_a_million_wrecking_pushes_keep_the_state_valid() -> None:
     [
         (REST + [-200, 0, 0, 0, 0, 0, 0, 0, 0, 0], "agent"),
         (REST + [0, 500, 0, 0, 0, 0, 0, 0, 0, 0], "agent"),
+        (REST - [90, 110, 0, 0, 0, 0, 0, 0, 0, 0], "agent"),  # (10, 10): 12 px within both walls
+        (REST - [79.1, 0, 0, 0, 0, 0, 0, 0, 0, 0], "agent"),  # 1.1 px
+        (REST + [0, 0, 0, 0, 1e12, 0, 0, 0, 0, 0], "angle"),
         (REST + [0, 0, 300, 0, 0, 0, 0, 0, 0, 0], "block"),
         (np.concatenate([centre_of_gravity(REST[2:5]), REST[2:]]), "inside the block"),
         (REST + [0, 0, 0, 0, 0, 0, 1e6, 0, 0, 0], "velocities"),

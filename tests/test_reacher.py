@@ -81,7 +81,10 @@ def test_success_is_looked_for_at_both_physics_steps() -> None:
     assert info["is_success"]
 
 
-@pytest.mark.parametrize(("index", "value", "message"), [(1, 3.2, "wrist"), (2, 80.0, "velocities")])
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [(0, 1e15, "shoulder"), (1, 3.2, "wrist"), (2, 80.0, "velocities"), (4, 1e300, "warm")],
+)
 def test_impossible_states_are_refused(index: int, value: float, message: str) -> None:
     state = np.zeros(6)
     state[index] = value
