@@ -152,14 +152,14 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Frame], dict[str, Any]]:
         """Starts an episode; see the class for the options."""
+        options = checked_dict(options, "options")
         super().reset(seed=seed)
-        options = dict(options or {})
-        unknown = sorted(set(options) - set(RESET_OPTIONS))
+        unknown = sorted(set(options) - set(RESET_OPTIONS), key=str)
         if unknown:
             raise ValueError(f"unknown reset options {unknown}; expected some of {list(RESET_OPTIONS)}")
         if "goal_state" in options and "goal_image" in options:
             raise ValueError("reset options: give goal_state or goal_image, not both")
-        before, self.variations = self.variations, self._checked_variations(options.get("variations") or {})
+        before, self.variations = self.variations, self._checked_variations(options.get("variations"))
         try:  # under the new variations, since sizes decide which states overlap
             start = self._checked_state(options["state"], "state") if "state" in options else None
             goal = self._checked_state(options["goal_state"], "goal_state") if "goal_state" in options else None
@@ -212,7 +212,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     # Checks at the boundary ----------------------------------------------------------------------------------
 
     def _checked_action(self, action: Any) -> NDArray[np.float32]:
-        array = _numbers(action, "action").astype(np.float32)
+        array = numbers(action, "action").astype(np.float32)
         if array.shape != (self.action_size,):
             raise ValueError(f"action must have shape ({self.action_size},), got {array.shape}")
         if not (np.abs(array) <= 1.0).all():  # False for NaN too
@@ -220,7 +220,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         return array
 
     def _checked_state(self, state: Any, name: str) -> State:
-        array = _numbers(state, name)
+        array = numbers(state, name)
         if array.shape != (self.state_size,):
             raise ValueError(f"{name} must have shape ({self.state_size},), got {array.shape}")
         if not np.isfinite(array).all():
@@ -236,12 +236,11 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             )
         return array
 
-    def _checked_variations(self, variations: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(variations, Mapping):
-            raise ValueError(f"variations must be a dict of name and value, got {variations!r}")
+    def _checked_variations(self, variations: dict[str, Any] | None) -> dict[str, Any]:
+        variations = checked_dict(variations, "variations")
         if variations and not self.variation_ranges:
-            raise ValueError(f"{type(self).__name__} has no variations, got {sorted(variations)}")
-        unknown = sorted(set(variations) - set(self.variation_ranges))
+            raise ValueError(f"{type(self).__name__} has no variations, got {sorted(variations, key=str)}")
+        unknown = sorted(set(variations) - set(self.variation_ranges), key=str)
         if unknown:
             raise ValueError(f"unknown variations {unknown}; expected some of {sorted(self.variation_ranges)}")
         return {
@@ -250,8 +249,39 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         }
 
 
-def _numbers(value: Any, name: str) -> NDArray[np.float64]:
+def checked_dict(value: Any, name: str) -> dict[str, Any]:
+    """Returns a copy of `options` or `variations`, empty for None.
+
+    Raises:
+        ValueError: For what is no dict.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a dict of name and value, got {value!r}")
+    return dict(value)
+
+
+def checked_count(value: Any, name: str) -> int:
+    """Returns a whole number, at least 1.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+    return int(value)
+
+
+def numbers(value: Any, name: str) -> NDArray[np.float64]:
+    """Returns an array of real numbers, always a copy.
+
+    Raises:
+        ValueError: For anything else, complex numbers included.
+    """
     try:
+        if np.iscomplexobj(value):
+            raise TypeError("float64 would drop the imaginary part")
         return np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be an array of numbers, got {value!r}") from None
@@ -267,7 +297,7 @@ def _checked_variation(name: str, allowed: Any, value: Any) -> Any:
             raise ValueError(f"variation {name!r} must be one of {allowed}, got {value!r}")
         return value
     low, high, default = allowed
-    array = _numbers(value, f"variation {name!r}")
+    array = numbers(value, f"variation {name!r}")
     if array.shape != np.shape(default):
         raise ValueError(f"variation {name!r} must have shape {np.shape(default)}, got {array.shape}")
     if not ((array >= low) & (array <= high)).all():  # False for NaN too

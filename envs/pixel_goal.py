@@ -12,6 +12,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from envs.goal_env import checked_count, checked_dict, numbers
 from lewm_gym.tasks import IMAGE_SIZE
 
 Frame = NDArray[np.uint8]
@@ -45,8 +46,8 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     Args:
         env: With a bounded Box action, made with `render_mode="rgb_array"`.
         success: When the goal is reached. A function `success(state, goal_state) -> bool` (needs `get_state`; NaN for
-            the goal's state where only its picture is known), or a number: the mean absolute difference of pixels and
-            goal, in grey levels, below which they are the same; or None: never.
+            the goal's state where only its picture is known), or a number above 0: the mean absolute difference of
+            pixels and goal, in grey levels, below which they are the same; or None: never.
         goal: A function `goal(env.unwrapped, rng) -> picture`, see above.
         get_state: A function `get_state(env.unwrapped) -> 1-D array`.
         set_state: A function `set_state(env.unwrapped, state)`, after which the environment is in that state.
@@ -88,8 +89,9 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         _check_environment(env)
         if callable(success) and get_state is None:
             raise ValueError("success(state, goal_state) needs get_state")
-        if goal_steps < 1 or size < 1:
-            raise ValueError(f"goal_steps and size must be at least 1, got {goal_steps} and {size}")
+        if success is not None and not callable(success):
+            success = _checked_difference(success)
+        goal_steps, size = checked_count(goal_steps, "goal_steps"), checked_count(size, "size")
         super().__init__(env)
         self.metadata = {**env.metadata, "render_modes": ["rgb_array"]}  # which `_check_environment` has seen
         assert isinstance(env.action_space, spaces.Box)
@@ -111,8 +113,9 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Starts an episode; see the class for the options. The same seed gives the same start and goal."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        own = {name: value for name, value in (options or {}).items() if name in OPTIONS}
-        rest = {name: value for name, value in (options or {}).items() if name not in OPTIONS} or None
+        given = checked_dict(options, "options")
+        own = {name: given.pop(name) for name in OPTIONS if name in given}
+        rest = given or None
         for name in ("state", "goal_state"):
             if name in own and self.set_state is None:
                 raise ValueError(f'options["{name}"] needs set_state')
@@ -130,7 +133,7 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Applies one action."""
         if self._goal_image is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
-        array = np.asarray(action, dtype=self.action_space.dtype)
+        array = numbers(action, "action").astype(self.action_space.dtype)
         if array not in self.action_space:
             raise ValueError(f"action must lie within {self.action_space}, got {array.tolist()}; clip it first")
         if self.rescale_action:
@@ -150,7 +153,7 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return info
 
     def _restore(self, state: Any) -> None:
-        array = np.array(state, dtype=np.float64)
+        array = numbers(state, "a state")
         if not np.isfinite(array).all():
             raise ValueError(f"a state must be finite, got {array.tolist()}")
         assert self.set_state is not None  # checked at the start of `reset`
@@ -203,6 +206,16 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             return bool(self.success(state, self._goal_state))
         assert self._goal_image is not None
         return bool(np.abs(pixels.astype(np.int16) - self._goal_image).mean() < self.success)
+
+
+def _checked_difference(success: Any) -> float:
+    try:
+        difference = float(success)
+    except (TypeError, ValueError):
+        difference = -1.0
+    if isinstance(success, bool) or not difference > 0.0:  # False for NaN too
+        raise ValueError(f"success must be a function, None or a difference above 0 grey levels, got {success!r}")
+    return difference
 
 
 def _check_environment(env: Env) -> None:

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.goal_env import Frame
+from envs.goal_env import Frame, checked_count, checked_dict, numbers
 from envs.two_room import TwoRoomEnv
 from lewm_gym.tasks import IMAGE_SIZE, get_task
 
@@ -56,8 +56,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         reference_rules: bool = False,
         render_quality: str = "fast",
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        num_envs = checked_count(num_envs, "num_envs")
         if observe not in OBSERVE:
             raise ValueError(f"observe must be one of {OBSERVE}, not {observe!r}")
         if max_episode_steps is not None and max_episode_steps < 1:
@@ -97,8 +96,8 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Starts episodes; see the class for the options. An integer seed gives environment i the seed `seed + i`."""
-        options = dict(options or {})
-        unknown = sorted(set(options) - set(OPTIONS))
+        options = checked_dict(options, "options")
+        unknown = sorted(set(options) - set(OPTIONS), key=str)
         if unknown:
             hint = '; goal_image needs vectorization_mode="sync"' if "goal_image" in unknown else ""
             raise ValueError(f"unknown reset options {unknown}; expected some of {list(OPTIONS)}{hint}")
@@ -108,10 +107,10 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         seeds = seed or [None] * self.num_envs
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}")
-        before = self.task.variations
+        before, given = self.task.variations, checked_dict(options.get("variations"), "variations")
         if mask.all():
-            self.task.variations = self.task._checked_variations(options.get("variations") or {})
-        elif options.get("variations"):
+            self.task.variations = self.task._checked_variations(given)
+        elif given:
             raise ValueError("variations hold for all environments: reset them all, without reset_mask")
         try:
             states = self._checked_states(options.get("state"), "state")
@@ -217,7 +216,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         return info
 
     def _checked_actions(self, actions: Any, used: Mask) -> NDArray[np.float32]:
-        array = np.array(actions, dtype=np.float32)
+        array = numbers(actions, "actions").astype(np.float32)
         if array.shape != (self.num_envs, 2):
             raise ValueError(f"actions must have shape ({self.num_envs}, 2), got {array.shape}")
         array[~used] = 0.0
@@ -231,7 +230,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
     def _checked_states(self, states: Any, name: str) -> NDArray[np.float64] | None:
         if states is None:
             return None
-        array = np.array(states, dtype=np.float64)
+        array = numbers(states, name)
         if array.shape not in ((2,), (self.num_envs, 2)):
             raise ValueError(f"{name} must have shape (2,) or ({self.num_envs}, 2), got {array.shape}")
         rows = np.broadcast_to(array, (self.num_envs, 2)).copy()

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from envs.goal_env import GoalEnv
+from envs.goal_env import GoalEnv, checked_count, checked_dict, numbers
 
 Env = gymnasium.Env[Any, Any]
 StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
@@ -37,7 +37,8 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         frame_skip: Environment steps per block, at least 1.
 
     Raises:
-        ValueError: For another action space or frame skip; at `step`, for a block of another shape.
+        ValueError: For another action space or frame skip; at `step`, for a block of another shape, with NaN or
+            outside the bounds, before any of its actions is carried out.
     """
 
     def __init__(self, env: Env, frame_skip: int) -> None:
@@ -46,17 +47,13 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         space = env.action_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ValueError(f"FrameSkip needs a Box action of one dimension, got {space}")
-        if frame_skip < 1:
-            raise ValueError(f"frame_skip must be at least 1, got {frame_skip}")
-        self.frame_skip = frame_skip
+        self.frame_skip = frame_skip = checked_count(frame_skip, "frame_skip")
         low, high = np.tile(space.low, frame_skip), np.tile(space.high, frame_skip)
         self.action_space = spaces.Box(low, high, dtype=space.dtype.type)  # type: ignore[arg-type]
 
     def step(self, action: NDArray[Any]) -> StepResult:
         """Carries out one block."""
-        block = np.asarray(action)
-        if block.shape != self.action_space.shape:
-            raise ValueError(f"an action block must have shape {self.action_space.shape}, got {block.shape}")
+        block = self._checked_block(action)
         total, steps = 0.0, 0
         for single in np.split(block, self.frame_skip):
             obs, reward, terminated, truncated, info = self.env.step(single)
@@ -64,6 +61,16 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, {**info, "steps": steps}
+
+    def _checked_block(self, action: Any) -> NDArray[Any]:
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        block = numbers(action, "an action block").astype(space.dtype)
+        if block.shape != space.shape:
+            raise ValueError(f"an action block must have shape {space.shape}, got {block.shape}")
+        if not (np.isfinite(block) & (space.low <= block) & (block <= space.high)).all():
+            raise ValueError(f"an action block must be finite and within {space}, got {block.tolist()}; clip it first")
+        return block
 
 
 class PixelHistory(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -86,8 +93,7 @@ class PixelHistory(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         space = env.observation_space
         if not isinstance(space, spaces.Dict) or "pixels" not in space.spaces:
             raise ValueError(f"PixelHistory needs an observation Dict with 'pixels', got {space}")
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        n = checked_count(n, "n")
         frame = space["pixels"]
         assert isinstance(frame, spaces.Box)
         stacked = spaces.Box(0, 255, (n, *frame.shape), np.uint8)
@@ -126,7 +132,8 @@ class _TaskObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
         Raises:
             ValueError: For a `goal_image`: its state is unknown.
         """
-        if options and "goal_image" in options:
+        options = checked_dict(options, "options")
+        if "goal_image" in options:
             raise ValueError(f"{type(self).__name__} observes the goal's state: give goal_state instead of goal_image")
         _, info = self.env.reset(seed=seed, options=options)
         return self._observe(info), info
@@ -224,12 +231,15 @@ class RandomVariations(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
         strength: Part of the range around the default that is drawn from, in (0, 1]; choices are drawn in any case.
 
     Raises:
-        ValueError: For an environment without variations, unknown names or another strength.
+        ValueError: For an environment without variations, a string instead of a list, unknown names or another
+            strength.
     """
 
     def __init__(self, env: Env, names: Sequence[str] | None = None, strength: float = 1.0) -> None:
         RecordConstructorArgs.__init__(self, names=names, strength=strength)
         super().__init__(env)
+        if isinstance(names, str):
+            raise ValueError(f"names must be a list of names: write names=[{names!r}]")
         ranges = getattr(env.unwrapped, "variation_ranges", {})
         if not ranges:
             raise ValueError(f"{env} has no variations")
@@ -244,11 +254,12 @@ class RandomVariations(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode with fresh variations."""
+        options = checked_dict(options, "options")
+        given = checked_dict(options.get("variations"), "variations")
         if seed is not None:
             self._rng = np.random.default_rng([zlib.crc32(b"variations"), seed])
         drawn = {name: self._draw(allowed) for name, allowed in self._ranges.items()}
-        options = dict(options or {})
-        options["variations"] = {**drawn, **options.get("variations", {})}
+        options["variations"] = {**drawn, **given}
         obs, info = self.env.reset(seed=seed, options=options)
         return obs, {**info, "variations": options["variations"]}
 

@@ -276,6 +276,8 @@ def test_bad_actions_are_refused_before_the_simulator_sees_them(name: str) -> No
         np.full(size, np.nan),
         np.full(size, np.inf),
         np.full(size, 1.01),
+        np.full(size, 0.1 + 0.1j),
+        [0.1j] * size,
         "left",
         None,
     ):
@@ -301,6 +303,12 @@ def test_bad_options_are_refused(name: str) -> None:
         ({"goal_image": picture, "goal_state": state}, "not both"),
         ({"state": "left"}, "state must be an array of numbers"),
         ({"variations": 3}, "variations"),
+        ({"variations": False}, "variations must be a dict"),
+        ({"variations": {1: 2}}, "unknown variations"),
+        ({"state": state.astype(complex)}, "state must be an array of numbers"),
+        ([1], "options must be a dict"),
+        ([], "options must be a dict"),
+        ("abc", "options must be a dict"),
     ):
         with pytest.raises(ValueError, match=message):
             env.reset(options=options)

@@ -161,6 +161,7 @@ def test_bad_actions_are_refused_with_the_environments_number() -> None:
     _, info = env.reset(seed=0)
     for actions, message in (
         (np.zeros((2, 2)), "shape"),
+        (np.zeros((3, 2), complex), "array of numbers"),
         (np.array([[0, 0], [0, 1.1], [0, 0]]), "environment 1"),
         (np.array([[0, 0], [0, 0], [np.nan, 0]]), "environment 2"),
     ):
@@ -170,7 +171,8 @@ def test_bad_actions_are_refused_with_the_environments_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"num_envs": 0}, {"observe": "latents"}, {"max_episode_steps": 0}, {"render_mode": "ansi"}]
+    "kwargs",
+    [{"num_envs": 0}, {"num_envs": 2.5}, {"observe": "latents"}, {"max_episode_steps": 0}, {"render_mode": "ansi"}],
 )
 def test_bad_settings_are_refused(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -71,12 +71,31 @@ def test_a_block_ends_where_the_episode_does() -> None:
     assert truncated and info["steps"] == 2
 
 
-@pytest.mark.parametrize("block", [np.zeros(2), np.zeros((3, 2)), np.full(6, np.nan), np.full(6, 2.0)])
-def test_bad_blocks_are_refused(block: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "block",
+    [
+        np.zeros(2),
+        np.zeros((3, 2)),
+        np.full(6, np.nan),
+        np.full(6, 2.0),
+        [0.5, 0.5, 0.5, 0.5, 0.5, np.nan],  # the first actions are good
+        [0.5, 0.5, 0.5, 0.5, 0.5, 1.1],
+        np.full(6, 0.5j),
+    ],
+)
+def test_bad_blocks_are_refused_before_the_first_step(block: Any) -> None:
     env = FrameSkip(make(), 3)
-    env.reset(seed=0)
-    with pytest.raises(ValueError, match="action"):
+    _, info = env.reset(seed=0)
+    with pytest.raises(ValueError, match="action block"):
         env.step(block)
+    np.testing.assert_array_equal(env.unwrapped._get_state(), info["state"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [[1], "abc", {"variations": False}])
+@pytest.mark.parametrize("wrap", [RandomVariations, StateObservation, lambda env: FrameSkip(env, 2)])
+def test_options_that_are_no_dict_are_refused(wrap: Any, options: Any) -> None:
+    with pytest.raises(ValueError, match="must be a dict"):
+        wrap(make()).reset(options=options)
 
 
 def test_history_begins_with_the_first_frame_and_rolls() -> None:
@@ -224,12 +243,14 @@ def test_wrappers_refuse_what_they_cannot_wrap() -> None:
     for wrap, message in (
         (lambda: FrameSkip(discrete, 2), "Box action"),
         (lambda: FrameSkip(pendulum, 0), "at least 1"),
+        (lambda: FrameSkip(pendulum, 2.5), "whole number"),  # type: ignore[arg-type]
         (lambda: PixelHistory(pendulum, 2), "pixels"),
         (lambda: PixelHistory(make(), 0), "at least 1"),
         (lambda: StateObservation(pendulum), "tasks"),
         (lambda: HindsightGoal(pendulum), "tasks"),
         (lambda: RandomVariations(pendulum), "no variations"),
         (lambda: RandomVariations(make(), ["colour"]), "unknown variations"),
+        (lambda: RandomVariations(make(), "agent_color"), r"names=\['agent_color'\]"),
         (lambda: RandomVariations(make(), strength=0.0), "strength"),
     ):
         with pytest.raises(ValueError, match=message):

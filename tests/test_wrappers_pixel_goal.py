@@ -146,6 +146,9 @@ def test_what_cannot_be_wrapped_is_refused_with_advice() -> None:
         (lambda: PixelGoal(unbounded), "bounded"),
         (lambda: make(success=lambda state, goal: True), "needs get_state"),
         (lambda: make(goal_steps=0), "at least 1"),
+        (lambda: make(goal_steps=2.5), "whole number"),
+        (lambda: make(success=-1.0), "above 0"),
+        (lambda: make(success=np.nan), "above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             build()
@@ -159,14 +162,16 @@ def test_what_cannot_be_wrapped_is_refused_with_advice() -> None:
         (FULL, {"goal_state": UP, "goal_image": np.zeros((9, 9, 3), np.uint8)}, "not both"),
         (FULL, {"state": [np.nan, 0.0]}, "finite"),
         (FULL, {"goal_image": np.zeros((9, 9))}, "uint8"),
+        ({}, [1], "options must be a dict"),
+        ({}, "abc", "options must be a dict"),
     ],
 )
-def test_bad_options_are_refused(settings: dict[str, Any], options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused(settings: dict[str, Any], options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**settings).reset(options=options)
 
 
-@pytest.mark.parametrize("action", [np.zeros(2), np.array([1.5]), np.array([np.nan])])
+@pytest.mark.parametrize("action", [np.zeros(2), np.array([1.5]), np.array([np.nan]), np.array([0.5j])])
 def test_bad_actions_are_refused(action: np.ndarray) -> None:
     env = make()
     with pytest.raises(gymnasium.error.ResetNeeded):
