@@ -11,8 +11,9 @@ The wall as the dot's centre meets it is the zone x 100..124 (wall and radius) w
 door and 1.75 px): whoever would enter the zone elsewhere slides along it, 0.5 px away.
 
 With `reference_rules=True` only a step's end point is tested against the zone, as in stable-worldmodel, so that a dot
-can slip past the door's edge; here the whole segment is. Nothing else differs but the reference's single precision
-and its pictures, which truncate where ours round: beside stable-worldmodel 0.1.1, 20,000 steps, 8,000 of them under
+can slip past the door's edge, and one that leaves the doorway sideways is thrown out of it; here the whole segment is
+tested, and that dot slides along the passage's side. Nothing else differs but the reference's single precision and its
+pictures, which truncate where ours round: beside stable-worldmodel 0.1.1, 20,000 steps, 8,000 of them under
 random variations, agree to 1e-4 px, every success, and every picture to 2 grey levels.
 
 Variations (options of `reset`, with the reference's names and ranges where it has them):
