@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.plan import PairLike, evaluate
+from lewm_gym.files import make_folder
 from lewm_gym.results import Outcome
 from lewm_gym.tasks import Task, get_task
 from lewm_gym.types import Agent, Obs
@@ -137,7 +138,7 @@ def write_film(path: str | Path, episodes: Sequence[Episode], task: Task | str) 
     if not episodes:
         raise ValueError("no episodes to film")
     title = (get_task(task) if isinstance(task, str) else task).title
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _encode(path, film_frames(episodes, title))
     sheet = path.with_suffix(".png")
     temporary = sheet.with_name(f".{os.getpid()}.{sheet.name}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from lewm_gym.files import atomic_file, make_folder
 from lewm_gym.results import Outcome
 
 
@@ -35,11 +35,9 @@ class OutcomeLog:
             self._restore(lines)
         else:
             lines = [config]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written anew, without a cut-off last line, before anything is appended to it.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, path)
+        make_folder(path.parent)
+        with atomic_file(path) as file:  # anew, without a cut-off last line, before anything is appended to it
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _restore(self, lines: list[dict[str, Any]]) -> None:
         self.started = lines[0]["started"]

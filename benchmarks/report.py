@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import page, paper
 from benchmarks.charts import Bar, Line
+from lewm_gym.files import atomic_file, make_folder
 from lewm_gym.results import Rate, Result, is_result
 from lewm_gym.tasks import TASKS
 
@@ -329,10 +330,6 @@ def _entries(paths: Sequence[Path], film: Path | None) -> list[Entry]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(text.encode())

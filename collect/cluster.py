@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from collect.workers import EpisodeSource
-from lewm_gym.data.files import atomic_file
 from lewm_gym.data.writer import part_path
+from lewm_gym.files import atomic_file
 
 EPISODES_PER_TASK = 10  # 26 MB of Cube; what a machine that dies loses
 _RETRIES = 5

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_gym.data.files import atomic_file
+from lewm_gym.files import atomic_file
 from lewm_gym.tasks import get_task
 
 SCHEMA = 1

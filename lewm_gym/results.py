@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
+
+from lewm_gym.files import atomic_file, make_folder
 
 FORMAT = "lewm-gym result"
 SCHEMA = 1  # raise it when a field changes its meaning, appears or goes
@@ -215,15 +216,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Writes `data` to `path`, a line per key, by way of a temporary file: a crash or full disk leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes `data` to `path`, a line per key, whole or not at all, making the folder."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def _agrees(stored: Any, rate: Rate | None) -> bool:

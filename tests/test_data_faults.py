@@ -12,11 +12,12 @@ from test_data import HEADER, made_up_episode, write
 
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import FrameCodec
-from lewm_gym.data.files import atomic_file, exclusive
+from lewm_gym.data.files import exclusive
 from lewm_gym.data.manifest import MANIFEST_NAME
 from lewm_gym.data.shard import encode
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
+from lewm_gym.files import atomic_file
 
 
 @pytest.fixture
@@ -183,3 +184,12 @@ def test_a_shard_of_another_dataset_is_named(dataset):
     shard_path(other).rename(dataset.folder / shard_path(other).name)
     with pytest.raises(ValueError, match="episodes-000003-000004.arrow does not belong to this dataset .seed 0 and 1"):
         Dataset.open(dataset.folder)
+
+
+def test_two_threads_that_write_the_same_file_do_not_share_a_temporary_one(tmp_path):
+    with atomic_file(tmp_path / "file") as one:
+        with atomic_file(tmp_path / "file") as other:
+            assert len(list(tmp_path.iterdir())) == 2
+            other.write(b"other")
+        one.write(b"one")
+    assert (tmp_path / "file").read_bytes() == b"one" and len(list(tmp_path.iterdir())) == 1

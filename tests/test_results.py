@@ -179,3 +179,12 @@ def test_machine_and_versions_are_described_without_importing_torch() -> None:
     assert described["hardware"]["cores"] >= 1 and described["hardware"]["memory_gib"] > 0.1
     assert described["hardware"]["cpu"] and described["hardware"]["gpu"] is None
     assert {"python", "torch", "numpy", "gymnasium"} <= set(described["versions"])
+
+
+def test_saving_reaches_the_disk_and_a_file_in_the_way_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    make_result().save(tmp_path / "r.json")
+    assert len(synced) == 1
+    with pytest.raises(OSError, match="cannot write to .*r.json .a file of that name is in the way.: choose another"):
+        make_result().save(tmp_path / "r.json" / "r.json")

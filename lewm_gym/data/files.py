@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and a lock that dies with its owner."""
+"""A lock that dies with its owner, and what else keeps a dataset's folder in order."""
 
 from __future__ import annotations
 
@@ -8,39 +8,8 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 LOCK_NAME = ".lock"
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path whose file becomes `path` when the block ends well, and vanishes when it does not.
-
-    The data reach the disk before the name does, so that after a power cut the file is whole or absent.
-
-    Raises:
-        OSError: Naming `path`, if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # a failed write() does not say of what; the temporary name would not help
-        raise
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that is whole or absent in the end, as `atomic_path`."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        yield file
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from lewm_gym.data.codec import codec_for
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
-from lewm_gym.data.files import atomic_path
 from lewm_gym.data.header import Header
 from lewm_gym.data.imports import Progress, import_episodes
+from lewm_gym.files import atomic_path
 
 _NOT_QUANTITIES = {"pixels", "action", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
 _SUCCESS = ("success", "is_success", "terminated")

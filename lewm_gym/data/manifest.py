@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lewm_gym.data.files import atomic_file, sha256
+from lewm_gym.data.files import sha256
 from lewm_gym.data.header import SCHEMA, Header, check_schema, differences, merged
 from lewm_gym.data.shard import Shard
+from lewm_gym.files import atomic_file
 
 MANIFEST_NAME = "manifest.json"
 SHARD_PATTERN = "episodes-*.arrow"

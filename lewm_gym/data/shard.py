@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, pixels_hash
 from lewm_gym.data.episode import Episode
-from lewm_gym.data.files import atomic_file
 from lewm_gym.data.header import SCHEMA, Header, check_schema, merged
+from lewm_gym.files import atomic_file
 
 _KEY = b"lewm_gym"
 

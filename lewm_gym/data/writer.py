@@ -22,6 +22,7 @@ from lewm_gym.data.files import exclusive, remove_leftovers
 from lewm_gym.data.header import Header, differences, merged
 from lewm_gym.data.manifest import SHARD_PATTERN, Manifest, ShardInfo, scan, shard_name
 from lewm_gym.data.shard import EncodedEpisode, Shard, write_part, write_shard
+from lewm_gym.files import make_folder
 
 PARTS = "parts"
 SHARD_EPISODES = 50
@@ -40,7 +41,7 @@ def save_episode(folder: Path, header: Header, number: int, encoded: EncodedEpis
 @contextlib.contextmanager
 def open_writer(folder: Path, header: Header, wanted: Iterable[int]) -> Iterator[DatasetWriter]:
     """Yields the folder's writer, holding its lock; makes the folder. See `DatasetWriter`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with exclusive(folder):
         writer = DatasetWriter(folder, header, wanted)
         try:
