@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_data import write
@@ -35,6 +39,10 @@ class Shelf:
 
     def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, repo_type, commit_message):
         (self.root / repo_id / path_in_repo).write_bytes(path_or_fileobj)
+
+    def repo_info(self, repo_id, *, repo_type, revision):
+        names = [path.name for path in (self.root / repo_id).iterdir()]
+        return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     @classmethod
     def snapshot_download(cls, repo_id, *, repo_type, revision, local_dir, allow_patterns):
@@ -69,6 +77,7 @@ def test_the_stand_in_has_the_librarys_arguments():
         (Shelf.create_repo, api.create_repo),
         (Shelf.upload_folder, api.upload_folder),
         (Shelf.upload_file, api.upload_file),
+        (Shelf.repo_info, api.repo_info),
         (Shelf.snapshot_download, huggingface_hub.snapshot_download),
         (Shelf.hf_hub_download, huggingface_hub.hf_hub_download),
     ):
@@ -112,6 +121,7 @@ def test_nothing_is_mixed_up(dataset, hub, tmp_path):
     (hub / "manifest.json").unlink()
     with pytest.raises(ValueError, match="holds no dataset of lewm-gym"):
         pull("me/set", tmp_path / "third")
+    assert not (tmp_path / "third").exists()
 
 
 def test_an_unfinished_collection_is_not_pushed(dataset, hub):
@@ -120,3 +130,26 @@ def test_an_unfinished_collection_is_not_pushed(dataset, hub):
         push(dataset.folder, "me/set")
     with pytest.raises(FileNotFoundError, match="no dataset"):
         push(dataset.folder.parent / "nothing", "me/set")
+
+
+@pytest.mark.parametrize("command", [["pull", "nothing"], ["push", "data", "me/set"]])
+def test_a_hub_out_of_reach_is_one_line_and_leaves_nothing(dataset, tmp_path, command):
+    before = sorted(tmp_path.rglob("*"))
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent", "HF_TOKEN": "hf_nobody"}
+    done = subprocess.run(
+        [sys.executable, "-m", "collect", *command],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, env=os.environ | nobody,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: the Hugging Face Hub could not be reached") and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_repository_that_does_not_exist_is_named(dataset, hub, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise huggingface_hub.errors.RepositoryNotFoundError.__new__(huggingface_hub.errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr(Shelf, "repo_info", refuse)
+    with pytest.raises(FileNotFoundError, match="no dataset me/missing on the Hugging Face Hub, or it is private"):
+        pull("me/missing", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.files import exclusive, sha256
 from lewm_gym.data.manifest import MANIFEST_NAME, SHARD_PATTERN, load_manifest
 from lewm_gym.data.writer import PARTS
+from lewm_gym.files import make_folder
 
 #: What a dataset is; locks, parts and whatever else lies in the folder stay here.
 FILES = (MANIFEST_NAME, SHARD_PATTERN, "contact_sheet.png", "film.mp4")
@@ -28,7 +31,7 @@ def push(folder: str | Path, repository: str, private: bool = False) -> str:
     Raises:
         FileNotFoundError: If there is no dataset in the folder.
         ValueError: If its collection is not finished, or another process is writing it.
-        OSError: What the Hub refuses, such as a missing login.
+        OSError: If the Hub cannot be reached or refuses, as without a login.
         ImportError: Without huggingface_hub.
     """
     hub, folder = _hub(), Path(folder)
@@ -38,7 +41,7 @@ def push(folder: str | Path, repository: str, private: bool = False) -> str:
             f"{folder}: its collection is not finished, or shards were moved in: run the same collect command again, "
             "which lists them"
         )
-    with exclusive(folder):
+    with exclusive(folder), _reaching(hub, repository):
         api = hub.HfApi()
         address = api.create_repo(repository, repo_type=_KIND, private=private, exist_ok=True)
         api.upload_folder(
@@ -68,26 +71,31 @@ def pull(repository: str, folder: str | Path, revision: str | None = None) -> Da
 
     Raises:
         ValueError: If the folder holds another dataset, the repository none, or a file is damaged.
-        OSError: What the Hub refuses, such as a repository that does not exist.
+        OSError: If the Hub cannot be reached or refuses, as for a repository that does not exist.
         ImportError: Without huggingface_hub.
     """
     hub, folder = _hub(), Path(folder)
     if folder.is_dir() and any(folder.glob(SHARD_PATTERN)) and not (folder / MANIFEST_NAME).exists():
         raise ValueError(f"{folder} holds shards of another dataset: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    with _reaching(hub, repository):  # before the folder is made: snapshot_download takes a folder for a download
+        there = hub.HfApi().repo_info(repository, repo_type=_KIND, revision=revision)
+    if MANIFEST_NAME not in {file.rfilename for file in there.siblings or ()}:
+        raise ValueError(f"{repository} on the Hub holds no dataset of lewm-gym (it has no {MANIFEST_NAME})")
+    make_folder(folder)
     with exclusive(folder):
         before = load_manifest(folder)
-        if before is not None:
-            wanted = hub.hf_hub_download(repository, MANIFEST_NAME, repo_type=_KIND, revision=revision)
-            theirs = load_manifest(Path(wanted).parent)
-            if theirs is None or theirs.header.recipe != before.header.recipe:
-                raise ValueError(f"{folder} holds another dataset: choose another --out")
-        hub.snapshot_download(
-            repository, repo_type=_KIND, revision=revision, local_dir=folder, allow_patterns=list(FILES)
-        )
+        with _reaching(hub, repository):  # one commit, whatever is pushed meanwhile
+            if before is not None:
+                wanted = hub.hf_hub_download(repository, MANIFEST_NAME, repo_type=_KIND, revision=there.sha)
+                theirs = load_manifest(Path(wanted).parent)
+                if theirs is None or theirs.header.recipe != before.header.recipe:
+                    raise ValueError(f"{folder} holds another dataset: choose another --out")
+            hub.snapshot_download(
+                repository, repo_type=_KIND, revision=there.sha, local_dir=folder, allow_patterns=list(FILES)
+            )
         manifest = load_manifest(folder)
         if manifest is None:
-            raise ValueError(f"{repository} on the Hub holds no dataset of lewm-gym (it has no {MANIFEST_NAME})")
+            raise ValueError(f"{folder / MANIFEST_NAME} is missing: pull again")
         for shard in manifest.shards:
             path = folder / shard.file
             if not path.exists() or sha256(path) != shard.sha256:
@@ -121,9 +129,31 @@ dataset = Dataset.open("data/{repository.rpartition("/")[2]}")
 """
 
 
+@contextlib.contextmanager
+def _reaching(hub: Any, repository: str) -> Iterator[None]:
+    """Says in one line what the Hub, or the way to it, refuses; leaves errors of our own as they are.
+
+    Failures to connect are those of the library below, requests or httpx by version: its HTTPError is the base of the
+    Hub's, and of httpx's ConnectError, which unlike that of requests is no OSError.
+    """
+    try:
+        yield
+    except hub.errors.RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"there is no dataset {repository} on the Hugging Face Hub, or it is private and you are not logged in "
+            "(hf auth login)"
+        ) from None
+    except (OSError, *hub.errors.HfHubHTTPError.__bases__) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # of our disk
+        why = " ".join(str(error).split())
+        raise ConnectionError(f"the Hugging Face Hub could not be reached, or refuses {repository}: {why}") from None
+
+
 def _hub() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise ImportError("the Hugging Face Hub needs huggingface_hub: pip install 'lewm-gym[hub]'") from None
     return huggingface_hub
