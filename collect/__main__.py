@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from collect.exchange import add_commands
 from lewm_gym.cli import Parser, run
+from lewm_gym.files import make_folder
 from lewm_gym.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
@@ -38,23 +39,22 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
         task.name,
         help=f"collect {task.title}",
         description=f"Collect {task.title} episodes. Kept: what is there already; an interrupted run resumes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.set_defaults(main=_collect, task=task.name)
     add = parser.add_argument
-    add("--episodes", type=int, default=task.collect_episodes, metavar="N", help="how many episodes")
-    add("--out", type=Path, default=Path("data") / task.name, metavar="FOLDER", help="where to")
-    add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection")
-    add("--first", type=int, default=0, metavar="N", help="number of the first episode")
+    add("--episodes", type=int, default=task.collect_episodes, metavar="N", help="how many (default: %(default)s)")
+    add("--out", type=Path, default=Path("data") / task.name, metavar="FOLDER", help="where to (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection (default: %(default)s)")
+    add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
-    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local")
+    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local (default: none)")
     add("--policy", metavar="NAME", help="behaviour policy (default: the task's first; 'random' always exists)")
     add("--noise", type=float, metavar="X", help="noise level, in the policy's unit (default: the policy's)")
     add("--render-quality", metavar="NAME", help="of the renderer (default: the task's first)")
     add(
         "--variations",
         metavar="NAMES",
-        help="drawn per episode: all, or such as agent_color,light_intensity",
+        help="drawn per episode: all, or such as agent_color,light_intensity (default: none)",
     )
     add("--states-only", action="store_true", help="leave the frames out; render them later with `render`")
     add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
@@ -74,7 +74,7 @@ def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection (default: %(default)s)")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
-    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local")
+    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local (default: none)")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
         "--policy",
@@ -127,10 +127,11 @@ def _add_pairs(commands: argparse._SubParsersAction[Parser]) -> None:
 def _pairs(options: argparse.Namespace) -> None:
     from collect.pairs import make_pairs
 
-    for offset in options.offsets or get_task(options.task).goal_offsets:
+    offsets = options.offsets or get_task(options.task).goal_offsets
+    make_folder(options.out)  # before minutes are spent
+    for offset in offsets:
         with _bar(f"pairs {options.task} {offset}", "pair") as advance:
             pairs = make_pairs(options.task, offset, options.count, progress=advance)
-        options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{options.task}-{offset}.json"
         pairs.save(path)
         print(f"{path}: {len(pairs.pairs)} pairs, {path.stat().st_size / 1e3:,.0f} kB, content {pairs.content_hash}")

@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
@@ -56,7 +58,8 @@ def play_in_processes(
     try:
         while waiting or any(worker.queue for worker in pool):
             while len(pool) < workers and waiting:
-                pool.append(_Worker(make_source, folder))
+                with _interrupts_held():
+                    pool.append(_Worker(make_source, folder))
             for worker in pool:
                 worker.fill(waiting, share=len(waiting) // (2 * workers))
             ready = wait([worker.connection for worker in pool])
@@ -128,6 +131,7 @@ class _Worker:
 def _serve(connection: Connection, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
     """Plays what comes until the other end closes: a worker whose parent was killed ends by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see _interrupts_held
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     source = None
     with contextlib.suppress(EOFError, ConnectionError):
@@ -149,6 +153,29 @@ def _picklable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back until the block ends; processes started within it do not see it from their first moment.
+
+    A child inherits the blocked signal through fork and exec, so that its interpreter starts undisturbed. In this
+    process other threads (BLAS, tqdm) may still take the signal: the handler notes it, and it counts at the end.
+    """
+    resource_tracker.ensure_running()  # starting it later would unblock the signal (bpo-33613)
+    came: list[int] = []
+    # Python lets only the main thread set handlers, and runs them only there.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that waited comes now
+        if main:
+            signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(signal.SIGINT, None)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import collect.episodes
+from collect.__main__ import main
 from collect.collector import RESERVED_SEED
 from collect.collector import collect as run_collect
 from collect.episodes import Player, make_env, make_header
@@ -199,3 +201,15 @@ def test_command_line_errors_are_one_line_with_status_2(arguments):
     done = command(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["two_room", "gym", "pairs", "render"])
+def test_help_tells_each_default_once(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "default: None" not in text and "default: False" not in text
+    options = re.split(r" (?=--[a-z])", text.partition("options:")[2])
+    assert len(options) > 2 and all(option.count("(default: ") <= 1 for option in options)
+    if command == "two_room":
+        assert "(default: 10000)" in text and "(default: one per CPU core)" in text

@@ -16,7 +16,8 @@ import pytest
 
 import collect.episodes
 from collect.collector import collect as run_collect
-from collect.workers import play_in_processes
+from collect.workers import _interrupts_held, play_in_processes
+from lewm_gym.cli import describe
 from lewm_gym.data import Dataset
 from lewm_gym.data.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
@@ -37,6 +38,13 @@ def start(folder, workers=2):
 
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def finished(folder):
@@ -127,6 +135,44 @@ def test_ctrl_c_leaves_a_dataset_that_can_be_used_and_extended(undisturbed, tmp_
         np.testing.assert_array_equal(some.episode(index, False).state, undisturbed.episode(number, False).state)
     run_collect("two_room", tmp_path, EPISODES, workers=1, pictures=False)
     assert_same(tmp_path, undisturbed)
+
+
+@linux
+def test_ctrl_c_while_workers_start_shows_no_traceback_of_theirs(tmp_path):
+    for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
+        process = start(tmp_path)
+        for _ in range(5000):
+            starting = [child for child in children(process.pid) if b"spawn_main" in command_line(child)]
+            if starting:
+                break
+            time.sleep(0.002)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and b"Traceback" not in errors, errors.decode()
+
+
+def test_an_interrupt_while_a_worker_starts_is_not_lost():
+    with pytest.raises(KeyboardInterrupt), _interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        survived = True
+    assert survived and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+@pytest.mark.parametrize("below", ["", "inside"])
+def test_a_file_in_place_of_the_folder_is_told_with_advice(tmp_path, below):
+    (tmp_path / "taken").write_text("")
+    out = tmp_path / "taken" / below
+    with pytest.raises(OSError, match=rf"cannot write to {out} \(.+\): choose another --out") as error:
+        run_collect("two_room", out, 2, workers=1)
+    assert describe(error.value) == str(error.value)  # the command line adds nothing, hides nothing
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write: /proc")
+def test_a_place_that_cannot_be_written_is_told_with_advice():
+    with pytest.raises(OSError, match=r"cannot write to /proc/lewm \(No such file .*\): choose another --out"):
+        run_collect("two_room", "/proc/lewm", 2, workers=1)
 
 
 def test_a_full_disk_is_named_and_finished_episodes_stay(tmp_path, monkeypatch):
