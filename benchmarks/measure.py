@@ -8,7 +8,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,11 @@ def measure(
         ValueError: If run, pairs and arguments do not fit one another.
         OSError: If the run is missing or the result cannot be written.
     """
+    for option, value in (("--n-envs", n_envs), ("--budget", budget_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative, got {seed}")
     run = Path(run)
     description = _load_description(run)
     task = get_task(str(description["task"]))
@@ -135,6 +140,59 @@ def measure(
     )
     result.save(out)
     log.remove()
+    return result
+
+
+def refilm(
+    run: str | Path,
+    result_path: str | Path,
+    *,
+    pairs: PairSetLike | None = None,
+    n_envs: int = 16,
+    progress: Stage | None = None,
+    agent: Agent | None = None,
+) -> Result:
+    """Returns the result in a file after filming its episodes again, beside it; only the name of the film may change.
+
+    Args:
+        run: Run folder that was measured.
+        result_path: JSON file of the result.
+        pairs: The pair set, if the result was measured on one given in Python; otherwise it is found again.
+        n_envs: Environments planned for at once; changes the speed only.
+        progress: Called with (stage, done, total); the stage is "film".
+        agent: Use this agent instead of loading the run's.
+
+    Raises:
+        ValueError: If the run's weights or the pairs are not those of the result.
+        OSError: If a file is missing or the film cannot be written.
+    """
+    run, result_path = Path(run), Path(result_path)
+    result = Result.load(result_path)
+    description = _load_description(run)
+    if weights_hash(run) != result.run["weights"]:
+        raise ValueError(f"{result_path} was measured with other weights than {run} holds: measure it again")
+    source = result.pairs["source"]
+    if pairs is None and source == "given":
+        raise ValueError(f"{result_path} was measured on pairs given in Python: give them again (pairs=)")
+    given = pairs if pairs is not None else None if source == "shipped" else source
+    pair_set = _load_pairs(result.task, given, result.offset_steps)
+    if pair_set.content_hash != result.pairs["hash"]:
+        raise ValueError(f"{result_path} was measured on other pairs than {source}: measure it again")
+    job = Job(
+        task=get_task(result.task),
+        pairs=pair_set.pairs,
+        count=len(result.outcomes),
+        budget_steps=result.budget_steps,
+        seed=result.seed,
+        n_envs=n_envs,
+        render_quality=description.get("dataset", {}).get("render_quality"),
+    )
+    agent = importlib.import_module("agents").load_agent(run) if agent is None else agent
+    film = result_path.with_suffix(".mp4")
+    _film(job, agent, result.outcomes, film, progress)
+    if result.film != film.name:
+        result = replace(result, film=film.name)
+        result.save(result_path)
     return result
 
 
@@ -348,7 +406,7 @@ def _checked_count(episodes: int | None, available: int) -> int:
     if episodes is None:
         return available
     if not 1 <= episodes <= available:
-        raise ValueError(f"{episodes} episodes asked for, but the pair set has {available} pairs")
+        raise ValueError(f"--episodes must be within 1 and {available}, got {episodes}")
     return episodes
 
 

@@ -19,8 +19,8 @@ ABOUT = (
     "LeWorldModel (LeWM, arXiv 2603.19312) learns how a world behaves from nothing but pictures and actions: one "
     "network turns each picture into a short vector, another predicts the vector that follows an action, and both "
     "are trained together by a loss of two terms.",
-    "To act, it is shown a picture of the goal, imagines hundreds of action sequences inside its model, and carries "
-    "out the one whose predicted end is closest to the goal.",
+    "To act, it is shown a picture of the goal, imagines hundreds of action sequences inside its model, searches on "
+    "around those that end closest to the goal, and carries out the average of the best.",
 )
 FILM_CAPTION = (
     "Left, what the agent sees, ten steps a second; right, the picture it was asked to bring about. The frame turns "

@@ -8,12 +8,14 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from test_benchmarks_plan import a_run
 
 from agents.random import RandomAgent
 from benchmarks import film
+from benchmarks.measure import measure, refilm
 from benchmarks.plan import evaluate
-from lewm_gym.pairs import load_shipped
-from lewm_gym.results import Outcome
+from lewm_gym.pairs import PairSet, load_shipped
+from lewm_gym.results import Outcome, Result
 
 PAIRS = load_shipped("two_room", 25).pairs[:12]
 BUDGET = 150  # long enough for the random policy to stumble upon a goal
@@ -80,3 +82,31 @@ def test_views_are_the_agents_own(outcomes: tuple[Outcome, ...]) -> None:
 def test_no_episodes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no episodes"):
         film.write_film(tmp_path / "f.mp4", [], "two_room")
+
+
+def test_a_lost_film_is_made_again_without_measuring(tmp_path: Path) -> None:
+    run, out = a_run(tmp_path / "run"), tmp_path / "r.json"
+    result = measure(run, episodes=3, budget_steps=BUDGET, out=out, film=True)
+    film_bytes = out.with_suffix(".mp4").read_bytes()
+    for suffix in (".mp4", ".png"):
+        out.with_suffix(suffix).unlink()
+    stages = []
+    again = refilm(run, out, progress=lambda *stage: stages.append(stage))
+    assert again == result == Result.load(out)
+    assert out.with_suffix(".mp4").read_bytes() == film_bytes and out.with_suffix(".png").is_file()
+    assert {stage for stage, _, _ in stages} == {"film"}
+
+
+def test_a_result_without_a_film_gets_one(tmp_path: Path) -> None:
+    run, out = a_run(tmp_path / "run"), tmp_path / "r.json"
+    given = PairSet("two_room", 25, tuple(PAIRS[:2]), seed=123, policy="test")
+    before = measure(run, pairs=given, budget_steps=BUDGET, out=out)
+    with pytest.raises(ValueError, match="on pairs given in Python: give them again"):
+        refilm(run, out)
+    with pytest.raises(ValueError, match="on other pairs than given"):
+        refilm(run, out, pairs=load_shipped("two_room", 25))
+    assert refilm(run, out, pairs=given).film == "r.mp4" == Result.load(out).film
+    assert Result.load(out).outcomes == before.outcomes
+    (run / "run.json").write_text((run / "run.json").read_text() + " ")
+    with pytest.raises(ValueError, match="measured with other weights"):
+        refilm(run, out, pairs=given)

@@ -195,8 +195,11 @@ def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({}, {"episodes": 11}, "11 episodes asked for, but the pair set has 10"),
-        ({}, {"episodes": 0}, "0 episodes"),
+        ({}, {"episodes": 11}, "--episodes must be within 1 and 10, got 11"),
+        ({}, {"episodes": 0}, "--episodes must be within 1 and 10, got 0"),
+        ({}, {"n_envs": 0}, "--n-envs must be at least 1, got 0"),
+        ({}, {"budget_steps": 0}, "--budget must be at least 1, got 0"),
+        ({}, {"seed": -1}, "--seed must not be negative, got -1"),
         ({"task": "chess"}, {}, "unknown task 'chess'"),
         ({"finished": False}, {}, "not finished"),
         ({"dataset": {"seed": 123}}, {}, "pairs come from seed 123, on which"),
@@ -209,6 +212,18 @@ def test_misfits_are_refused(
     with pytest.raises(ValueError, match=message):
         measure(run, pairs=pair_set, out=tmp_path / "r.json", **arguments)
     assert not list(tmp_path.glob("r.json*"))
+
+
+@pytest.mark.parametrize("option", [("--n-envs", "0"), ("--budget", "0"), ("--seed", "-1"), ("--episodes", "0")])
+def test_wrong_numbers_are_refused_before_anything_is_loaded_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("agents.load_agent", lambda *_: pytest.fail("the agent was loaded"))
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"^{option[0]} must .*, got {option[1]}$"):
+        main(["plan", "run", *option])
+    assert not (tmp_path / "results").exists()
 
 
 def test_pairs_of_another_task_are_refused(tmp_path: Path) -> None:
