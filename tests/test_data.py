@@ -100,6 +100,11 @@ def test_action_statistics_leave_out_the_rows_without_action(dataset):
     assert dataset.action_mean.dtype == dataset.action_std.dtype == np.float32
 
 
+def test_a_single_episode_cannot_be_split_and_the_error_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="needs at least 2 episodes, got 1: collect at least 2 episodes"):
+        write(tmp_path, range(1)).split()
+
+
 def test_split_is_by_episodes_disjoint_and_repeatable(dataset):
     fit, held_out = dataset.split(0.1, seed=3)
     assert len(held_out) == 5

@@ -218,7 +218,7 @@ class Dataset:
         if validation_fraction == 0.0:
             return np.sort(order), order[:0]
         if self.n_episodes < 2:
-            raise ValueError("a validation split needs at least 2 episodes; use validation_fraction=0")
+            raise ValueError("a validation split needs at least 2 episodes, got 1: collect at least 2 episodes")
         held_out = min(max(round(validation_fraction * self.n_episodes), 1), self.n_episodes - 1)
         return np.sort(order[held_out:]), np.sort(order[:held_out])
 
