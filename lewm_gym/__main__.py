@@ -117,18 +117,23 @@ def _evaluate(folder: Path, args: argparse.Namespace) -> Any:
     """Returns the result, from disk if these weights have been evaluated on as many pairs before."""
     path = folder / "result.json"
     measure = importlib.import_module("benchmarks.measure")
-    results = importlib.import_module("lewm_gym.results")
-    if path.exists() and path.with_suffix(".mp4").exists():
-        result = results.Result.load(path)
+    known = None
+    if path.exists():
+        result = importlib.import_module("lewm_gym.results").Result.load(path)
         same = (result.run["weights"], result.success.episodes, result.seed)
-        if same == (measure.weights_hash(folder), args.pairs, args.seed):
-            return result
+        known = result if same == (measure.weights_hash(folder), args.pairs, args.seed) else None
+    if known and all(path.with_suffix(suffix).is_file() for suffix in (".mp4", ".png")):
+        return known
     agent = importlib.import_module("agents").load_agent(folder, device=args.device)
     with Bars() as bars:
-        return measure.measure(
-            folder, offset_steps=OFFSET_STEPS, episodes=args.pairs, seed=args.seed, out=path, film=True,
-            progress=lambda stage, done, total: bars(stage, done, total, "episode"), agent=agent,
-        )  # fmt: skip
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bars(stage, done, total, "episode")
+
+        if known:  # its film was deleted
+            return measure.refilm(folder, path, agent=agent, progress=progress)
+        options = {"offset_steps": OFFSET_STEPS, "episodes": args.pairs, "seed": args.seed}
+        return measure.measure(folder, out=path, film=True, progress=progress, agent=agent, **options)
 
 
 if __name__ == "__main__":

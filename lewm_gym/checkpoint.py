@@ -11,13 +11,14 @@ A run folder is complete:
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from lewm_gym.files import atomic_file
 
 SCHEMA = 1
 DESCRIPTION = "run.json"
@@ -95,15 +96,5 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that its name only ever shows whole contents."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        _to_disk(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    with atomic_file(path) as file:
+        file.write(content)

@@ -50,6 +50,9 @@ def test_demo_leaves_everything_and_its_second_call_only_shows_it(tmp_path):
     before = (folder / "weights.safetensors").stat().st_mtime_ns
     second = succeed(tmp_path, *arguments)
     assert (folder / "weights.safetensors").stat().st_mtime_ns == before
+    (folder / "result.mp4").unlink()
+    succeed(tmp_path, *arguments)
+    assert (folder / "result.mp4").stat().st_size > 0
     line = next(line for line in first.splitlines() if line.startswith("LeWM reaches"))
     assert line in second
 

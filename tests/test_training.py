@@ -232,11 +232,11 @@ def test_missing_damaged_and_foreign_folders_are_refused(finished, tmp_path):
 def test_failed_write_leaves_neither_a_partial_nor_a_damaged_file(tmp_path, monkeypatch):
     checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
 
-    def full_disk(path):
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_to_disk", full_disk)
-    with pytest.raises(OSError):
+    monkeypatch.setattr("lewm_gym.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="x.safetensors"):
         checkpoint.save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     np.testing.assert_array_equal(checkpoint.load_tensors(tmp_path / "x.safetensors")["a"], np.ones(2))
