@@ -82,6 +82,7 @@ class _SharedStatistics(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        """Returns the normalised input, (n, features) or (n, channels, h, w)."""
         n = world_size()
         if n == 1 or not self.training:
             return super().forward(input)
