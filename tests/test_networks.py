@@ -7,7 +7,8 @@ from PIL import Image
 
 from agents.lewm import PRESETS, LeWM, LeWMConfig
 from lewm_gym.nn import vit
-from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, to_network
+from lewm_gym.nn.decoder import PatchDecoder
+from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, to_frames, to_network
 from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.vit import ViT
 
@@ -58,6 +59,49 @@ def test_images_are_normalised_channel_first():
     values = images[0, :, 0, 0].tolist()
     expected = [(level - m) / s for level, m, s in zip((0, 1, 0), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     assert values == pytest.approx(expected, abs=1e-5)
+
+
+def test_frames_come_back_from_images():
+    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    assert torch.equal(to_frames(to_network(pixels, 8)), pixels)
+    assert torch.equal(to_frames(torch.full((1, 3, 4, 4), 9.0)), torch.full((1, 4, 4, 3), 255, dtype=torch.uint8))
+
+
+def test_decoder_has_the_papers_sizes_and_takes_one_latent_or_several():
+    decoder = PatchDecoder(192, depth=1)
+    assert decoder.queries.shape[1] == 196 and decoder.out.out_features == 16 * 16 * 3
+    small = PatchDecoder(8, image_size=28, grid=14, width=12, depth=1)
+    assert small(torch.randn(2, 8)).shape == small(torch.randn(2, 5, 8)).shape == (2, 3, 28, 28)
+    with pytest.raises(ValueError, match="divide"):
+        PatchDecoder(8, image_size=30)
+
+
+def test_decoder_lays_each_querys_patch_where_it_belongs():
+    decoder = PatchDecoder(4, image_size=4, grid=2, width=3, depth=0)
+    torch.nn.init.zeros_(decoder.out.weight)
+    with torch.no_grad():
+        decoder.out.weight[:, 0] = torch.arange(12.0)  # each number of a patch its own
+        decoder.norm = torch.nn.Identity()
+        decoder.queries.copy_(torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 4, 1))
+        decoder.out.bias.zero_()
+    image = decoder(torch.zeros(1, 4))[0, 0]  # red: the first 2x2 numbers of each patch, row by row
+    assert image.tolist() == [[0, 1, 0, 10], [2, 3, 20, 30], [0, 100, 0, 1000], [200, 300, 2000, 3000]]
+
+
+def test_decoder_learns_to_draw_what_latents_say():
+    torch.manual_seed(0)
+    frames = torch.zeros(6, 8, 8, 3, dtype=torch.uint8)
+    for i in range(6):
+        frames[i, i, i] = 255
+    images, latents = to_network(frames, 8), torch.eye(6)
+    decoder = PatchDecoder(6, image_size=8, grid=4, width=24, depth=2)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
+    for _ in range(300):
+        loss = (decoder(latents) - images).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (to_frames(decoder(latents)).int() - frames.int()).abs().max() < 64
 
 
 def test_predictor_is_causal_and_starts_as_identity_of_its_actions():

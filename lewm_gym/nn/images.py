@@ -47,3 +47,11 @@ def to_network(pixels: Tensor, size: int) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
     return images.sub_(255 * mean).div_(255 * std)
+
+
+def to_frames(images: Tensor) -> Tensor:
+    """Returns uint8 frames (n, h, w, 3) of normalised images (n, 3, h, w): `to_network` undone, what overflows cut."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    levels = 255 * (images.detach().float() * std + mean)
+    return levels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,69 @@
+"""Pictures from latents: what a latent knows of its frame, as a diagnostic, or as the paper's ablation of the loss.
+
+Learned queries, one for each patch of the picture, attend to the latent through blocks of cross-attention; each then
+becomes a patch (arXiv 2603.19312: 196 queries, patches of 16x16x3). LeWM itself has no decoder. One is trained on
+frozen latents to look at them, or along with the model (`decoder_weight` in agents/lewm.py); the paper finds that to
+harm control.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class PatchDecoder(nn.Module):
+    """Decodes latents (n, Z) as normalised images (n, 3, size, size); `images.to_frames` makes them pixels again.
+
+    A single latent gets all the attention of every query, so that it is the value, projected, that enters each block.
+    Several, (n, tokens, Z), such as the patches of a frozen encoder, share it.
+
+    Args:
+        latent_size: Width of a latent, Z.
+        image_size: Height and width of the images, px; a multiple of `grid`.
+        grid: Patches along each side: 14 for the paper's 196 queries.
+        width: Width of a query.
+        depth: Number of blocks.
+        heads: Attention heads; they divide the width.
+    """
+
+    def __init__(
+        self, latent_size: int, image_size: int = 224, grid: int = 14, width: int = 192, depth: int = 3, heads: int = 3
+    ) -> None:
+        super().__init__()
+        if image_size % grid or width % heads:
+            raise ValueError(
+                f"grid {grid} must divide image_size {image_size}, and heads {heads} the decoder's width {width}"
+            )
+        self.grid, self.patch_size = grid, image_size // grid
+        self.latent_in = nn.Linear(latent_size, width)
+        self.queries = nn.Parameter(0.02 * torch.randn(1, grid * grid, width))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, 3 * self.patch_size**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Returns images (n, 3, size, size) of latents (n, Z) or (n, tokens, Z)."""
+        seen = self.latent_in(latents if latents.ndim == 3 else latents.unsqueeze(1))
+        x = self.queries.expand(len(seen), -1, -1)
+        for block in self.blocks:
+            x = block(x, seen)
+        patches = self.out(self.norm(x)).unflatten(-1, (3, self.patch_size, self.patch_size))
+        rows = patches.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 4, 2, 5)  # n, 3, row, y, column, x
+        return rows.flatten(4, 5).flatten(2, 3)
+
+
+class DecoderBlock(nn.Module):
+    """Cross-attention to the latent and an MLP, each behind a LayerNorm and beside a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """Returns queries (n, queries, width) that have seen (n, tokens, width)."""
+        x = x + self.attention(self.norm1(x), seen, seen, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
