@@ -1,28 +1,17 @@
-"""Worker processes that play episodes; one that dies is replaced and its episodes are played again.
-
-Spawned, never forked: a forked child inherits GL contexts and locks of threads that it does not have.
-"""
+"""Worker processes that play episodes; one that dies is replaced and its episodes are played again."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import pickle
-import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
-#: One thread each, set before the child imports numpy: the processes are the parallelism.
-ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-}
+from lewm_gym import processes
+
 _MAX_QUEUED = 16  # episodes that a worker has before it, so that it goes on while a shard is written (0.3 s)
 _MAX_DEATHS = 3  # of workers on the same episode
 
@@ -58,7 +47,7 @@ def play_in_processes(
     try:
         while waiting or any(worker.queue for worker in pool):
             while len(pool) < workers and waiting:
-                with _interrupts_held():
+                with processes.interrupts_held():
                     pool.append(_Worker(make_source, folder))
             for worker in pool:
                 worker.fill(waiting, share=len(waiting) // (2 * workers))
@@ -92,13 +81,8 @@ class _Worker:
     """A process and the episodes that it has been given and not answered yet."""
 
     def __init__(self, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
         self.queue: deque[int] = deque()
-        with _environment(ONE_THREAD):
-            self._process = context.Process(target=_serve, args=(theirs, make_source, folder), daemon=True)
-            self._process.start()
-        theirs.close()  # so that the child's death is seen as the end of the stream
+        self._process, self.connection = processes.start(_serve, make_source, folder)
 
     @property
     def exit_code(self) -> int | None:
@@ -130,9 +114,7 @@ class _Worker:
 
 def _serve(connection: Connection, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
     """Plays what comes until the other end closes: a worker whose parent was killed ends by itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see _interrupts_held
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    processes.ignore_interrupts()
     source = None
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -144,49 +126,4 @@ def _serve(connection: Connection, make_source: Callable[[], EpisodeSource], fol
                 raise
             except Exception as error:
                 error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-                connection.send((number, 0, _picklable(error)))
-
-
-def _picklable(error: Exception) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Holds Ctrl-C back until the block ends; processes started within it do not see it from their first moment.
-
-    A child inherits the blocked signal through fork and exec, so that its interpreter starts undisturbed. In this
-    process other threads (BLAS, tqdm) may still take the signal: the handler notes it, and it counts at the end.
-    """
-    resource_tracker.ensure_running()  # starting it later would unblock the signal (bpo-33613)
-    came: list[int] = []
-    # Python lets only the main thread set handlers, and runs them only there.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that waited comes now
-        if main:
-            signal.signal(signal.SIGINT, before)
-    if came and callable(before):
-        before(signal.SIGINT, None)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+                connection.send((number, 0, processes.picklable(error)))

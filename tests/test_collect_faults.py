@@ -16,11 +16,12 @@ import pytest
 
 import collect.episodes
 from collect.collector import collect as run_collect
-from collect.workers import _interrupts_held, play_in_processes
+from collect.workers import play_in_processes
 from lewm_gym.cli import describe
 from lewm_gym.data import Dataset
 from lewm_gym.data.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
+from lewm_gym.processes import interrupts_held
 
 EPISODES = 80
 
@@ -153,7 +154,7 @@ def test_ctrl_c_while_workers_start_shows_no_traceback_of_theirs(tmp_path):
 
 
 def test_an_interrupt_while_a_worker_starts_is_not_lost():
-    with pytest.raises(KeyboardInterrupt), _interrupts_held():
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
         signal.raise_signal(signal.SIGINT)
         survived = True
     assert survived and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,90 @@
+"""Child processes: spawned, one thread each, and undisturbed by Ctrl-C, which their parent decides about.
+
+Spawned, never forked: a forked child inherits GL contexts and locks of threads that it does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+#: One thread each, set before the child imports numpy: the processes are the parallelism.
+ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+}
+
+
+def start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Returns a process that runs `target(connection, *arguments)`, and this end of its connection.
+
+    The process ends with this one. What it is given must be picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with _environment(ONE_THREAD):
+        process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        process.start()
+    theirs.close()  # so that the child's death is seen as the end of the stream
+    return process, ours
+
+
+def ignore_interrupts() -> None:
+    """Leaves Ctrl-C, which reaches the whole group, to the parent; to be called first in a child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see interrupts_held
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back until the block ends; processes started within it do not see it from their first moment.
+
+    A child inherits the blocked signal through fork and exec, so that its interpreter starts undisturbed. In this
+    process other threads (BLAS, tqdm) may still take the signal: the handler notes it, and it counts at the end.
+    """
+    resource_tracker.ensure_running()  # starting it later would unblock the signal (bpo-33613)
+    came: list[int] = []
+    # Python lets only the main thread set handlers, and runs them only there.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that waited comes now
+        if main:
+            signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(signal.SIGINT, None)
+
+
+def picklable(error: Exception) -> Exception:
+    """Returns `error`, or what says the same where it cannot go through a pipe."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
