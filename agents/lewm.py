@@ -6,13 +6,15 @@ The model, in the order of the paper:
     z^_{t+1} = pred(z_{t-N+1..t}, a_{t-N+1..t})          causal, conditioned on actions  predict
     L        = mean((z^_{t+1} - z_{t+1})^2) + lambda * SIGReg(z)                         loss
 
-Nothing else: no stop-gradient, no moving average of weights, no reconstruction, no reward, no augmentation. Planning
-minimises the squared distance between the last predicted latent and the goal's (agents/planning.py).
+Nothing else: no stop-gradient, no moving average of weights, no reward, no augmentation, and no reconstruction unless
+an ablation asks for it (`decoder_weight`). Planning minimises the squared distance between the last predicted latent
+and the goal's (agents/planning.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,11 @@ from agents.planning import PlanningAgent, PlanningConfig
 from agents.trainable import Preset
 from lewm_gym import checkpoint
 from lewm_gym.nn.conv import ConvEncoder
+from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
 from lewm_gym.nn.images import to_network
 from lewm_gym.nn.predictor import Cache, Predictor
+from lewm_gym.nn.resnet import ResNet18
 from lewm_gym.nn.sigreg import SIGReg
 from lewm_gym.nn.vit import ViT
 from lewm_gym.planning.cem import CEMConfig
@@ -36,25 +40,26 @@ from lewm_gym.tasks import IMAGE_SIZE, get_task
 from lewm_gym.training import TrainingConfig
 from lewm_gym.types import Batch
 
-ENCODERS = ("vit", "conv")
+ENCODERS = ("vit", "resnet18", "conv")
 
 
 @dataclass(frozen=True)
 class LeWMConfig:
-    """Architecture and loss of LeWM; the defaults are the paper's (preset `paper`)."""
+    """Architecture and loss of LeWM; the defaults are the paper's (preset `paper`), the rest its ablations."""
 
     action_size: int = 2  # numbers in one action of the environment
     frame_skip: int = 5  # environment steps between two frames, and actions in a block
     context: int = 3  # most frames that the predictor sees, N
     image_size: int = 224  # px that the encoder sees; larger frames are averaged down to it
     encoder: str = "vit"  # one of ENCODERS
-    encoder_width: int = 192
+    encoder_width: int = 192  # vit, conv; that of resnet18 is 512
     encoder_depth: int = 12  # vit: blocks
     encoder_heads: int = 3  # vit
     patch_size: int = 14  # px, vit
     conv_channels: tuple[int, ...] = (64, 128, 128)  # conv: channels after each stage
     latent_size: int = 192  # Z
     projection_width: int = 2048  # hidden width of both projection heads
+    predictor_width: int = 0  # of a token; 0: latent_size
     predictor_depth: int = 6
     predictor_heads: int = 16
     predictor_head_width: int = 64
@@ -63,17 +68,22 @@ class LeWMConfig:
     sigreg_weight: float = 0.09  # lambda; the released configuration's, 0.1 in the paper's text
     sigreg_directions: int = 1024
     sigreg_knots: int = 17
+    decoder_weight: float = 0.0  # of the squared error of frames decoded from their latents; 0: no decoder
+    decoder_width: int = 192
+    decoder_depth: int = 3
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder must be one of {ENCODERS}, not {self.encoder!r}")
         for field in dataclasses.fields(self):
-            if field.type == "int" and getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
-        if not 0 <= self.dropout < 1 or self.sigreg_weight < 0:
-            raise ValueError(
-                f"dropout {self.dropout} must be in [0, 1), sigreg_weight {self.sigreg_weight} not negative"
-            )
+            least = 0 if field.name == "predictor_width" else 1
+            if field.type == "int" and getattr(self, field.name) < least:
+                raise ValueError(f"{field.name} must be at least {least}, got {getattr(self, field.name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("sigreg_weight", "decoder_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, nor infinite, got {getattr(self, name)}")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LeWMConfig:
@@ -97,18 +107,25 @@ class LeWM(nn.Module):
         self.config = config
         self.encoder = _make_encoder(config)
         self.projector = ProjectionHead(self.encoder.output_width, config.projection_width, config.latent_size)
-        self.action_encoder = ActionEncoder(config.action_block_size, config.latent_size)
+        width = config.predictor_width or config.latent_size
+        self.action_encoder = ActionEncoder(config.action_block_size, width)
         self.predictor = Predictor(
-            config.latent_size,
+            width,
             config.context,
             config.predictor_depth,
             config.predictor_heads,
             config.predictor_head_width,
             config.predictor_mlp_width,
             config.dropout,
+            config.latent_size,
         )
-        self.prediction_projector = ProjectionHead(config.latent_size, config.projection_width, config.latent_size)
+        self.prediction_projector = ProjectionHead(width, config.projection_width, config.latent_size)
         self.sigreg = SIGReg(config.sigreg_directions, config.sigreg_knots)
+        self.decoder: PatchDecoder | None = None
+        if config.decoder_weight:
+            self.decoder = PatchDecoder(
+                config.latent_size, config.image_size, width=config.decoder_width, depth=config.decoder_depth
+            )
         self.register_buffer("action_mean", torch.zeros(config.action_size))
         self.register_buffer("action_std", torch.ones(config.action_size))
 
@@ -144,7 +161,12 @@ class LeWM(nn.Module):
         prediction = (predicted - latents[:, 1:]).float().square().mean()
         sigreg = self.sigreg(latents.transpose(0, 1))
         total = prediction + self.config.sigreg_weight * sigreg
-        return total, {"prediction": prediction, "sigreg": sigreg}
+        parts = {"prediction": prediction, "sigreg": sigreg}
+        if self.decoder is not None:
+            images = to_network(batch.pixels.flatten(0, 1), self.config.image_size)
+            parts["reconstruction"] = (self.decoder(latents.flatten(0, 1)) - images).float().square().mean()
+            total = total + self.config.decoder_weight * parts["reconstruction"]
+        return total, parts
 
     def after_step(self) -> None:
         """Nothing: LeWM has no target network."""
@@ -178,10 +200,12 @@ class LeWM(nn.Module):
         return torch.cat(frames[-horizon:], dim=1).unflatten(0, (n_envs, n_samples))
 
 
-def _make_encoder(config: LeWMConfig) -> ViT | ConvEncoder:
+def _make_encoder(config: LeWMConfig) -> ViT | ResNet18 | ConvEncoder:
     if config.encoder == "vit":
         width = config.encoder_width
         return ViT(config.image_size, config.patch_size, width, config.encoder_depth, config.encoder_heads, 4 * width)
+    if config.encoder == "resnet18":
+        return ResNet18()
     return ConvEncoder(config.image_size, config.conv_channels, config.encoder_width)
 
 

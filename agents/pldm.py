@@ -54,8 +54,11 @@ class PLDMConfig(lewm.LeWMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sigreg_weight:
-            raise ValueError(f"PLDM has no SIGReg: sigreg_weight must stay 0, got {self.sigreg_weight}")
+        if self.sigreg_weight or self.decoder_weight:
+            raise ValueError(
+                "PLDM has neither SIGReg nor a decoder: sigreg_weight and decoder_weight must stay 0, got "
+                f"{self.sigreg_weight} and {self.decoder_weight}"
+            )
         for term in TERMS:
             if self.weight(term) < 0:
                 raise ValueError(f"{term}_weight must not be negative, got {self.weight(term)}")

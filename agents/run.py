@@ -66,7 +66,8 @@ def train_run(
         "processes": world_size(),
         **_describe_dataset(dataset),
     }
-    if not _finished(folder, description):
+    defaults = {"model": _defaults(agent_class.config_class), "training": _defaults(TrainingConfig)}
+    if not _finished(folder, description, defaults):
         model = _make_model(agent_class, model_config, config.seed, dataset)
         clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
         _claim(folder, description)  # only now: a command that fails leaves nothing behind
@@ -143,10 +144,17 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
-def _finished(folder: Path, description: dict[str, Any]) -> bool:
+def _defaults(config_class: Any) -> dict[str, Any]:
+    """Returns the default of every setting that has one."""
+    fields = dataclasses.fields(config_class)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
+def _finished(folder: Path, description: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> bool:
     """Returns whether `folder` holds this run, finished; False if there is nothing yet.
 
-    A finished run whose weights were deleted is not: they are made again from its checkpoint.
+    A finished run whose weights were deleted is not: they are made again from its checkpoint. A run of a version that
+    lacked a setting had that setting's default.
 
     Raises:
         ValueError: If the folder holds another run.
@@ -154,6 +162,9 @@ def _finished(folder: Path, description: dict[str, Any]) -> bool:
     if not (folder / checkpoint.DESCRIPTION).exists():
         return False
     found = _identity(checkpoint.load_description(folder))
+    for part, values in json.loads(json.dumps(defaults)).items():
+        if isinstance(found.get(part), dict):
+            found[part] = {**values, **found[part]}
     wanted = _identity(json.loads(json.dumps(description)))
     different = [k for k in wanted if k not in MAY_CHANGE and found.get(k) != wanted[k]]
     if different:
@@ -166,7 +177,7 @@ def _identity(description: dict[str, Any]) -> dict[str, Any]:
     """Returns a description without the dataset's folder: the same data may lie elsewhere, their hash counts."""
     dataset = description.get("dataset")
     if not isinstance(dataset, dict):
-        return description
+        return dict(description)
     return {**description, "dataset": {k: v for k, v in dataset.items() if k != "folder"}}
 
 

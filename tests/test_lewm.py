@@ -11,6 +11,8 @@ import torch
 import lewm_gym
 from agents.lewm import LeWMAgent
 from agents.planning import PlanningConfig
+from lewm_gym.nn.distributed import BatchNorm1d, BatchNorm2d
+from lewm_gym.nn.images import to_network
 from lewm_gym.nn.predictor import Cache
 from lewm_gym.planning import PLANNERS, CEMConfig
 from lewm_gym.types import Batch
@@ -39,6 +41,43 @@ def test_loss_is_prediction_error_plus_weighted_sigreg_and_nothing_else():
     torch.testing.assert_close(parts["prediction"], error)
 
 
+OPTIONS = {
+    "vit": {"encoder": "vit", "encoder_width": 24, "encoder_depth": 1},
+    "resnet18": {"encoder": "resnet18"},
+    "a predictor of another width": {"predictor_width": 12},
+    "a decoder": {"decoder_weight": 0.5, "decoder_width": 12, "decoder_depth": 1},
+    "fewer directions and knots": {"sigreg_directions": 3, "sigreg_knots": 5},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_the_ablations_trains_all_its_weights_and_plans(option):
+    model = tiny.model(**OPTIONS[option])
+    loss, parts = model.loss(clips())
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    dead = {n for n, p in model.named_parameters() if not p.grad.any()}
+    assert not {n for n in dead if not n.startswith("decoder")}  # one key gets all attention: no gradient by design
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert all(isinstance(m, BatchNorm1d | BatchNorm2d) for m in norms)  # those that processes share
+    assert set(parts) == {"prediction", "sigreg"} | ({"reconstruction"} if option == "a decoder" else set())
+    model.eval()
+    with torch.inference_mode():
+        assert model.rollout(model.encode(clips().pixels[:2, :1]), torch.randn(2, 3, 4, 10)).shape == (2, 3, 4, 8)
+
+
+def test_decoder_adds_its_weighted_error_to_the_loss():
+    model = tiny.model(**OPTIONS["a decoder"])
+    torch.manual_seed(1)
+    loss, parts = model.loss(clips())
+    torch.testing.assert_close(loss, parts["prediction"] + 0.09 * parts["sigreg"] + 0.5 * parts["reconstruction"])
+    with torch.no_grad():
+        model.decoder.out.weight.zero_()
+        model.decoder.out.bias.zero_()
+    expected = to_network(clips().pixels.flatten(0, 1), 56).square().mean()  # all grey
+    torch.testing.assert_close(model.loss(clips())[1]["reconstruction"], expected)
+
+
 def test_gradient_reaches_the_encoder_through_targets_and_contexts(monkeypatch):
     model = tiny.model(sigreg_weight=0.0)
     latents = torch.randn(6, 4, 8, requires_grad=True)
@@ -60,8 +99,9 @@ def test_cached_frames_give_what_the_whole_window_gives_in_training_too():
             torch.testing.assert_close(got[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)
 
 
-def test_rollout_equals_prediction_with_a_sliding_window():
-    model = tiny.model().eval()
+@pytest.mark.parametrize("predictor_width", [0, 12])
+def test_rollout_equals_prediction_with_a_sliding_window(predictor_width):
+    model = tiny.model(predictor_width=predictor_width).eval()
     start, actions = torch.randn(2, 1, 8), torch.randn(2, 3, 5, 10)
     got = model.rollout(start, actions)
     assert got.shape == (2, 3, 5, 8)

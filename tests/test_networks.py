@@ -146,6 +146,7 @@ def test_vit_refuses_sizes_that_do_not_divide():
 
 
 def test_bad_configurations_are_refused():
-    for bad in ({"encoder": "mlp"}, {"dropout": 1.0}, {"latent_size": 0}, {"sigreg_weight": -0.1}):
-        with pytest.raises(ValueError):
-            LeWMConfig(**bad)
+    bad = {"encoder": "mlp", "dropout": 1.0, "latent_size": 0, "sigreg_weight": -0.1, "decoder_weight": -1.0}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=name):
+            LeWMConfig(**{name: value})

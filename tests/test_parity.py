@@ -15,6 +15,7 @@ from agents import pretrained
 from agents.lewm import LeWM, LeWMAgent, LeWMConfig
 from lewm_gym import checkpoint
 from lewm_gym.nn.images import to_network
+from lewm_gym.nn.resnet import ResNet18
 from lewm_gym.types import Batch
 
 STATISTICS = {"action_mean": [0.1, -0.1], "action_std": [0.2, 0.3]}
@@ -109,6 +110,40 @@ def test_encoder_equals_hugging_faces_vit():
         expected = theirs(images).last_hidden_state
         torch.testing.assert_close(model.encoder.tokens(images), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model.encoder(images), expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def _resnet(name: str) -> str:
+    """The name under which Hugging Face's ResNet has one of our ResNet-18's weights."""
+    first, _, rest = name.partition(".")
+    if first in ("stem", "norm"):
+        return f"embedder.embedder.{'convolution' if first == 'stem' else 'normalization'}.{rest}"
+    index, layer, leaf = rest.split(".", 2)
+    block = f"encoder.stages.{int(index) // 2}.layers.{int(index) % 2}"
+    if layer == "shortcut":
+        return f"{block}.shortcut.{'convolution' if leaf[0] == '0' else 'normalization'}{leaf[1:]}"
+    return f"{block}.layer.{int(layer[-1]) - 1}.{'convolution' if layer[:-1] == 'conv' else 'normalization'}.{leaf}"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_resnet18_equals_hugging_faces(training):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+    )
+    torch.manual_seed(0)
+    theirs, ours = transformers.ResNetModel(config), ResNet18()
+    assert sum(p.numel() for p in ours.parameters()) == 11_176_512
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after some training
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+    tensors = theirs.state_dict()
+    checkpoint.load_weights(ours, {name: tensors.pop(_resnet(name)) for name in ours.state_dict()}, "ResNetModel")
+    assert not tensors
+    images = to_network(torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8), 64)
+    with torch.inference_mode():
+        expected = theirs.train(training)(images).pooler_output.flatten(1)
+        torch.testing.assert_close(ours.train(training)(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def reference(path: str):

@@ -90,6 +90,17 @@ def test_folder_of_another_run_is_refused(dataset, tmp_path):
         run(dataset, tmp_path / "run", latent_size=6)
 
 
+def test_run_of_a_version_that_lacked_a_setting_is_the_same(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    description = checkpoint.load_description(tmp_path / "run")
+    for part, name in (("model", "decoder_weight"), ("training", "weight_decay")):
+        del description[part][name]
+    checkpoint.save_description(tmp_path / "run", description)
+    run(dataset, tmp_path / "run", on_log=lambda *a: pytest.fail("trained again"))
+    with pytest.raises(ValueError, match="another run.*decoder_weight 0.0 there, 0.5 asked"):
+        run(dataset, tmp_path / "run", decoder_weight=0.5)
+
+
 def test_dataset_that_was_moved_is_still_the_same(dataset, tmp_path):
     moved = shutil.copytree(dataset, tmp_path / "moved")
     run(dataset, tmp_path / "run")

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 
 class Predictor(nn.Module):
-    """Maps latents and action embeddings (B, N, width) to next-latent features (B, N, width).
+    """Maps latents (B, N, Z) and action embeddings (B, N, width) to next-latent features (B, N, width).
 
     Output t sees inputs up to t only, so one pass trains contexts of 1..N frames at once.
 
     Args:
-        width: Width of latents and action embeddings.
+        width: Width of a token; latents of another width are mapped to it linearly.
         context: Most frames seen at once, N.
         depth: Number of blocks.
         heads: Attention heads.
         head_width: Width of one head.
         mlp_width: Hidden width of the MLPs.
         dropout: Rate on attention weights, attention output and MLP.
+        latent_size: Z; None where it is the width.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Predictor(nn.Module):
         head_width: int = 64,
         mlp_width: int = 2048,
         dropout: float = 0.1,
+        latent_size: int | None = None,
     ) -> None:
         super().__init__()
         self.context = context
+        self.latent_in = nn.Identity() if latent_size in (None, width) else nn.Linear(latent_size or 0, width)
         self.positions = nn.Parameter(torch.randn(1, context, width))
         self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_width, mlp_width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -57,13 +60,13 @@ class Predictor(nn.Module):
         """Returns next-latent features (B, N, width), or of the last frame only, (B, 1, width).
 
         Args:
-            latents: (B, N, width); with `caches`, the frames that follow those cached.
+            latents: (B, N, Z); with `caches`, the frames that follow those cached.
             modulations: For the same frames, one entry per block.
             caches: Keys and values of earlier frames of the window, one entry per block; these frames are added.
             last_only: Compute in the last block only what the last frame needs.
         """
         first = len(caches[0]) if caches else 0
-        x = latents + self.positions[:, first : first + latents.shape[1]]
+        x = self.latent_in(latents) + self.positions[:, first : first + latents.shape[1]]
         for i, block in enumerate(self.blocks):
             last = last_only and i == len(self.blocks) - 1
             x = block(x, modulations[i], caches[i] if caches else None, last)
