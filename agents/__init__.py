@@ -16,6 +16,7 @@ AGENTS: dict[str, str] = {
     "gcivl": "agents.gcivl:GCIVLAgent",
     "gciql": "agents.gciql:GCIQLAgent",
     "oracle": "agents.oracle:OracleAgent",
+    "expert": "agents.oracle:ExpertAgent",
     "random": "agents.random:RandomAgent",
 }
 

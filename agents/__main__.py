@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train an agent on a dataset. The same command resumes a run that was stopped. "
         "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
     )
-    trainable = [name for name in AGENTS if name not in ("oracle", "random")]
+    trainable = [name for name in AGENTS if name not in ("oracle", "expert", "random")]
     p.add_argument("agent", help=f"one of: {', '.join(trainable)}")
     p.add_argument("dataset", type=Path, help="folder that `python -m collect` wrote, e.g. data/two_room")
     p.add_argument(
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision")}
-    overrides = {name: value for name, value in given.items() if value is not None} | _parse_settings(args.settings)
+    overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
     name = task.removeprefix("gym:").replace("/", "-")
     preset = kind.presets.get(args.preset)
@@ -119,7 +119,7 @@ def _sink_maker(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, A
     return make
 
 
-def _parse_settings(settings: list[str]) -> dict[str, Any]:
+def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Returns NAME=VALUE pairs as a dictionary; numbers and JSON lists are read as such, anything else as text."""
     import json
 

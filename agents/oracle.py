@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from lewm_gym.types import Obs
 class OracleAgent:
     """Replays actions; after the last one it takes zeros.
 
+    Attributes:
+        name: The agent's name in AGENTS and in run folders.
+
     Args:
         plans: Seed of an environment -> the actions to take in it, (steps, action_size).
         action_size: Length of an action; that of the plans by default.
@@ -36,8 +39,10 @@ class OracleAgent:
         ValueError: If there is no plan, or plans are of other shapes.
     """
 
+    name: ClassVar[str] = "oracle"
+
     def __init__(self, plans: Mapping[int, NDArray[np.float32]], action_size: int | None = None) -> None:
-        self.plans = {int(seed): np.asarray(plan, np.float32) for seed, plan in plans.items()}
+        self.plans = {int(seed): np.array(plan, np.float32) for seed, plan in plans.items()}
         sizes = {plan.shape[1:] for plan in self.plans.values()}
         if len(sizes) != 1 or len(next(iter(sizes))) != 1 or (action_size and sizes != {(action_size,)}):
             raise ValueError(f"plans must be arrays (steps, {action_size or 'action_size'}), got shapes (.., {sizes})")
@@ -45,7 +50,7 @@ class OracleAgent:
         self._queues: list[list[NDArray[np.float32]]] = []
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> OracleAgent:
+    def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> Self:
         """Returns the oracle that `save` wrote; `device` and `seed` are without effect.
 
         Raises:
@@ -53,8 +58,8 @@ class OracleAgent:
             ValueError: If it is damaged, or of another agent.
         """
         description = checkpoint.load_description(folder)
-        if description["agent"] != "oracle":
-            raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of 'oracle'")
+        if description["agent"] != cls.name:
+            raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of {cls.name!r}")
         tensors = checkpoint.load_tensors(Path(folder) / checkpoint.WEIGHTS)
         plans = {int(name): tensor.numpy() for name, tensor in tensors.items()}
         return cls(plans, get_task(str(description["task"])).action_size)
@@ -65,7 +70,7 @@ class OracleAgent:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {str(seed): torch.from_numpy(plan) for seed, plan in self.plans.items()}
         checkpoint.save_tensors(folder / checkpoint.WEIGHTS, tensors)
-        checkpoint.save_description(folder, {"agent": "oracle", "task": get_task(task).name, "finished": True})
+        checkpoint.save_description(folder, {"agent": self.name, "task": get_task(task).name, "finished": True})
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Begins the plan of each environment.
@@ -81,6 +86,10 @@ class OracleAgent:
     def keep(self, rows: list[int]) -> None:
         """Goes on with the environments in `rows` only, in that order."""
         self._queues = [self._queues[row] for row in rows]
+
+    def looks(self) -> list[bool]:
+        """Returns that it looks at no frame of any of its environments."""
+        return [False] * len(self._queues)
 
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
@@ -103,3 +112,12 @@ class OracleAgent:
     ) -> tuple[NDArray[np.float32], Any]:
         """Returns (action, state) in stable-baselines3's form; plans begin with `reset` only."""
         return self.act(observation), state
+
+
+class ExpertAgent(OracleAgent):
+    """Replays what the collector's policy did to get from the same start to the same goal (benchmarks/references.py).
+
+    A second ceiling: what can be reached by somebody who sees states, knows the task and was not told the way.
+    """
+
+    name = "expert"

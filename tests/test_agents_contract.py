@@ -30,7 +30,8 @@ SETTINGS = {
     "gcivl": POLICY,
     "gciql": POLICY,
 }
-UNTRAINED = ("oracle", "random")
+UNTRAINED = ("oracle", "expert", "random")
+REPLAYING = ("oracle", "expert")
 SEEDS = [1, 2, 3]
 
 
@@ -53,10 +54,10 @@ def runs(tmp_path_factory):
         if name == "random":
             (folder / name).mkdir()
             checkpoint.save_description(folder / name, {"agent": "random", "task": "two_room"})
-        elif name == "oracle":
+        elif name in REPLAYING:
             rng = np.random.default_rng(0)
             plans = {seed: rng.uniform(-1, 1, (30, 2)) for seed in SEEDS}
-            OracleAgent(plans).save(folder / name, "two_room")
+            agent_class(name)(plans).save(folder / name, "two_room")
         else:
             settings = dict(SETTINGS[name])
             if name == "dino_wm":
@@ -109,7 +110,7 @@ def test_a_saved_agent_acts_equally_when_loaded(name, make, tmp_path):
     agent = make()
     if name == "random":
         pytest.skip("the random policy is its seed")
-    agent.save(tmp_path, "two_room") if name == "oracle" else agent.save(tmp_path)
+    agent.save(tmp_path, "two_room") if name in REPLAYING else agent.save(tmp_path)
     loaded = type(agent).load(tmp_path, device="cpu")
     for each in (agent, loaded):
         each.reset(SEEDS)
@@ -192,11 +193,11 @@ def test_every_agent_is_evaluated(name, make):
 
     pairs = load_shipped("two_room", 25).pairs[:2]
     agent = make()
-    if name == "oracle":
-        agent = OracleAgent({stream_seed(0, i): pair.actions for i, pair in enumerate(pairs)})
-    outcomes = evaluate(agent, "two_room", pairs, budget_steps=26 if name == "oracle" else 3)
+    if name in REPLAYING:
+        agent = agent_class(name)({stream_seed(0, i): pair.actions for i, pair in enumerate(pairs)})
+    outcomes = evaluate(agent, "two_room", pairs, budget_steps=26 if name in REPLAYING else 3)
     assert len(outcomes) == 2
-    if name == "oracle":
+    if name in REPLAYING:
         assert all(outcome.success for outcome in outcomes)
 
 

@@ -47,3 +47,9 @@ def make_policy(task: str, name: str | None = None, noise: float | None = None) 
     if name not in policies:
         raise ValueError(f"{task} has no policy {name!r}; expected one of: {', '.join(policies)}")
     return policies[name](noise)
+
+
+def make_pursuer(task: str) -> Any:
+    """Returns the task's policy without its noise, with `pursue(env, rng, start, goal)` in place of `begin`."""
+    get_task(task)
+    return importlib.import_module(f"collect.policies.{task}").PURSUER()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from envs.cube import CubeEnv
 from envs.cube_models import CUBE_HALF_SIZE
 from envs.cube_simulation import ARM_STARTS, CUBE_POSITION, CUBE_QUATERNION, CUBE_STARTS, quaternion_yaw
+from envs.goal_env import State
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
 NOISE = 0.1  # highest noise level of an episode
@@ -49,15 +51,28 @@ class OraclePolicy:
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
         """Resets `env` to a random state, draws the episode's noise level and the first target."""
+        self._prepare(rng)
+        self._draw_target()
+        return self._started(env, env.reset(seed=int(rng.integers(2**31))))
+
+    def pursue(
+        self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
+    ) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a start and a goal, (61,); `act` then carries the cube to where it is in the goal."""
+        self._prepare(rng)
+        self._set_target(goal[CUBE_POSITION], quaternion_yaw(goal[CUBE_QUATERNION]))
+        return self._started(env, env.reset(options={"state": start, "goal_state": goal}))
+
+    def _prepare(self, rng: np.random.Generator) -> None:
         oracle = importlib.import_module("ogbench.manipspace.oracles.markov.cube_markov").CubeMarkovOracle
         self._rng = rng
         self._level = rng.uniform(0.0, self.noise)
         self._oracle = oracle(env=_Workspace, min_norm=MIN_NORM)
-        self._draw_target()
-        started = env.reset(seed=int(rng.integers(2**31)))
+
+    def _started(self, env: gymnasium.Env[Any, Any], begun: tuple[Obs, dict[str, Any]]) -> tuple[Obs, dict[str, Any]]:
         assert isinstance(env.unwrapped, CubeEnv)
         self._simulation = env.unwrapped.simulation
-        return started
+        return begun
 
     def act(self, info: Info) -> NDArray[np.float32]:
         """Returns the oracle's action (5,) with noise; draws a new target if the oracle is done."""
@@ -88,7 +103,10 @@ class OraclePolicy:
 
     def _draw_target(self) -> None:
         position = np.array([*self._rng.uniform(*CUBE_STARTS), CUBE_HALF_SIZE])
-        self._target = position, self._rng.uniform(0.0, 2.0 * np.pi)
+        self._set_target(position, self._rng.uniform(0.0, 2.0 * np.pi))
+
+    def _set_target(self, position: NDArray[np.float64], yaw: float) -> None:
+        self._target = position, yaw
         with _global_seed(int(self._rng.integers(2**32))):
             self._oracle.reset(None, None)
 
@@ -115,3 +133,5 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 
 POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"oracle": OraclePolicy}
+#: What pursues a goal as well as it can.
+PURSUER = partial(OraclePolicy, noise=0.0)

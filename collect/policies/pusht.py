@@ -16,6 +16,7 @@ their goal.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -50,12 +51,25 @@ class Expert:
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
         """Resets `env` to a random start and a random goal."""
+        self._prepare(rng)
+        return self._reset(env, *draw_start_and_goal(self.config, rng))
+
+    def pursue(
+        self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
+    ) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a start and a goal, (10,), which `act` then pursues."""
+        self._prepare(rng)
+        return self._reset(env, start, goal)
+
+    def _prepare(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._planner = Planner(self.config, rng)
         self._moves: list[Move] = []
         self._placed = False
         self._step = 0
-        start, goal = draw_start_and_goal(self.config, rng)
+
+    @staticmethod
+    def _reset(env: gymnasium.Env[Any, Any], start: State, goal: State) -> tuple[Obs, dict[str, Any]]:
         return env.reset(options={"state": start, "goal_state": goal})
 
     def act(self, info: Info) -> NDArray[np.float32]:
@@ -149,3 +163,7 @@ def _weak(noise: float | None = None) -> Weak:
 
 #: name -> factory of (noise); the first is the default.
 POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"expert": _expert, "weak": _weak}
+#: What pursues a goal as well as it can: at full speed, without noise, whims and detours.
+PURSUER = partial(
+    Expert, ExpertConfig(noise=0.0, whim=0.0, detours=0.0, leisure=0, speeds=(17.0, 17.0), speed_drift=0.0)
+)

@@ -15,6 +15,7 @@ finger can reach, and one in five is a spell of constant random torque instead, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.goal_env import State
 from envs.reacher import finger_position
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
@@ -116,6 +118,19 @@ class SACPolicy:
         self._draw_target()
         return env.reset(seed=int(rng.integers(2**31)))
 
+    def pursue(
+        self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
+    ) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a start and a goal, (6,); `act` then brings the finger to the goal's finger and stays.
+
+        The actor knows positions of the finger alone: with the elbow to the wrong side it arrives, but not in the
+        goal's pose.
+        """
+        self._rng, self._torque, self._age = rng, None, 0
+        self._target = finger_position(goal)
+        self._stay = self._patience = np.iinfo(np.int64).max
+        return env.reset(options={"state": start, "goal_state": goal})
+
     def act(self, info: Info) -> NDArray[np.float32]:
         """Returns a noisy step towards the target, (2,); draws a new target first if the stay on this one is over."""
         state = info["state"]
@@ -140,3 +155,5 @@ class SACPolicy:
 
 
 POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"sac": SACPolicy}
+#: What pursues a goal as well as it can.
+PURSUER = partial(SACPolicy, noise=0.0)

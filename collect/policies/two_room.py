@@ -9,12 +9,14 @@ of 92 frames (targets anywhere would give 60).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.goal_env import State
 from envs.two_room_rooms import CENTRE, Rooms
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
@@ -45,22 +47,26 @@ class ThroughTheDoor:
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
         """Resets `env` to a random start and a random target in the other room."""
-        self._rng = rng
         rooms: Rooms = env.rooms  # type: ignore[attr-defined]
-        across = 0 if rooms.vertical else 1
         start = _random_position(rng, rooms)
-        doors = [np.array([CENTRE, along] if rooms.vertical else [along, CENTRE]) for along, _ in rooms.doors]
-        self._door = min(doors, key=lambda door: float(np.linalg.norm(start - door)))
         while True:
             target = _random_position(rng, rooms)
-            opposite = (start[across] < CENTRE) != (target[across] < CENTRE)
-            walk = np.linalg.norm(start - self._door) + np.linalg.norm(target - self._door)
-            if opposite and walk >= MIN_STEPS * _SPEED:
+            door = _nearest_door(start, rooms)
+            walk = np.linalg.norm(start - door) + np.linalg.norm(target - door)
+            if not _same_room(start, target, rooms) and walk >= MIN_STEPS * _SPEED:
                 break
-        self._target = target
-        self._passed_door = False
+        return self.pursue(env, rng, start, target)
+
+    def pursue(
+        self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
+    ) -> tuple[Obs, dict[str, Any]]:
+        """Resets `env` to a start and a goal, (2,) px; `act` then goes there, straight if it lies in the same room."""
+        rooms: Rooms = env.rooms  # type: ignore[attr-defined]
+        self._rng = rng
+        self._door, self._target = _nearest_door(start, rooms), goal
+        self._passed_door = _same_room(start, goal, rooms)
         self._last: NDArray[np.float32] | None = None
-        return env.reset(options={"state": start, "goal_state": target})
+        return env.reset(options={"state": start, "goal_state": goal})
 
     def act(self, info: Info) -> NDArray[np.float32]:
         """Returns the noisy step towards the way-point."""
@@ -80,7 +86,17 @@ class ThroughTheDoor:
         return bool(info["is_success"])
 
 
-def _random_position(rng: np.random.Generator, rooms: Rooms) -> NDArray[np.float64]:
+def _nearest_door(position: State, rooms: Rooms) -> State:
+    doors = [np.array([CENTRE, along] if rooms.vertical else [along, CENTRE]) for along, _ in rooms.doors]
+    return min(doors, key=lambda door: float(np.linalg.norm(position - door)))
+
+
+def _same_room(one: State, other: State, rooms: Rooms) -> bool:
+    across = 0 if rooms.vertical else 1
+    return bool((one[across] < CENTRE) == (other[across] < CENTRE))
+
+
+def _random_position(rng: np.random.Generator, rooms: Rooms) -> State:
     while True:
         position = rng.uniform(rooms.low, rooms.high, 2)
         if not rooms.near <= position[0 if rooms.vertical else 1] <= rooms.far:
@@ -88,3 +104,5 @@ def _random_position(rng: np.random.Generator, rooms: Rooms) -> NDArray[np.float
 
 
 POLICIES: dict[str, Callable[[float | None], BehaviourPolicy]] = {"heuristic": ThroughTheDoor}
+#: What pursues a goal as well as it can.
+PURSUER = partial(ThroughTheDoor, noise=0.0)
