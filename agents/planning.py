@@ -185,6 +185,14 @@ class PlanningAgent(Trainable, Agent):
         """Goes on with these environments only: the observations that follow are theirs, in this order."""
         self._controller.slots = [self._controller.slots[row] for row in rows]
 
+    def looks(self) -> list[bool]:
+        """Returns for each environment since the last reset whether it will look at the next frame there."""
+        return self._controller.looks()
+
+    def share_stream(self) -> None:
+        """Makes all environments draw from one random stream until the next reset, as in the reference."""
+        self._controller.share_stream()
+
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forgets all plans; `seeds`, one per environment, begin fresh random streams."""
         self._controller.reset(seeds)

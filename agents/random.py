@@ -55,6 +55,10 @@ class RandomAgent:
         """Goes on with the environments in `rows` only, in that order, each with its own stream."""
         self._streams = [self._streams[row] for row in rows]
 
+    def looks(self) -> list[bool]:
+        """Returns that it looks at no frame of any of its environments."""
+        return [False] * len(self._streams)
+
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
         stacked = np.ndim(obs["pixels"]) == 4

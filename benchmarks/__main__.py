@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks import plan_cli
 from lewm_gym import cli
 from lewm_gym.progress import Bars
 from lewm_gym.tasks import TASKS
-
-if TYPE_CHECKING:
-    from lewm_gym.results import Result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,34 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    plan = commands.add_parser("plan", help="measure planning success", description=PLAN_DESCRIPTION)
-    plan.set_defaults(command=_plan)
-    plan.add_argument("run", type=Path, metavar="RUN", help="run folder, e.g. runs/two_room-lewm-0")
-    plan.add_argument("--pairs", type=Path, metavar="FILE", help="pair set to use instead of the one shipped")
-    plan.add_argument(
-        "--offset",
-        type=int,
-        default=25,
-        metavar="STEPS",
-        help="distance of the shipped pairs, environment steps (default: %(default)s)",
-    )
-    plan.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
-    plan.add_argument(
-        "--budget", type=int, metavar="STEPS", help="environment steps allowed (default: twice the distance)"
-    )
-    plan.add_argument("--seed", type=int, default=0, help="seed of the agent's random streams (default: %(default)s)")
-    plan.add_argument(
-        "--n-envs",
-        type=int,
-        default=16,
-        metavar="N",
-        help="environments evaluated at once; changes the speed, not the outcomes (default: %(default)s)",
-    )
-    plan.add_argument(
-        "--out", type=Path, metavar="FILE", help="result, JSON (default: results/<run>-<distance>-seed<seed>.json)"
-    )
-    plan.add_argument("--film", action="store_true", help="film six episodes, beside the result (.mp4 and .png)")
-
+    plan_cli.add_command(commands)
     _add_speed(commands)
     report = commands.add_parser("report", help="render results as one page", description=REPORT_DESCRIPTION)
     report.set_defaults(command=_report)
@@ -123,33 +93,10 @@ SPEED_ENVS_DESCRIPTION = (
     "Steps and renders each task at 224 px on one core, in a process of its own: the median of five repeats, beside "
     "stable-worldmodel's in the same run where that is installed. Writes JSON and prints a table."
 )
-PLAN_DESCRIPTION = (
-    "Puts the agent of a run at the start of held-out start/goal pairs, none solved at the start, and counts how many "
-    "goals it meets within the budget; the random policy gets the same pairs. A killed evaluation resumes."
-)
 REPORT_DESCRIPTION = (
     "Renders result files as one self-contained HTML page and a Markdown file: success with Wilson 95 % intervals "
     "beside the published numbers, training curves, films, and what made each number."
 )
-
-
-def _plan(options: argparse.Namespace) -> int:
-    measure = importlib.import_module("benchmarks.measure").measure
-    with Bars() as bars:
-        result = measure(
-            options.run,
-            pairs=options.pairs,
-            offset_steps=options.offset,
-            episodes=options.episodes,
-            budget_steps=options.budget,
-            seed=options.seed,
-            n_envs=options.n_envs,
-            out=options.out,
-            film=options.film,
-            progress=lambda stage, done, total: bars(stage, done, total, "episode"),
-        )
-    print(summary(result))
-    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -199,22 +146,6 @@ def _speed_models(options: argparse.Namespace) -> int:
     speed.save(options.out, figures, device)
     print(f"\n{speed.table(figures)}\n\n{options.out}")
     return 0
-
-
-def summary(result: Result) -> str:
-    """Returns the result in a few lines for a terminal."""
-    task = importlib.import_module("lewm_gym.tasks").get_task(result.task)
-    agent = importlib.import_module("benchmarks.report").AGENT_TITLES.get(result.agent, result.agent)
-    success, floor = result.success, result.floor_success
-    lines = [
-        f"{task.title}, {agent}: goals {result.offset_steps} steps away, budget {result.budget_steps} steps",
-        f"  success  {success}  {success.successes} of {success.episodes} held-out pairs (Wilson 95 %)",
-    ]
-    if floor is not None:
-        lines.append(f"  random   {floor}  {floor.successes} of {floor.episodes}, the same pairs")
-    per_plan = result.timing.get("seconds_per_plan")
-    lines.append(f"  time     {result.seconds:.0f} s" + (f", {per_plan:.2f} s per plan" if per_plan else ""))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

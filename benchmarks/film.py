@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.plan import PairLike, evaluate
+from benchmarks.environments import PairLike
+from benchmarks.plan import evaluate
 from lewm_gym.files import make_folder
 from lewm_gym.results import Outcome
 from lewm_gym.tasks import Task, get_task
@@ -76,38 +77,38 @@ def record(
     pairs: Sequence[PairLike],
     indices: Sequence[int],
     *,
-    budget_steps: int | None = None,
-    seed: int = 0,
-    n_envs: int = 16,
     progress: Callable[[Outcome], None] | None = None,
-    render_quality: str | None = None,
+    **how: Any,
 ) -> list[Episode]:
     """Returns the episodes of `indices`, played again as `evaluate` plays them: the same seed, the same outcomes.
+
+    An episode is shown up to its first success. Where all draw from one random stream, all are played.
+
+    Args:
+        agent: Who plays.
+        task: The task, or its name.
+        pairs: Starts and goals.
+        indices: Which of them.
+        progress: Called with each outcome as soon as it is known.
+        how: The other arguments of `evaluate`.
 
     Raises:
         ValueError: As `evaluate`.
     """
-    episodes: dict[int, Episode] = {}
+    episodes = {index: Episode(index, np.empty(0, np.uint8)) for index in indices}
 
     def watch(index: int, step: int, obs: Obs, success: bool) -> None:
-        episode = episodes.setdefault(index, Episode(index, np.array(obs["goal"])))
-        episode.frames.append(np.array(obs["pixels"]))
+        if index in episodes:
+            if not step:
+                episodes[index].goal = np.array(obs["goal"])
+            episodes[index].frames.append(np.array(obs["pixels"]))
 
-    outcomes = evaluate(
-        agent,
-        task,
-        pairs,
-        budget_steps=budget_steps,
-        seed=seed,
-        n_envs=n_envs,
-        indices=indices,
-        progress=progress,
-        watch=watch,
-        render_quality=render_quality,
-    )
-    for outcome in outcomes:
-        episodes[outcome.pair].outcome = outcome
-    return [episodes[index] for index in indices]
+    played = range(len(pairs)) if how.get("shared_stream") else indices
+    how = {**how, "strict": False}
+    for outcome in evaluate(agent, task, pairs, indices=played, progress=progress, watch=watch, **how):
+        if outcome.pair in episodes:
+            episodes[outcome.pair].outcome = outcome
+    return list(episodes.values())
 
 
 def film_frames(episodes: Sequence[Episode], title: str) -> list[Frame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class OutcomeLog:
         self.started = lines[0]["started"]
         calls: dict[str, dict[str, Any]] = {}  # the last line of each call has that call's total times
         for line in lines[1:]:
-            outcome = Outcome(line["pair"], line["success"], line["steps"])
+            outcome = Outcome(line["pair"], line["success"], line["steps"], line["strict"])
             self._known.setdefault(line["who"], {})[outcome.pair] = outcome
             calls[line["call"]] = line
         for line in calls.values():
@@ -52,14 +53,13 @@ class OutcomeLog:
                 self.timing[name] = self.timing.get(name, 0.0) + value
 
     def known(self, who: str) -> dict[int, Outcome]:
-        """Returns the outcomes of `who` ("agent" or "floor") by pair."""
+        """Returns the outcomes of `who` ("agent", "floor" or "ceiling") by pair."""
         return dict(self._known.get(who, {}))
 
     def append(self, who: str, outcome: Outcome, call: str, seconds: float, timing: dict[str, float]) -> None:
         """Adds an outcome, with the times that this call has taken so far; it is on disk when this returns."""
         self._known.setdefault(who, {})[outcome.pair] = outcome
-        row = {"who": who, "pair": outcome.pair, "success": outcome.success, "steps": outcome.steps}
-        line = {**row, "call": call, "seconds": round(seconds, 3), "timing": timing}
+        line = {"who": who, **asdict(outcome), "call": call, "seconds": round(seconds, 3), "timing": timing}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

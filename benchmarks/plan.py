@@ -1,87 +1,62 @@
 """Planning success: an agent is put at the start of each pair, shown its goal, and given a budget of steps.
 
 The outcome of a pair is a function of (agent, pair, seed, index of the pair). Each pair has a random stream of its
-own, so that neither the number of environments evaluated at once nor the other pairs change it; with the reference's
-one shared stream, the batch size flips a quarter of the outcomes.
+own, so that neither the number of environments evaluated at once, nor the processes they live in, nor the other pairs
+change it; with the reference's one shared stream, the batch size flips a quarter of the outcomes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.environments import Environments, Frame, PairLike, Rules, View, open_environments
 from lewm_gym.results import Outcome
-from lewm_gym.tasks import Task, get_task
+from lewm_gym.tasks import IMAGE_SIZE, Task, get_task
 from lewm_gym.types import Agent, Obs
 
-
-class PairLike(Protocol):
-    """A start and a goal; `lewm_gym.pairs.Pair` is one."""
-
-    @property
-    def start_state(self) -> NDArray[np.float64]:
-        """(state_size,)."""
-
-    @property
-    def goal_state(self) -> NDArray[np.float64]:
-        """(state_size,)."""
-
-    @property
-    def actions(self) -> NDArray[np.float32]:
-        """(D, action_size), the recorded actions that lead from start to goal."""
-
-
+#: Strict success: the strict goal condition holds after so many steps in a row, within the budget.
+HOLD_STEPS = 5
 #: Called with every frame that the agent sees: pair index, step, observation, whether the goal is met.
 Watch = Callable[[int, int, Obs, bool], None]
 #: Called with each outcome as soon as it is known.
 Progress = Callable[[Outcome], None]
 
-
-class View(NamedTuple):
-    """What an environment shows after a reset or a step."""
-
-    obs: Obs
-    success: bool
+_NOT_DRAWN = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)  # in place of a frame that nobody looks at
 
 
-class Environments:
-    """A row of environments of one task in this process; all that `evaluate` needs of them is these methods."""
+@dataclass(frozen=True)
+class Settings:
+    """How pairs are evaluated, besides the environments' `Rules`.
 
-    def __init__(self, task: Task, count: int, render_quality: str | None = None) -> None:
-        self.action_size = task.action_size
-        self._envs = [self._make(task, render_quality) for _ in range(count)]
+    Attributes:
+        budget_steps: Environment steps allowed.
+        seed: With the pair's index it determines the pair's random stream.
+        n_envs: Environments evaluated at once, at most.
+        workers: Processes they live in; 1 for this one.
+        strict: Whether an episode goes on after its success until it is known whether the goal is held.
+        shared_stream: Whether all environments at once draw from one random stream, as the reference's do; outcomes
+            then depend on one another.
+        solved_starts: Whether starts that satisfy their goal are evaluated like others, as the reference does, instead
+            of refused. What holds before the first step counts for nothing.
+    """
 
-    @staticmethod
-    def _make(task: Task, render_quality: str | None) -> gymnasium.Env[Any, Any]:
-        quality = {} if render_quality is None else {"render_quality": render_quality}
-        # The budget ends an episode here, not Gymnasium's time limit; the checker only slows every first step.
-        return gymnasium.make(f"lewm_gym:{task.env_id}", max_episode_steps=-1, disable_env_checker=True, **quality)
+    budget_steps: int
+    seed: int = 0
+    n_envs: int = 16
+    workers: int = 1
+    strict: bool = True
+    shared_stream: bool = False
+    solved_starts: bool = False
 
-    def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int]) -> list[View]:
-        """Puts environment i at the start of pair i, with its goal."""
-        views = []
-        for env, pair, seed in zip(self._envs, pairs, seeds, strict=False):
-            options = {"state": pair.start_state, "goal_state": pair.goal_state}
-            obs, info = env.reset(seed=seed, options=options)
-            views.append(View(obs, bool(info["is_success"])))
-        return views
-
-    def step(self, rows: Sequence[int], actions: NDArray[np.float32]) -> list[View]:
-        """Applies one action to each environment in `rows`."""
-        views = []
-        for row, action in zip(rows, actions, strict=True):
-            obs, _, _, _, info = self._envs[row].step(action)
-            views.append(View(obs, bool(info["is_success"])))
-        return views
-
-    def close(self) -> None:
-        """Closes them."""
-        for env in self._envs:
-            env.close()
+    def __post_init__(self) -> None:
+        for name in ("budget_steps", "n_envs", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def evaluate(
@@ -90,18 +65,22 @@ def evaluate(
     pairs: Sequence[PairLike],
     *,
     budget_steps: int | None = None,
-    seed: int = 0,
-    n_envs: int = 16,
     indices: Sequence[int] | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
-    render_quality: str | None = None,
+    rules: Rules | None = None,
+    **settings: Any,
 ) -> tuple[Outcome, ...]:
     """Returns the outcome of each pair, in the order of `indices`.
 
-    Success is the task's own test, met at any step within the budget; the episode stops there. An agent with a
-    method `keep(rows)` is told to go on with the unfinished environments of a batch only; any other is fed the
-    last observation of the finished ones until the batch is over, and its actions for them are ignored.
+    Success is the task's own test, met in any step within the budget. Strict success asks more: that the strict
+    condition (`GoalEnv.is_strict_goal`) holds after each of `HOLD_STEPS` consecutive steps within the budget; the agent
+    goes on acting after its first success. Judging it changes no pair's own success.
+
+    An agent with a method `keep(rows)` is told to go on with the unfinished environments of a batch only; any other is
+    fed the last observation of the finished ones until the batch is over, and its actions for them are ignored. An
+    agent with a method `looks()` says which of its environments' next frames it will look at; the others are black. One
+    that does not look at the first frame sees no goal either.
 
     Args:
         agent: Its actions for an environment may depend on what it saw there since `reset(seeds)` and on that
@@ -109,36 +88,33 @@ def evaluate(
         task: The task, or its name.
         pairs: Starts and goals; an index is a position in this sequence.
         budget_steps: Environment steps allowed; default twice the number of recorded actions.
-        seed: With the pair's index it determines the pair's random stream.
-        n_envs: Environments evaluated at once, at most.
         indices: Which pairs; default all.
         progress: Called with each outcome as soon as it is known.
-        watch: Called with every frame.
-        render_quality: How carefully the environment draws: as the frames that the agent was trained on.
+        watch: Called with every frame; all of them are drawn then.
+        rules: How the environments are made.
+        settings: The rest of `Settings`.
 
     Raises:
         ValueError: If a pair is solved at its start, cannot be restored, or an argument is out of range; if the
             agent returns actions of another shape or outside the action space.
+        ChildProcessError: If a worker process dies.
     """
     task = get_task(task) if isinstance(task, str) else task
     indices = [int(index) for index in (range(len(pairs)) if indices is None else indices)]
     if not indices:
         return ()
     budget_steps = 2 * len(pairs[indices[0]].actions) if budget_steps is None else budget_steps
-    if budget_steps < 1 or n_envs < 1:
-        raise ValueError(f"budget_steps and n_envs must be at least 1, got {budget_steps} and {n_envs}")
+    how = Settings(budget_steps, **settings)
     outcomes: dict[int, Outcome] = {}
-    envs = Environments(task, min(n_envs, len(indices)), render_quality)
-    try:
-        _check_unsolved(envs, pairs, indices)
-        for first in range(0, len(indices), n_envs):
-            batch = indices[first : first + n_envs]
-            for outcome in _run_batch(agent, envs, pairs, batch, budget_steps, seed, watch):
+    with open_environments(task, min(how.n_envs, len(indices)), rules, how.workers) as envs:
+        if not how.solved_starts:
+            _check_unsolved(envs, pairs, indices, how.n_envs)
+        for first in range(0, len(indices), how.n_envs):
+            batch = _Batch(agent, envs, pairs, indices[first : first + how.n_envs], how, task.action_size, watch)
+            for outcome in batch.play():
                 outcomes[outcome.pair] = outcome
                 if progress is not None:
                     progress(outcome)
-    finally:
-        envs.close()
     return tuple(outcomes[index] for index in indices)
 
 
@@ -147,9 +123,13 @@ def stream_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _check_unsolved(envs: Environments, pairs: Sequence[PairLike], indices: Sequence[int]) -> None:
+def _check_unsolved(envs: Environments, pairs: Sequence[PairLike], indices: Sequence[int], n_envs: int) -> None:
     """Looks at every start before the first plan: a bad pair should not cost an evaluation."""
-    solved = [index for index in indices if envs.reset([pairs[index]], [0])[0].success]
+    solved = []
+    for first in range(0, len(indices), n_envs):
+        batch = indices[first : first + n_envs]
+        views = envs.reset([pairs[index] for index in batch], [0] * len(batch), [False] * len(batch))
+        solved += [index for index, view in zip(batch, views, strict=True) if view.success]
     if solved:
         raise ValueError(
             f"{len(solved)} of {len(indices)} pairs are solved at the start (the first is pair {solved[0]}); "
@@ -157,56 +137,111 @@ def _check_unsolved(envs: Environments, pairs: Sequence[PairLike], indices: Sequ
         )
 
 
-def _run_batch(
-    agent: Agent,
-    envs: Environments,
-    pairs: Sequence[PairLike],
-    batch: Sequence[int],
-    budget_steps: int,
-    seed: int,
-    watch: Watch | None,
-) -> Iterator[Outcome]:
-    """Yields the outcome of each pair of `batch` as soon as it is known."""
-    seeds = [stream_seed(seed, index) for index in batch]
-    agent.reset(seeds)
-    views = envs.reset([pairs[index] for index in batch], seeds)
-    fed = list(range(len(batch)))  # rows whose observations the agent gets; `running` among them still count
-    running = list(fed)
-    for step in range(budget_steps + 1):
-        if watch is not None:
-            for row in running:
-                watch(batch[row], step, views[row].obs, views[row].success)
-        for row in running:
-            if views[row].success:
-                yield Outcome(batch[row], True, step)
-        unfinished = [row for row in running if not views[row].success]
-        if not unfinished or step == budget_steps:
-            running = unfinished
-            break
-        if len(unfinished) < len(running):
-            running = unfinished
-            fed = _drop_finished(agent, fed, running)
-        actions = _act(agent, [views[row].obs for row in fed], envs.action_size)
-        chosen = actions[[fed.index(row) for row in running]]
-        for row, view in zip(running, envs.step(running, chosen), strict=True):
-            views[row] = view
-    for row in running:
-        yield Outcome(batch[row], False)
+@dataclass
+class _Attempt:
+    """One environment's episode under way."""
+
+    pair: int
+    view: View
+    goal: Frame
+    success_step: int | None = None
+    held: int = 0
+    strict: bool = False
+
+    def note(self, view: View, step: int) -> None:
+        self.view = view
+        if view.success and self.success_step is None:
+            self.success_step = step
+        self.held = self.held + 1 if view.strict else 0
+        self.strict = self.strict or self.held >= HOLD_STEPS
+
+    def is_over(self, step: int, how: Settings) -> bool:
+        steps_left = how.budget_steps - step
+        if not how.strict:
+            return self.success_step is not None or not steps_left
+        can_hold = self.held + steps_left >= HOLD_STEPS
+        return self.strict or not (steps_left and (can_hold or self.success_step is None))
+
+    def outcome(self, how: Settings) -> Outcome:
+        strict = self.strict if how.strict else None
+        return Outcome(self.pair, self.success_step is not None, self.success_step, strict)
 
 
-def _drop_finished(agent: Agent, fed: list[int], running: list[int]) -> list[int]:
-    """Tells the agent which of its environments go on, if it can be told; returns the rows to feed it."""
-    keep = getattr(agent, "keep", None)
-    if keep is None:
-        return fed
-    keep([fed.index(row) for row in running])
-    return list(running)
+@dataclass
+class _Batch:
+    """Environments that are evaluated together."""
+
+    agent: Agent
+    envs: Environments
+    pairs: Sequence[PairLike]
+    indices: Sequence[int]
+    how: Settings
+    action_size: int
+    watch: Watch | None
+    fed: list[int] = field(default_factory=list)  # rows whose observations the agent gets
+
+    def play(self) -> Iterator[Outcome]:
+        """Yields the outcome of each pair as soon as it is known."""
+        attempts = self._begin()
+        running = list(self.fed)
+        for step in range(1, self.how.budget_steps + 1):
+            actions = self._act([attempts[row] for row in self.fed])
+            chosen = actions[[self.fed.index(row) for row in running]]
+            look = dict(zip(self.fed, self._looks(), strict=True))
+            last = step == self.how.budget_steps and self.watch is None  # after which nobody acts
+            views = self.envs.step(running, chosen, [look[row] and not last for row in running])
+            for row, view in zip(running, views, strict=True):
+                attempts[row].note(view, step)
+                self._show(attempts[row], step)
+                if attempts[row].is_over(step, self.how):
+                    yield attempts[row].outcome(self.how)
+            unfinished = [row for row in running if not attempts[row].is_over(step, self.how)]
+            if not unfinished:
+                return
+            if len(unfinished) < len(running):
+                running = unfinished
+                self._drop_finished(running)
+
+    def _begin(self) -> list[_Attempt]:
+        seeds = [stream_seed(self.how.seed, index) for index in self.indices]
+        self.agent.reset(seeds)
+        if self.how.shared_stream and hasattr(self.agent, "share_stream"):
+            self.agent.share_stream()
+        self.fed = list(range(len(self.indices)))
+        views = self.envs.reset([self.pairs[index] for index in self.indices], seeds, self._looks())
+        attempts = []
+        for index, view in zip(self.indices, views, strict=True):
+            attempts.append(_Attempt(index, view, _NOT_DRAWN if view.goal is None else view.goal))
+            self._show(attempts[-1], 0)
+        return attempts
+
+    def _looks(self) -> list[bool]:
+        """Returns for each environment that the agent is fed whether it will look at the next frame."""
+        looks = getattr(self.agent, "looks", None)
+        return [True] * len(self.fed) if looks is None or self.watch is not None else list(looks())
+
+    def _show(self, attempt: _Attempt, step: int) -> None:
+        if self.watch is not None:
+            self.watch(attempt.pair, step, _observation(attempt), attempt.view.success)
+
+    def _drop_finished(self, running: list[int]) -> None:
+        """Tells the agent which of its environments go on, if it can be told."""
+        keep = getattr(self.agent, "keep", None)
+        if keep is not None:
+            keep([self.fed.index(row) for row in running])
+            self.fed = list(running)
+
+    def _act(self, attempts: Sequence[_Attempt]) -> NDArray[np.float32]:
+        observations = [_observation(attempt) for attempt in attempts]
+        actions = np.asarray(
+            self.agent.act({key: np.stack([obs[key] for obs in observations]) for key in ("pixels", "goal")})
+        )
+        expected = (len(observations), self.action_size)
+        if actions.shape != expected:
+            raise ValueError(f"the agent must return actions of shape {expected}, got {actions.shape}")
+        return actions
 
 
-def _act(agent: Agent, observations: list[Obs], action_size: int) -> NDArray[np.float32]:
-    stacked = {key: np.stack([obs[key] for obs in observations]) for key in ("pixels", "goal")}
-    actions = np.asarray(agent.act(stacked))
-    expected = (len(observations), action_size)
-    if actions.shape != expected:
-        raise ValueError(f"the agent must return actions of shape {expected}, got {actions.shape}")
-    return actions
+def _observation(attempt: _Attempt) -> Obs:
+    pixels = attempt.view.pixels
+    return {"pixels": _NOT_DRAWN if pixels is None else pixels, "goal": attempt.goal}

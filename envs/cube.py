@@ -40,12 +40,14 @@ from envs.cube_simulation import (
     VELOCITIES,
     WARM_START,
     Simulation,
+    cube_turn,
     quaternion_yaw,
 )
 from envs.goal_env import Frame, GoalEnv, State
 from envs.mujoco_rendering import SceneRenderer, checker_texels, load_mujoco, package_folder, shared_renderer
 
 SUCCESS_DISTANCE = 0.04  # m
+STRICT_ANGLE = np.radians(15.0)  # besides the distance, for strict success
 #: The cube's centre, m: the walls around the table are at x 0.22 and 0.63, y +-0.38, and it can be lifted over them.
 CUBE_LOW, CUBE_HIGH = np.array([0.1, -0.6, 0.005]), np.array([0.75, 0.6, 0.6])
 JOINT_TOLERANCE = 0.1  # rad beyond a joint's limit, which is soft: 9,000 oracle, random and extreme steps gave 0.02
@@ -152,6 +154,11 @@ class CubeEnv(GoalEnv):
     def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Returns whether the cube's centre is within 0.04 m of the goal's."""
         return np.linalg.norm(achieved - desired, axis=-1) <= SUCCESS_DISTANCE
+
+    def is_strict_goal(self, state: State, goal_state: State) -> bool:
+        """Returns whether the cube is at its goal and also turned like it, within 15 degrees of a look-alike turn."""
+        turned = cube_turn(state[CUBE_QUATERNION], goal_state[CUBE_QUATERNION])
+        return self.is_goal(state, goal_state) and turned <= STRICT_ANGLE
 
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns the cube's position, (3,) m."""

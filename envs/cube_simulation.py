@@ -45,6 +45,21 @@ def quaternion_yaw(quaternion: NDArray[np.float64]) -> float:
     return float(np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)))
 
 
+def cube_turn(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Returns the smallest angle (rad) that makes a cube of rotation `one` look like `other`, each w x y z.
+
+    A cube looks the same in 24 rotations. Of the turn between the two, composed with each of those, the largest real
+    part is found from the sizes of its components alone, sorted: a rotation about a face's axis leaves one of them,
+    one about an edge's mixes two, one about a corner's mixes all four.
+    """
+    w, vector = one[0], -one[1:]  # the inverse of `one`
+    turn = np.array(
+        [w * other[0] - vector @ other[1:], *(w * other[1:] + other[0] * vector + np.cross(vector, other[1:]))]
+    )
+    a, b, c, d = np.sort(np.abs(turn / np.linalg.norm(turn)))[::-1]
+    return float(2.0 * np.arccos(min(1.0, max(a, (a + b) / np.sqrt(2.0), (a + b + c + d) / 2.0))))
+
+
 class Simulation:
     """Steps from one state to the next; nothing is remembered in between.
 

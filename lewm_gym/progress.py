@@ -46,6 +46,10 @@ class Bars:
         """Shows episodes whose frames are averaged down."""
         self("load", ready, total, "episode")
 
+    def on_episodes(self, stage: str, done: int, total: int) -> None:
+        """Shows episodes of an evaluation."""
+        self(stage, done, total, "episode")
+
     def on_log(self, done: int, total: int, latest: dict[str, float]) -> None:
         """Shows training steps and the latest losses."""
         shown = ("loss", "prediction", "sigreg")

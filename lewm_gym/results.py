@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
@@ -16,7 +17,19 @@ from typing import Any
 from lewm_gym.files import atomic_file, make_folder
 
 FORMAT = "lewm-gym result"
-SCHEMA = 1  # raise it when a field changes its meaning, appears or goes
+SCHEMA = 2  # raise it when a field changes its meaning, appears or goes
+#: Names of the rates that a file repeats from its outcomes.
+RATES = (
+    "success",
+    "strict_success",
+    "floor_success",
+    "floor_strict_success",
+    "ceiling_success",
+    "ceiling_strict_success",
+)
+#: How start/goal pairs are chosen and judged: held out, unsolved and a random stream each; as published; or drawn by
+#: the environment itself.
+PROTOCOLS = ("audited", "official", "sampled")
 
 
 @dataclass(frozen=True)
@@ -27,15 +40,19 @@ class Outcome:
         pair: Index in the pair set.
         success: Whether the goal was met within the budget.
         steps: Environment steps until success, None for a failure.
+        strict: Whether the goal was met strictly and held (`benchmarks.plan.evaluate`), None if that was not judged.
     """
 
     pair: int
     success: bool
     steps: int | None = None
+    strict: bool | None = None
 
     def __post_init__(self) -> None:
         if self.success != (self.steps is not None):
             raise ValueError(f"outcome of pair {self.pair}: success={self.success} does not go with steps={self.steps}")
+        if self.strict and not self.success:
+            raise ValueError(f"outcome of pair {self.pair}: strict success without success")
 
 
 @dataclass(frozen=True)
@@ -58,10 +75,20 @@ class Rate:
 
     @classmethod
     def of(cls, outcomes: tuple[Outcome, ...]) -> Rate:
-        """Returns the rate of `outcomes`, at least one."""
-        successes = sum(outcome.success for outcome in outcomes)
-        low, high = wilson_interval(successes, len(outcomes))
-        return cls(successes, len(outcomes), successes / len(outcomes), low, high)
+        """Returns the rate of success of `outcomes`, at least one."""
+        return cls.count([outcome.success for outcome in outcomes])
+
+    @classmethod
+    def strictly(cls, outcomes: tuple[Outcome, ...]) -> Rate | None:
+        """Returns the rate of strict success of `outcomes`, None if there are none or it was not judged."""
+        judged = [outcome.strict for outcome in outcomes if outcome.strict is not None]
+        return cls.count(judged) if judged and len(judged) == len(outcomes) else None
+
+    @classmethod
+    def count(cls, successes: Sequence[bool]) -> Rate:
+        """Returns the share of true ones, of at least one."""
+        low, high = wilson_interval(sum(successes), len(successes))
+        return cls(sum(successes), len(successes), sum(successes) / len(successes), low, high)
 
     def __str__(self) -> str:
         return f"{100 * self.rate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -82,12 +109,13 @@ class Result:
         agent: Name of the agent.
         run: Description of the run folder: its path, preset, training steps and seconds, dataset, loss curves.
         seed: Seed of the agent's random streams.
-        protocol: "audited" (held-out pairs, unsolved at the start, a stream each) or "official" (the reference's).
-        offset_steps: Environment steps between start and goal in the recorded episode.
+        protocol: One of `PROTOCOLS`.
+        offset_steps: Environment steps between start and goal in the recorded episode; 0 where nothing was recorded.
         budget_steps: Environment steps allowed.
         pairs: `{"hash", "source", "count", "seed"}` of the pair set.
         outcomes: One per evaluated pair.
-        floor: The random policy on the same pairs.
+        floor: The random policy on the same pairs; empty if it was not measured.
+        ceiling: The recorded actions, replayed, on the same pairs; likewise.
         timing: `act_seconds` (all calls of the agent), `plans` and `seconds_per_plan` (None if the agent does not say).
         film: Name of the film beside the JSON file, or None.
         kind: What was measured.
@@ -109,6 +137,7 @@ class Result:
     pairs: dict[str, Any]
     outcomes: tuple[Outcome, ...]
     floor: tuple[Outcome, ...]
+    ceiling: tuple[Outcome, ...]
     timing: dict[str, Any]
     film: str | None = None
     kind: str = "plan"
@@ -118,8 +147,11 @@ class Result:
             raise ValueError(f"unknown kind of result {self.kind!r}; expected 'plan'")
         if not self.outcomes:
             raise ValueError("a result needs at least one outcome")
-        if [o.pair for o in self.floor] not in ([], [o.pair for o in self.outcomes]):
-            raise ValueError("the random floor must be measured on the same pairs as the agent")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {self.protocol!r}; expected one of: {', '.join(PROTOCOLS)}")
+        for name, others in (("random floor", self.floor), ("ceiling", self.ceiling)):
+            if [o.pair for o in others] not in ([], [o.pair for o in self.outcomes]):
+                raise ValueError(f"the {name} must be measured on the same pairs as the agent")
 
     @property
     def success(self) -> Rate:
@@ -131,11 +163,26 @@ class Result:
         """The random policy's success rate on the same pairs, None if it was not measured."""
         return Rate.of(self.floor) if self.floor else None
 
+    @property
+    def ceiling_success(self) -> Rate | None:
+        """The success rate of replaying the recorded actions, None if it was not measured."""
+        return Rate.of(self.ceiling) if self.ceiling else None
+
+    def rates(self) -> dict[str, Rate | None]:
+        """Returns every rate that follows from the outcomes, by name; None for those that were not measured."""
+        return {
+            "success": self.success,
+            "strict_success": Rate.strictly(self.outcomes),
+            "floor_success": self.floor_success,
+            "floor_strict_success": Rate.strictly(self.floor),
+            "ceiling_success": self.ceiling_success,
+            "ceiling_strict_success": Rate.strictly(self.ceiling),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Returns the file's content; the success rates repeat what follows from the outcomes, for readers."""
-        floor = self.floor_success
         head = {"format": FORMAT, "schema": SCHEMA, "kind": self.kind}
-        rates = {"success": asdict(self.success), "floor_success": asdict(floor) if floor else None}
+        rates = {name: asdict(rate) if rate else None for name, rate in self.rates().items()}
         return {**head, **rates, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
@@ -159,20 +206,19 @@ class Result:
             age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
             advice = "update LeWM-Gym" if age == "a newer" else "run the benchmark again"
             raise ValueError(f"{path} has {age} result schema ({schema}; this version reads {SCHEMA}): {advice}")
-        derived = {key: data.pop(key, None) for key in ("format", "schema", "success", "floor_success")}
+        derived = {key: data.pop(key, None) for key in ("format", "schema", *RATES)}
         names = {field.name for field in fields(cls)}
         if missing := sorted(names - set(data)):
             raise ValueError(f"{path} lacks {', '.join(missing)}; run the benchmark again")
         if unknown := sorted(set(data) - names):
             raise ValueError(f"{path} has unknown fields {', '.join(unknown)}")
         try:
-            for key in ("outcomes", "floor"):
+            for key in ("outcomes", "floor", "ceiling"):
                 data[key] = tuple(Outcome(**row) for row in data[key])
             result = cls(**data)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        rates = {"success": result.success, "floor_success": result.floor_success}
-        if not all(_agrees(derived[key], rate) for key, rate in rates.items()):
+        if not all(_agrees(derived[key], rate) for key, rate in result.rates().items()):
             raise ValueError(f"{path} contradicts itself: its success rates do not follow from its outcomes")
         return result
 

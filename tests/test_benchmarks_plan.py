@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from agents.random import RandomAgent
 from benchmarks.__main__ import main
-from benchmarks.measure import measure, read_curves
+from benchmarks.environments import Rules
+from benchmarks.measure import measure
 from benchmarks.outcome_log import OutcomeLog
 from benchmarks.plan import evaluate, stream_seed
+from benchmarks.runs import read_curves
 from lewm_gym.pairs import Pair, PairSet, load_shipped
 from lewm_gym.results import Outcome, Result
 
@@ -273,7 +275,7 @@ def test_importing_benchmarks_loads_neither_torch_nor_a_simulator() -> None:
 
 def test_environments_draw_as_they_are_told_to():
     with pytest.raises(ValueError, match="render_quality must be one of"):
-        evaluate(RandomAgent(2), "two_room", PAIRS, render_quality="blurred")
-    assert evaluate(RandomAgent(2), "two_room", PAIRS, render_quality="fast") == evaluate(
+        evaluate(RandomAgent(2), "two_room", PAIRS, rules=Rules("blurred"))
+    assert evaluate(RandomAgent(2), "two_room", PAIRS, rules=Rules("fast")) == evaluate(
         RandomAgent(2), "two_room", PAIRS
     )

@@ -37,6 +37,7 @@ def make_result(**changes: Any) -> Result:
         "pairs": {"hash": "c" * 32, "source": "shipped", "count": 200, "seed": 1},
         "outcomes": outcomes,
         "floor": floor,
+        "ceiling": (),
         "timing": {"act_seconds": 9.0, "plans": 18, "seconds_per_plan": 0.5},
     }
     return Result(**(values | changes))
@@ -84,7 +85,7 @@ def test_result_reads_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "message"), [(0, "older.*run the benchmark again"), (2, "newer.*update"), (None, "older")]
+    ("schema", "message"), [(1, "older.*run the benchmark again"), (3, "newer.*update"), (None, "older")]
 )
 def test_result_of_another_schema_is_refused(tmp_path: Path, schema: Any, message: str) -> None:
     write_json(tmp_path / "r.json", make_result().to_json() | {"schema": schema})

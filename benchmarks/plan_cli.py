@@ -1,0 +1,135 @@
+"""`python -m benchmarks plan RUN`: the command line of planning success."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lewm_gym import cli
+from lewm_gym.progress import Bars
+
+if TYPE_CHECKING:
+    from lewm_gym.results import Rate, Result
+
+DESCRIPTION = (
+    "Puts the agent of a run at the start of start/goal pairs and counts how many goals it meets within the budget; "
+    "the random policy and a replay of the recorded actions get the same pairs. A killed evaluation resumes."
+)
+
+
+def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    """Adds `plan`."""
+    plan = commands.add_parser("plan", help="measure planning success", description=DESCRIPTION)
+    plan.set_defaults(command=_plan)
+    plan.add_argument("run", type=Path, metavar="RUN", help="run folder, e.g. runs/two_room-lewm-0")
+    plan.add_argument(
+        "--protocol",
+        default="audited",
+        metavar="NAME",
+        help="audited: held-out pairs, none solved at the start, a random stream each, strict success too (default); "
+        "official: as published, 50 rows of the training set under the reference's rules",
+    )
+    plan.add_argument(
+        "--sampled-goals",
+        action="store_true",
+        help="starts and goals that the environment draws itself: needs neither pairs nor a dataset",
+    )
+    plan.add_argument("--pairs", type=Path, metavar="FILE", help="pair set to use instead of the one shipped")
+    plan.add_argument("--dataset", type=Path, metavar="FOLDER", help="where the training set lies now (official)")
+    plan.add_argument(
+        "--offset",
+        type=int,
+        nargs="+",
+        default=[25],
+        metavar="STEPS",
+        help="distances of the shipped pairs, environment steps, a result each (default: 25)",
+    )
+    plan.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
+    plan.add_argument(
+        "--budget", type=int, metavar="STEPS", help="environment steps allowed (default: twice the distance)"
+    )
+    plan.add_argument("--seed", type=int, default=0, help="seed of the agent's random streams (default: %(default)s)")
+    plan.add_argument(
+        "--n-envs",
+        type=int,
+        default=16,
+        metavar="N",
+        help="environments evaluated at once; changes the speed, not the outcomes (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that the environments live in; likewise (default: one per core)",
+    )
+    plan.add_argument(
+        "--no-strict",
+        action="store_true",
+        help="end each episode at its success, without judging whether the goal is held; takes up to half as long",
+    )
+    plan.add_argument(
+        "--out", type=Path, metavar="FILE", help="result, JSON (default: results/<run>-<distance>-seed<seed>.json)"
+    )
+    plan.add_argument("--film", action="store_true", help="film six episodes, beside the result (.mp4 and .png)")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    protocol = options.protocol
+    if options.sampled_goals:
+        if protocol != "audited":
+            raise ValueError("--sampled-goals is a protocol of its own; leave out --protocol")
+        protocol = "sampled"
+    if options.out is not None and len(options.offset) > 1:
+        raise ValueError("--out names one result; with several --offset each gets its own name in results/")
+    if options.pairs is not None and len(options.offset) > 1:
+        raise ValueError("--pairs names pairs of one distance; leave out --offset")
+    measure = importlib.import_module("benchmarks.measure").measure
+    for offset in options.offset:
+        with Bars() as bars:
+            result = measure(options.run, progress=bars.on_episodes, **_request(options, protocol, offset))
+        print(summary(result))
+    return 0
+
+
+def _request(options: argparse.Namespace, protocol: str, offset: int) -> dict[str, Any]:
+    return {
+        "protocol": protocol,
+        "pairs": options.pairs,
+        "dataset": options.dataset,
+        "offset_steps": offset,
+        "episodes": options.episodes,
+        "budget_steps": options.budget,
+        "seed": options.seed,
+        "n_envs": options.n_envs,
+        "workers": options.workers,
+        "strict": not options.no_strict,
+        "out": options.out,
+        "film": options.film,
+    }
+
+
+def summary(result: Result) -> str:
+    """Returns the result in a few lines for a terminal."""
+    title = importlib.import_module("lewm_gym.tasks").get_task(result.task).title
+    agent = importlib.import_module("benchmarks.report").AGENT_TITLES.get(result.agent, result.agent)
+    where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals that the environment draws"
+    rates = result.rates()
+    pairs = "held-out pairs" if result.protocol == "audited" else "pairs"
+    lines = [
+        f"{title}, {agent}: {where}, budget {result.budget_steps} steps, protocol {result.protocol}",
+        _line("success", result.success, f"of {result.success.episodes} {pairs} (Wilson 95 %)"),
+        _line("strict", rates["strict_success"], "held for 5 steps"),
+        _line("random", rates["floor_success"], "the same pairs"),
+        _line("replay", rates["ceiling_success"], "the recorded actions"),
+    ]
+    per_plan = result.timing.get("seconds_per_plan")
+    lines.append(f"  time     {result.seconds:.0f} s" + (f", {per_plan:.2f} s per plan" if per_plan else ""))
+    return "\n".join(line for line in lines if line)
+
+
+def _line(name: str, rate: Rate | None, note: str) -> str:
+    return "" if rate is None else f"  {name:<8} {rate}  {rate.successes} {note}"
