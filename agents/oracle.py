@@ -42,8 +42,8 @@ class OracleAgent:
     name: ClassVar[str] = "oracle"
 
     def __init__(self, plans: Mapping[int, NDArray[np.float32]], action_size: int | None = None) -> None:
-        self.plans = {int(seed): np.array(plan, np.float32) for seed, plan in plans.items()}
-        sizes = {plan.shape[1:] for plan in self.plans.values()}
+        self.recorded = {int(seed): np.array(plan, np.float32) for seed, plan in plans.items()}
+        sizes = {plan.shape[1:] for plan in self.recorded.values()}
         if len(sizes) != 1 or len(next(iter(sizes))) != 1 or (action_size and sizes != {(action_size,)}):
             raise ValueError(f"plans must be arrays (steps, {action_size or 'action_size'}), got shapes (.., {sizes})")
         self.action_size = next(iter(sizes))[0]
@@ -68,7 +68,7 @@ class OracleAgent:
         """Writes a run folder that `load` reads, for a task."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {str(seed): torch.from_numpy(plan) for seed, plan in self.plans.items()}
+        tensors = {str(seed): torch.from_numpy(plan) for seed, plan in self.recorded.items()}
         checkpoint.save_tensors(folder / checkpoint.WEIGHTS, tensors)
         checkpoint.save_description(folder, {"agent": self.name, "task": get_task(task).name, "finished": True})
 
@@ -78,10 +78,10 @@ class OracleAgent:
         Raises:
             ValueError: If a seed has no plan.
         """
-        unknown = [seed for seed in seeds or [] if seed not in self.plans]
+        unknown = [seed for seed in seeds or [] if seed not in self.recorded]
         if unknown:
-            raise ValueError(f"the oracle has plans for {len(self.plans)} seeds, none for {unknown[:3]}")
-        self._queues = [list(self.plans[seed]) for seed in seeds or []]
+            raise ValueError(f"the oracle has plans for {len(self.recorded)} seeds, none for {unknown[:3]}")
+        self._queues = [list(self.recorded[seed]) for seed in seeds or []]
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with the environments in `rows` only, in that order."""

@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks plan RUN` and `speed envs|train|plan` measure, `report results/` shows."""
+"""Command line: `plan RUN`, `compare DATASET...` and `speed envs|train|plan` measure, `report results/` shows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from benchmarks import plan_cli
+from benchmarks import compare_cli, plan_cli
 from lewm_gym import cli
 from lewm_gym.progress import Bars
 from lewm_gym.tasks import TASKS
@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     plan_cli.add_command(commands)
     _add_speed(commands)
+    compare_cli.add_command(commands)
     report = commands.add_parser("report", help="render results as one page", description=REPORT_DESCRIPTION)
     report.set_defaults(command=_report)
     report.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="JSON files, or folders of them")

@@ -7,6 +7,7 @@ of 518 px; for another size they are interpolated, bicubically.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -76,6 +77,11 @@ def find_file(file: str | Path | None = None) -> Path | None:
             raise FileNotFoundError(f"there are no DINOv2 weights at {file}; {_advice()}")
         return Path(file)
     return next((place for place in PLACES if place.is_file()), None)
+
+
+def available() -> bool:
+    """Returns whether `load_weights` has somewhere to take them from without a file named: one of PLACES, or timm."""
+    return find_file() is not None or importlib.util.find_spec("timm") is not None
 
 
 def _advice() -> str:

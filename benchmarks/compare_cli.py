@@ -1,0 +1,120 @@
+"""The command line of `python -m benchmarks compare`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from lewm_gym import cli
+from lewm_gym.progress import Bars
+
+DESCRIPTION = (
+    "Trains each agent on each dataset with each seed, evaluates it on the shipped held-out pairs beside a random "
+    "floor and two ceilings, and writes tables. Prints what it will cost, then starts. Whatever is stopped resumes by "
+    "the same command."
+)
+
+
+def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    """Adds the command `compare`."""
+    p = commands.add_parser("compare", help="train, evaluate and tabulate agents side by side", description=DESCRIPTION)
+    p.set_defaults(command=run)
+    p.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset folders, each of another task")
+    p.add_argument("--agents", nargs="+", default=["all"], metavar="NAME", help="all (default), or names")
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of training (default: 0 1 2)")
+    p.add_argument("--preset", default="laptop", help="of every agent (default: %(default)s)")
+    p.add_argument(
+        "--budget-min",
+        type=float,
+        default=10.0,
+        metavar="MIN",
+        help="minutes of optimiser steps for each training; a calibration turns them into steps (default: %(default)s)",
+    )
+    p.add_argument(
+        "--steps",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="optimiser steps instead: N for all, AGENT=N, TASK/AGENT=N",
+    )
+    p.add_argument("--distance", type=int, default=25, metavar="STEPS", help="of the pairs (default: %(default)s)")
+    p.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
+    p.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        dest="settings",
+        metavar="AGENT.NAME=VALUE",
+        help="a setting of an agent in place of its preset's, e.g. gcbc.learning_rate=0.001",
+    )
+    p.add_argument(
+        "--runs", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="run folders (default: %(default)s)"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/compare"),
+        metavar="FOLDER",
+        help="results, calibration.json, compare.json and compare.md (default: %(default)s)",
+    )
+    p.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    steps = _steps(options.steps)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}")
+        importlib.import_module("torch").set_num_threads(options.threads)
+    compare = importlib.import_module("benchmarks.compare")
+    asked = compare.TRAINABLE if options.agents == ["all"] else tuple(options.agents)
+    agents = compare.with_available_features(tuple(asked))
+    if options.agents == ["all"]:  # the control is asked for by name, or where it stands in
+        agents = tuple(name for name in agents if name != "random_vit" or "dino_wm" not in agents)
+    if "dino_wm" in asked and "dino_wm" not in agents:
+        print("no DINOv2 weights here: random_vit, on the features of a random ViT, stands in for dino_wm")
+    comparison = compare.Comparison(
+        datasets=tuple(options.datasets),
+        agents=agents,
+        seeds=tuple(options.seeds),
+        preset=options.preset,
+        budget_min=options.budget_min,
+        steps=steps,
+        offset_steps=options.distance,
+        n_pairs=options.pairs,
+        runs=options.runs,
+        out=options.out,
+        device=options.device,
+        settings=_settings(options.settings),
+    )
+    with Bars() as bars:
+        compare.compare(comparison, print, bars, options.dry_run)
+    return 0
+
+
+def _steps(given: list[str]) -> dict[str, int]:
+    """Returns steps by "task/agent", "agent", or "" for all."""
+    steps = {}
+    for text in given:
+        key, _, number = text.rpartition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"--steps takes N, AGENT=N or TASK/AGENT=N with N at least 1, got {text!r}")
+        steps[key] = int(number)
+    return steps
+
+
+def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns settings by agent."""
+    parse = importlib.import_module("agents.__main__").parse_settings
+    settings: dict[str, dict[str, Any]] = {}
+    for text in given:
+        agent, dot, rest = text.partition(".")
+        if not dot or "=" in agent:
+            raise ValueError(f"--set takes AGENT.NAME=VALUE, got {text!r}")
+        settings.setdefault(agent, {}).update(parse([rest]))
+    return settings

@@ -1,0 +1,166 @@
+"""`python -m benchmarks compare`: trains, evaluates and tabulates in one command, and repeats nothing that is done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+
+from agents import agent_class
+from benchmarks import compare as comparing
+from benchmarks.__main__ import main
+from benchmarks.calibrate import Calibration, calibrate
+from benchmarks.compare import Comparison, compare, with_available_features
+from lewm_gym import checkpoint
+from lewm_gym.nn import dino
+from lewm_gym.training import TrainingDiverged
+
+SMALL = ["batch_size=4", "recalibration_batches=1", "conv_channels=[8,8,8]", "encoder_width=16"]
+LEWM = [*SMALL, "latent_size=8", "projection_width=16", "predictor_mlp_width=16", "sigreg_directions=16"]
+SETTINGS = [f"gcbc.{s}" for s in [*SMALL, "hidden_widths=[16]"]] + [f"lewm.{s}" for s in LEWM]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.collect_two_room(tmp_path_factory.mktemp("compare") / "two_room", episodes=3)
+
+
+@pytest.fixture(scope="module")
+def folder(data):
+    return data.parent
+
+
+def command(folder, *options):
+    fixed = ["--agents", "gcbc", "lewm", "--seeds", "0", "1", "--pairs", "1", "--set", *SETTINGS]
+    places = ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
+    return main(["compare", str(folder / "two_room"), *fixed, *places, *options])
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    assert command(folder, "--steps", "2", "two_room/lewm=1") == 0
+    return folder
+
+
+def test_one_command_gives_a_row_for_every_agent_and_reference(finished):
+    table = json.loads((finished / "out" / "compare.json").read_text())
+    rows = {row["agent"]: row for row in table["rows"]}
+    assert set(rows) == {"random", "oracle", "expert", "gcbc", "lewm"}
+    assert rows["oracle"]["success_mean"] == 1 and rows["oracle"]["seeds"][0]["high"] == 1
+    assert (rows["gcbc"]["steps"], rows["lewm"]["steps"]) == (2, 1)
+    assert [seed["seed"] for seed in rows["gcbc"]["seeds"]] == [0, 1]
+    assert rows["gcbc"]["features"] == "trained with the policy" and rows["gcbc"]["published"] == 100
+    text = (finished / "out" / "compare.md").read_text()
+    assert "## Two-Room: 1 pairs, 25 steps apart, preset laptop" in text and "Unfinished" not in text
+    description = checkpoint.load_description(finished / "runs" / "two_room-gcbc-2steps-seed1")
+    assert description["training"]["steps"] == 2 and description["training"]["seed"] == 1
+
+
+def test_the_table_says_how_to_repeat_it(finished):
+    repeat = json.loads((finished / "out" / "compare.json").read_text())["repeat"]
+    assert "--steps two_room/gcbc=2 two_room/lewm=1" in repeat and "--seeds 0 1" in repeat
+    assert "'gcbc.hidden_widths=[16]'" in repeat
+
+
+def test_what_is_finished_is_not_done_again(finished, capsys):
+    files = [file for file in finished.rglob("*") if file.is_file() and file.name not in ("compare.json", "compare.md")]
+    lost = finished / "out" / "two_room-lewm-1steps-seed1-25-1pairs.json"
+    before = {file: file.stat().st_mtime_ns for file in files if file != lost}
+    outcomes = json.loads(lost.read_text())["outcomes"]
+    lost.unlink()
+    assert command(finished, "--steps", "2", "two_room/lewm=1") == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert json.loads(lost.read_text())["outcomes"] == outcomes
+    said = capsys.readouterr().out
+    assert "left to do: 1 of 7" in said and "[7/7] two_room-lewm-1steps-seed1" in said and "[6/7]" not in said
+
+
+def test_dry_run_says_the_cost_and_writes_nothing(folder, tmp_path, capsys):
+    places = ["--runs", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
+    assert main(["compare", str(folder / "two_room"), "--budget-min", "10", *places, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "18 trainings" in said and "18 x 10 min = 3 h" in said and "200 pairs of two_room" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_budget_becomes_steps_that_a_second_call_uses_again(data, tmp_path, monkeypatch):
+    settings = {"gcbc": {"batch_size": 4, "conv_channels": (8, 8), "encoder_width": 8, "hidden_widths": (8,)}}
+    places = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
+    asked = Comparison((data,), ("gcbc",), budget_min=0.002, n_pairs=1, settings=settings, **places)
+    compare(asked, say=lambda line: None)
+    timed = json.loads((asked.out / "calibration.json").read_text())["two_room/gcbc"]["timed"]
+    steps = Calibration(**timed).steps_within(0.002)
+    assert (asked.runs / f"two_room-gcbc-{steps}steps-seed0" / checkpoint.WEIGHTS).is_file()
+    monkeypatch.setattr(comparing, "calibrate", None)  # would fail if it were asked again
+    assert len(compare(asked, say=lambda line: None)) == 4
+
+
+def test_calibration_rounds_to_two_digits_and_counts_plans():
+    timed = Calibration(seconds_per_step=0.05, seconds_per_choice=2.0, steps_per_choice=25)
+    assert timed.steps_within(10) == 12_000 and Calibration(0.049, 1, 1).steps_within(10) == 12_000
+    assert timed.steps_within(0.0001) == 1 and timed.steps_within(0.04) == 48
+    assert timed.evaluation_seconds(n_pairs=10, budget_steps=50) == 40
+    assert timed.evaluation_seconds(n_pairs=10, budget_steps=51) == 60
+
+
+def test_calibration_measures_a_real_training(data):
+    settings = {"batch_size": 4, "conv_channels": (8, 8), "encoder_width": 8, "hidden_widths": (8,)}
+    timed = calibrate(agent_class("gcbc"), data, "laptop", settings, "cpu", None)
+    assert 0 < timed.seconds_per_step < 5 and 0 < timed.seconds_per_choice < 5 and timed.steps_per_choice == 1
+
+
+def test_a_training_that_diverges_does_not_end_the_others(finished, monkeypatch):
+    train = comparing.train_run
+
+    def diverge(kind, *rest):
+        if kind.name == "lewm":
+            raise TrainingDiverged("the loss is nan")
+        return train(kind, *rest)
+
+    monkeypatch.setattr(comparing, "train_run", diverge)
+    assert command(finished, "--steps", "gcbc=2", "lewm=3") == 0
+    text = (finished / "out" / "compare.md").read_text()
+    assert "two_room-lewm-3steps-seed0 diverged: the loss is nan" in text and "| GCBC |" in text
+
+
+def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
+    monkeypatch.setattr(dino, "available", lambda: False)
+    assert with_available_features(("lewm", "dino_wm", "random_vit")) == ("lewm", "random_vit")
+    monkeypatch.setattr(dino, "available", lambda: True)
+    assert with_available_features(("dino_wm",)) == ("dino_wm",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--agents", "tdmpc"], "unknown agent 'tdmpc'"),
+        (["--agents", "random"], "unknown agent 'random'"),
+        (["--preset", "huge"], "has no preset 'huge'"),
+        (["--seeds", "0", "0"], "none twice"),
+        (["--seeds", "-1"], "must not be negative"),
+        (["--budget-min", "0"], "positive number of minutes"),
+        (["--budget-min", "nan"], "positive number of minutes"),
+        (["--steps", "0"], "N at least 1"),
+        (["--steps", "lewm=many"], "N at least 1"),
+        (["--agents", "lewm", "--steps", "gcbc=2"], "'gcbc', which is not compared"),
+        (["--set", "batch_size=3"], "AGENT.NAME=VALUE"),
+        (["--pairs", "201"], "within 1 and 200"),
+        (["--distance", "33"], "ship at 33 steps"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--device", "warp"], "cannot compute on device"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(data, tmp_path, options, message):
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        main(["compare", str(data), *places, *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_datasets_of_one_task_are_refused(data, tmp_path):
+    other = tiny.collect_two_room(tmp_path / "other", episodes=2)
+    with pytest.raises(ValueError, match="second dataset of two_room"):
+        main(["compare", str(data), str(other), "--out", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="no dataset"):
+        main(["compare", str(tmp_path / "none")])
