@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.planning import PlanningAgent, PlanningConfig
-from agents.trainable import Preset
+from agents.trainable import OnLoad, Preset, split_samplers
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.features import FeatureClips, cached_features
 from lewm_gym.data.files import sha256
 from lewm_gym.nn import dino
 from lewm_gym.nn.frozen import freeze
@@ -45,6 +47,7 @@ class DinoWMConfig:
     context: int = 3  # most frames that the predictor sees, N
     image_size: int = 224  # px that the encoder sees, a multiple of 14
     dino_weights: str = ""  # file of DINOv2's weights; empty: where lewm_gym.nn.dino looks
+    cache_features: bool = False  # compute features once, beside the dataset: 0.75 KiB for each patch of a frame
     action_width: int = 10  # numbers that say the action block to each patch
     predictor_depth: int = 6
     predictor_heads: int = 16
@@ -105,7 +108,9 @@ class DinoWM(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Returns latents (..., Z) of frames (..., h, w, 3) uint8."""
+        """Returns latents (..., Z) of frames (..., h, w, 3) uint8, or of their features as the cache holds them."""
+        if pixels.is_floating_point():
+            return pixels.float()
         images = to_network(pixels.flatten(0, -4), self.config.image_size)
         return self.encoder.tokens(images)[:, 1:].flatten(1).view(*pixels.shape[:-3], -1)
 
@@ -170,6 +175,7 @@ PRESETS = {
     "laptop": Preset(
         DinoWMConfig(
             image_size=56,
+            cache_features=True,
             predictor_depth=2,
             predictor_heads=4,
             predictor_head_width=32,
@@ -200,11 +206,27 @@ class DinoWMAgent(PlanningAgent):
         dino.load_weights(model.encoder, model.config.dino_weights)
 
     @classmethod
+    def samplers(cls, dataset: Dataset, model: DinoWM, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+        """Returns clips of frames, or of features from the cache, which is filled first."""
+        config = model.config
+        if not config.cache_features:
+            return super().samplers(dataset, model, seed, on_load)
+        features = cached_features(dataset, model.encoder, model.encode, on_load)
+
+        def sampler(episodes: Any) -> FeatureClips:
+            return FeatureClips(features, dataset, episodes, config.context + 1, config.frame_skip, seed)
+
+        return split_samplers(dataset, sampler, None)
+
+    @classmethod
     def describe(cls, config: DinoWMConfig) -> dict[str, Any]:
         """Returns which features the run's results rest on."""
         file = dino.find_file(config.dino_weights)
         source = {"file": Path(file).name, "sha256": sha256(file)} if file else {"file": f"timm/{dino.TIMM_NAME}"}
         return {"features": "DINOv2", "features_source": source}
+
+
+RANDOM_VIT_SEED = 0
 
 
 class RandomViTAgent(DinoWMAgent):
@@ -214,13 +236,16 @@ class RandomViTAgent(DinoWMAgent):
 
     @classmethod
     def initialise(cls, model: DinoWM) -> None:
-        """Leaves the random weights.
+        """Sets the random weights: one network for every seed of training, so that all share its features.
 
         Raises:
             ValueError: If weights are named.
         """
         if model.config.dino_weights:
             raise ValueError("random_vit uses no weights; to use dino_weights train dino_wm")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_VIT_SEED)
+            model.encoder.load_state_dict(dino.make_vit(model.config.image_size).state_dict())
 
     @classmethod
     def describe(cls, config: DinoWMConfig) -> dict[str, Any]:

@@ -10,6 +10,8 @@ latents, or a convolutional encoder trained along (preset `laptop`: DINOv2 needs
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ TRAINING = {
         steps=2000, batch_size=64, learning_rate=1e-3, weight_decay=0.0, schedule="cosine", checkpoint_every_s=15.0
     ),
 }
+#: As in the LeWM paper where there are DINOv2 weights; 256 patches of each frame are too many to keep.
+PAPER: dict[str, Any] = {"encoder": "auto", "image_size": 224, "cache_features": False}
 
 
 class GCBC(GoalPolicy):
@@ -46,7 +50,7 @@ class GCBCAgent(PolicyAgent):
 
     name = "gcbc"
     presets = {
-        "paper": Preset(PolicyConfig(encoder="dino", image_size=224), None, TRAINING["paper"]),
+        "paper": Preset(PolicyConfig(**PAPER), None, TRAINING["paper"]),
         "laptop": Preset(PolicyConfig(), None, TRAINING["laptop"]),
     }
     model_class = GCBC

@@ -107,7 +107,7 @@ class GCIQLAgent(PolicyAgent):
 
     name = "gciql"
     presets = {
-        "paper": Preset(GCIQLConfig(encoder="dino", image_size=224), None, gcbc.TRAINING["paper"]),
+        "paper": Preset(GCIQLConfig(**gcbc.PAPER), None, gcbc.TRAINING["paper"]),
         "laptop": Preset(GCIQLConfig(), None, gcbc.TRAINING["laptop"]),
     }
     model_class = GCIQL

@@ -122,7 +122,7 @@ class GCIVLAgent(PolicyAgent):
 
     name = "gcivl"
     presets = {
-        "paper": Preset(GCIVLConfig(encoder="dino", image_size=224), None, gcbc.TRAINING["paper"]),
+        "paper": Preset(GCIVLConfig(**gcbc.PAPER), None, gcbc.TRAINING["paper"]),
         "laptop": Preset(GCIVLConfig(), None, gcbc.TRAINING["laptop"]),
     }
     model_class = GCIVL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from agents.lewm import LeWM, LeWMConfig
 from agents.trainable import OnLoad, Trainable, split_samplers
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.features import FeatureGoals, cached_features
 from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalSampler
 from lewm_gym.nn import dino
 from lewm_gym.nn.conv import ConvEncoder
@@ -26,7 +28,7 @@ from lewm_gym.nn.frozen import freeze
 from lewm_gym.nn.goal_conditioned import MLP, PatchReader, join
 from lewm_gym.nn.images import to_network
 
-ENCODERS = ("scratch", "lewm", "dino")
+ENCODERS = ("scratch", "lewm", "dino", "auto")
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ class PolicyConfig:
 
     action_size: int = 2  # numbers in one action of the environment
     image_size: int = 56  # px that the encoder sees; with encoder "lewm", that model's
-    encoder: str = "scratch"  # one of ENCODERS
+    encoder: str = "scratch"  # one of ENCODERS; auto: dino where there are weights, else scratch
     encoder_run: str = ""  # lewm: run folder of the LeWM or PLDM whose encoder to use
     encoder_config: dict[str, Any] | None = None  # lewm: its configuration, read from its run folder
     dino_weights: str = ""  # dino: file of the weights; empty: where lewm_gym.nn.dino looks
+    cache_features: bool = True  # lewm, dino: compute features once, beside the dataset (lewm_gym/data/features.py)
     encoder_width: int = 256  # scratch, dino: width of what the networks get of a frame
     conv_channels: tuple[int, ...] = (64, 128, 128)  # scratch: channels after each stage
     hidden_widths: tuple[int, ...] = (512, 512, 512)  # of policy and value functions
@@ -88,7 +91,9 @@ class Observer(nn.Module):
             self.trained, self.output_width = nn.Identity(), model.config.latent_size
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Returns frames (n, h, w, 3) uint8 as `trained` takes them."""
+        """Returns frames (n, h, w, 3) uint8 as `trained` takes them; features of the cache are that already."""
+        if pixels.is_floating_point():
+            return pixels.float()
         images = to_network(pixels, self.image_size)
         if self.frozen is None:
             return images
@@ -188,8 +193,13 @@ class PolicyAgent(Trainable, Agent):
 
     @classmethod
     def complete(cls, config: Any, dataset: Dataset) -> Any:
-        """Returns the configuration with the action size, and the frozen encoder's configuration where it has one."""
+        """Returns the configuration with the action size, and with the encoder that there is."""
         config = super().complete(config, dataset)
+        if config.encoder == "auto":
+            found = dino.available() or config.dino_weights
+            if not found:
+                warnings.warn("there are no DINOv2 weights: the encoder is trained from scratch", stacklevel=2)
+            config = dataclasses.replace(config, encoder="dino" if found else "scratch")
         if config.encoder != "lewm":
             return config
         run = checkpoint.load_description(config.encoder_run)
@@ -198,8 +208,8 @@ class PolicyAgent(Trainable, Agent):
                 f"encoder_run must be a run of lewm or pldm; {config.encoder_run} is one of {run['agent']}"
             )
         names = [f.name for f in dataclasses.fields(LeWMConfig)]
-        found = LeWMConfig.from_json({name: run["model"][name] for name in names})
-        return dataclasses.replace(config, encoder_config=dataclasses.asdict(found), image_size=found.image_size)
+        model = LeWMConfig.from_json({name: run["model"][name] for name in names})
+        return dataclasses.replace(config, encoder_config=dataclasses.asdict(model), image_size=model.image_size)
 
     @classmethod
     def initialise(cls, model: Any) -> None:
@@ -229,7 +239,13 @@ class PolicyAgent(Trainable, Agent):
         """Returns transitions with goals found in hindsight, of training and of held-out episodes."""
         value_goals = dataclasses.replace(VALUE_GOALS, discount=getattr(model.config, "discount", VALUE_GOALS.discount))
 
+        options = (value_goals, ACTOR_GOALS, seed)
+        frozen, prepare = model.observer.frozen, model.observer.prepare
+        if frozen is not None and model.config.cache_features:
+            features = cached_features(dataset, frozen, prepare, on_load)
+            return split_samplers(dataset, lambda episodes: FeatureGoals(features, dataset, episodes, *options), None)
+
         def sampler(episodes: Any) -> GoalSampler:
-            return GoalSampler(dataset, episodes, value_goals, ACTOR_GOALS, seed, model.config.image_size)
+            return GoalSampler(dataset, episodes, *options, model.config.image_size)
 
         return split_samplers(dataset, sampler, on_load)

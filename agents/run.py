@@ -68,7 +68,7 @@ def train_run(
     }
     defaults = {"model": _defaults(agent_class.config_class), "training": _defaults(TrainingConfig)}
     if not _finished(folder, description, defaults):
-        model = _make_model(agent_class, model_config, config.seed, dataset)
+        model = _make_model(agent_class, model_config, config.seed, dataset).to(device)
         clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
         _claim(folder, description)  # only now: a command that fails leaves nothing behind
         sinks = make_sinks(description)

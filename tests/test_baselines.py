@@ -90,7 +90,7 @@ def test_pldm_logs_every_term_and_differs_from_lewm_by_its_loss_alone(folder, tm
     assert {k: v.shape for k, v in ours.items() if not k.startswith("inverse.")} == {
         k: v.shape for k, v in theirs.items()
     }
-    with pytest.raises(ValueError, match="no SIGReg"):
+    with pytest.raises(ValueError, match="neither SIGReg"):
         PLDMConfig(sigreg_weight=0.1)
     with pytest.raises(ValueError, match="variance_weight"):
         PLDMConfig(variance_weight=-1.0)
