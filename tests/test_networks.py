@@ -7,6 +7,7 @@ from PIL import Image
 
 from agents.lewm import PRESETS, LeWM, LeWMConfig
 from lewm_gym.nn import vit
+from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, to_frames, to_network
 from lewm_gym.nn.predictor import Predictor
@@ -129,6 +130,13 @@ def test_predictor_output_depends_on_own_and_earlier_actions():
     actions[:, 0] += 1.0
     after = predictor(latents, actions)
     assert (before - after).abs().amax(dim=(0, 2)).min() > 1e-6
+
+
+def test_convolutional_encoder_reads_the_last_map_channel_first():
+    torch.manual_seed(0)
+    encoder = ConvEncoder(16, (4, 6, 8), 5).double()
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(encoder(images), encoder.out(encoder.stages(images).flatten(1)))
 
 
 def test_vit_attends_alike_in_both_precisions():

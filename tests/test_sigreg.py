@@ -69,6 +69,15 @@ def test_gradient_equals_autograd_of_the_definition():
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 
 
+def test_autocast_does_not_round_it():
+    torch.manual_seed(0)
+    latents, sigreg = torch.randn(4, 40, 6), SIGReg(128)
+    directions = sigreg.draw_directions(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sigreg.statistic(latents, directions)
+    assert torch.equal(got, sigreg.statistic(latents, directions))
+
+
 def test_minimising_it_makes_samples_gaussian():
     torch.manual_seed(0)
     latents = (torch.rand(1, 256, 2) ** 3).requires_grad_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lewm_gym.nn.distributed import BatchNorm2d
 
@@ -38,4 +39,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns (n, width)."""
-        return self.out(self.stages(images).flatten(1))
+        maps = self.stages(images)
+        # The last map is read in the order it lies in, height-width-channel, and so come the gradients back; they need
+        # not be reordered then (4 % of the encoder's forward and backward pass on a CPU).
+        weight = self.out.weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, self.out.bias)

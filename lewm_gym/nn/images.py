@@ -43,10 +43,11 @@ def to_network(pixels: Tensor, size: int) -> Tensor:
 
     [0, 1], then ImageNet's mean and std. In memory they stay height-width-channel (torch's `channels_last`).
     """
-    images = average_down(pixels, size).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
-    return images.sub_(255 * mean).div_(255 * std)
+    rows = average_down(pixels, size).flatten(-2).float()
+    # A row's statistics at once: a CPU takes three times as long where a tensor of three numbers is broadcast.
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).repeat(size)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).repeat(size)
+    return rows.sub_(255 * mean).div_(255 * std).unflatten(-1, (size, 3)).permute(0, 3, 1, 2)
 
 
 def to_frames(images: Tensor) -> Tensor:

@@ -58,53 +58,48 @@ class SIGReg(nn.Module):
         return directions / directions.norm(dim=0, keepdim=True)
 
     def statistic(self, latents: Tensor, directions: Tensor) -> Tensor:
-        """Returns the statistic of latents (T, B, Z) along given unit directions (Z, P)."""
-        projected = latents.float() @ directions
-        return _EppsPulley.apply(projected, self.knots, self.gaussian, self.weights).mean()
+        """Returns the statistic of latents (T, B, Z) along given unit directions (Z, P); float32, autocast or not."""
+        with torch.autocast(latents.device.type, enabled=False):
+            projected = latents.float() @ directions
+            return _EppsPulley.apply(projected, self.knots, self.gaussian, self.weights).mean()
 
 
 class _EppsPulley(torch.autograd.Function):
     """T of projections (T, B, P) for each time step and direction, (T, P).
 
-    Written by hand because autograd would keep cosines and sines of shape (T, B, P, knots). The knots are
-    equally spaced, so angles t_k h are reached by turning through t_1 h again and again: one sine, one cosine in all.
+    Written by hand because autograd would keep cosines and sines of shape (T, B, P, knots). A direction's T depends on
+    its own projections alone, so that its gradient is known knot by knot, along with T:
+
+        d T / d h_b = sum_k 2 w_k t_k (imaginary_k cos(t_k h_b) - real_k sin(t_k h_b))    (B cancels the mean's 1 / B)
+
+    The knots are equally spaced, so the angles t_k h are reached by turning through t_1 h again and again: one sine and
+    one cosine in all. At t_0 = 0 both characteristic functions are 1.
     """
 
     @staticmethod
     def forward(ctx: Any, projected: Tensor, knots: Tensor, gaussian: Tensor, weights: Tensor) -> Tensor:
-        cos_means, sin_means = [], []
-        for cos, sin in _turns(projected, knots):
-            cos_means.append(cos.mean(dim=-2))
-            sin_means.append(sin.mean(dim=-2))
-        means = all_mean(torch.stack([torch.stack(cos_means), torch.stack(sin_means)]))  # (2, knots, T, P)
-        shape = (-1,) + (1,) * (projected.ndim - 1)
-        real, imaginary = means[0] - gaussian.view(shape), means[1]
-        ctx.save_for_backward(projected, knots, weights, real, imaginary)
-        ctx.world_size = world_size()
-        return (
-            ctx.world_size
-            * projected.shape[-2]
-            * ((real.square() + imaginary.square()) * weights.view(shape)).sum(dim=0)
-        )
+        cos_step, sin_step = (projected * knots[1]).cos(), (projected * knots[1]).sin()
+        cos, sin = cos_step, sin_step
+        distance = torch.zeros_like(projected[..., 0, :])
+        gradient = torch.zeros_like(projected) if ctx.needs_input_grad[0] else None
+        for k in range(1, len(knots)):
+            if k > 1:
+                turned = torch.addcmul(cos * cos_step, sin, sin_step, value=-1)
+                sin = torch.addcmul(sin * cos_step, cos, sin_step)
+                cos = turned
+            real, imaginary = all_mean(torch.stack([cos.mean(dim=-2), sin.mean(dim=-2)]))
+            real = real - gaussian[k]
+            distance += weights[k] * (real.square() + imaginary.square())
+            if gradient is not None:
+                factor = 2 * weights[k] * knots[k]
+                gradient.addcmul_(cos, (factor * imaginary).unsqueeze(-2))
+                gradient.addcmul_(sin, (factor * real).unsqueeze(-2), value=-1)
+        # Every process's loss holds all of T: gradients are those of the sum over processes (nn/distributed.py).
+        if gradient is not None:
+            ctx.save_for_backward(gradient.mul_(world_size()))
+        return world_size() * projected.shape[-2] * distance
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        projected, knots, weights, real, imaginary = ctx.saved_tensors
-        gradient = torch.zeros_like(projected)
-        # d T / d h_b = sum_k 2 w_k t_k (imaginary_k cos(t_k h_b) - real_k sin(t_k h_b)); B cancels the mean's 1 / B.
-        # Every process's loss holds all of T: gradients are those of the sum over processes (nn/distributed.py).
-        for k, (cos, sin) in enumerate(_turns(projected, knots)):
-            factor = 2 * ctx.world_size * weights[k] * knots[k] * grads[0]
-            gradient.addcmul_(cos, (factor * imaginary[k]).unsqueeze(-2))
-            gradient.addcmul_(sin, (factor * real[k]).unsqueeze(-2), value=-1)
-        return gradient, None, None, None
-
-
-def _turns(projected: Tensor, knots: Tensor) -> Any:
-    """Yields cos(t_k h) and sin(t_k h) for each equally spaced knot t_k, t_0 = 0."""
-    step = projected * (knots[1] - knots[0])
-    cos_step, sin_step = step.cos(), step.sin()
-    cos, sin = torch.ones_like(projected), torch.zeros_like(projected)
-    for _ in range(len(knots)):
-        yield cos, sin
-        cos, sin = cos * cos_step - sin * sin_step, sin * cos_step + cos * sin_step
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].unsqueeze(-2), None, None, None
