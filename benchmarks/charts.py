@@ -12,6 +12,7 @@ from html import escape
 
 WIDTH, HEIGHT = 380, 220  # of a curve's drawing, scaled to its place on the page
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 10, 34  # margins
+COLOURS = 8  # classes c0 to c7 of the page's style
 LOG_RATIO = 20  # a curve that spans more than this factor gets a logarithmic axis
 
 
@@ -23,9 +24,10 @@ class Bar:
         label: What it is of.
         rate: Length of the bar.
         interval: (low, high), or None where there is none.
-        kind: "ours", "floor" or "theirs"; decides the colour.
+        kind: "ours", "seed", "ceiling", "floor" or "theirs"; decides the look.
         note: Small print below the label.
         link: Anchor on the page with what made the number, or None.
+        strict: Rate of strict success, in 0..1, or None.
     """
 
     label: str
@@ -34,6 +36,7 @@ class Bar:
     kind: str
     note: str = ""
     link: str | None = None
+    strict: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ def bars(rows: Sequence[Bar]) -> str:
             low, high = row.interval
             whisker = f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
             text += f" <small>[{100 * low:.1f}, {100 * high:.1f}]</small>"
+        if row.strict is not None:
+            whisker += f'<s style="left:{100 * row.strict:.2f}%"></s>'
+            text += f'<small class="strict">strict {100 * row.strict:.1f}</small>'
         parts.append(
             f'<div class="row {escape(row.kind, quote=True)}"><div class="label">{label}{note}</div>'
             f'<div class="track"><b style="width:{100 * row.rate:.2f}%"></b>{whisker}</div>'
@@ -99,18 +105,32 @@ def curve(title: str, lines: Sequence[Line], x_label: str = "training step") -> 
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>')
     for line in lines:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, line.steps, line.values))
-        style = f"c{line.colour % 4}" + (" dashed" if line.dashed else "")
+        style = f"c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
         if len(line.steps) == 1:
             at = 'cx="{}" cy="{}"'.format(*points.split(","))
             parts.append(f'<circle class="{style}" {at} r="3"><title>{escape(line.label)}</title></circle>')
         else:
             parts.append(f'<polyline class="{style}" points="{points}"><title>{escape(line.label)}</title></polyline>')
     parts.append("</svg>")
-    solid = {line.label: f'<span class="c{line.colour % 4}">{escape(line.label)}</span>' for line in lines}
-    dashed = '<span class="dashed">held-out episodes</span>' if any(line.dashed for line in lines) else ""
-    legend = "".join(solid.values()) + dashed
+    legend = _legend(lines)
     heading = escape(title) + (" <small>log scale</small>" if log else "")
     return f'<figure class="curve"><h4>{heading}</h4>{"".join(parts)}<figcaption>{legend}</figcaption></figure>'
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    """Returns what each line is; a dashed one of a solid one's name is what that was on held-out episodes."""
+    solid = {
+        line.label: f'<span class="c{line.colour % COLOURS}">{escape(line.label)}</span>'
+        for line in lines
+        if not line.dashed
+    }
+    dashed = {
+        "held-out episodes" if line.label in solid else line.label: f"c{0 if line.label in solid else line.colour}"
+        for line in lines
+        if line.dashed
+    }
+    spans = [f'<span class="{colour} dashed">{escape(label)}</span>' for label, colour in dashed.items()]
+    return "".join([*solid.values(), *spans])
 
 
 def _bounds(low: float, high: float, log: bool) -> tuple[float, float]:

@@ -13,7 +13,8 @@ from test_results import make_result
 
 from benchmarks import charts, paper
 from benchmarks.charts import Line
-from benchmarks.report import find_results, write_report
+from benchmarks.groups import Entry, group_entries
+from benchmarks.report import find_results, overview, write_report
 from lewm_gym.results import Outcome, Result, write_json
 
 VOID = {"meta", "link", "img", "line", "br", "hr"}
@@ -92,8 +93,8 @@ def test_page_holds_the_numbers_and_what_made_them(tmp_path: Path) -> None:
     assert "87.0" in page.text and "LeWorldModel, arXiv 2603.19312" in page.text and "50 episodes" in page.text
     assert "sigreg" in page.text and "gradient" not in page.text
     markdown = out.with_suffix(".md").read_text()
-    assert "| **LeWM, laptop, seed 0** | 90.0 | 59.6 to 98.2 |" in markdown
-    assert "| **random policy** | 10.0 | 1.8 to 40.4 |" in markdown
+    assert "| **LeWM, laptop, seed 0** | 90.0 | 59.6 to 98.2 |  |" in markdown
+    assert "| **random policy** | 10.0 | 1.8 to 40.4 |  |" in markdown
     assert "*LeWM* (published) | 87.0" in markdown
 
 
@@ -126,13 +127,13 @@ def test_seeds_are_averaged_and_distances_kept_apart(tmp_path: Path) -> None:
     paths.append(save(tmp_path, "far.json", with_seed(0, 5, offset_steps=50, budget_steps=100)))
     out = write_report(paths, tmp_path / "page.html")
     markdown = out.with_suffix(".md").read_text()
-    assert "**LeWM, laptop, mean of 3 seeds** | 90.0 |  | standard deviation 10.0 points |" in markdown
+    assert "**LeWM, laptop, mean of 3 seeds** | 90.0 |  |  | standard deviation 10.0 points; " in markdown
     near, far = markdown.split("## Two-Room, goals 50 steps away")
     assert near.count("**random policy**") == 1  # the same floor once, not once per seed
     assert "(published)" in near and "(published)" not in far.split("## What made")[0]
     page = out.read_text()
-    assert page.count('<figure class="curve">') == 2  # seeds share a drawing, and a run is drawn once
-    assert page.count("<polyline") == 6 and page.count("<circle") == 3
+    assert page.count('<figure class="curve">') == 3  # seeds share a drawing, a run is drawn once; and distances
+    assert page.count("<polyline") == 6 + 2 and page.count("<circle") == 3
 
 
 def test_the_same_seed_twice_is_not_averaged(tmp_path: Path) -> None:
@@ -142,9 +143,7 @@ def test_the_same_seed_twice_is_not_averaged(tmp_path: Path) -> None:
 
 def test_strings_from_files_are_escaped(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
-    result = with_seed(
-        0, 9, command=bad, protocol=bad, agent=f'"{bad}', hardware={"cpu": bad, "cores": 1, "system": "x | y"}
-    )
+    result = with_seed(0, 9, command=bad, agent=f'"{bad}', hardware={"cpu": bad, "cores": 1, "system": "x | y"})
     result.run["folder"] = bad
     result.run["curves"][f'x"{bad}'] = {"step": [1, 2], "value": [1, 2]}
     path = save(tmp_path, "r.json", result)
@@ -202,3 +201,86 @@ def test_published_numbers_are_the_papers() -> None:
     assert lewm == {"two_room": 87, "reacher": 86, "pusht": 96, "cube": 74}
     assert all(row.protocol and row.source and row.block in paper.BLOCKS for row in paper.PUBLISHED)
     assert not [row for row in paper.published("reacher") if row.agent.startswith("gc")]  # the paper leaves them out
+
+
+def judged(seed: int, successes: int, strict: int, **changes: Any) -> Result:
+    """A result with strict success and a ceiling."""
+    outcomes = tuple(Outcome(i, i < successes, 9 if i < successes else None, i < strict) for i in range(10))
+    ceiling = tuple(Outcome(i, True, 25, i < 7) for i in range(10))
+    return replace(with_seed(seed, successes, **changes), outcomes=outcomes, ceiling=ceiling)
+
+
+def test_strict_success_and_the_ceiling_stand_beside_success(tmp_path: Path) -> None:
+    path = save(tmp_path, "r.json", judged(0, 9, 4))
+    out = write_report([path], tmp_path / "page.html")
+    markdown = out.with_suffix(".md").read_text()
+    assert "| **LeWM, laptop, seed 0** | 90.0 | 59.6 to 98.2 | 40.0 |" in markdown
+    assert "| **replay of the recorded actions** | 100.0 | 72.2 to 100.0 | 70.0 |" in markdown
+    page = out.read_text()
+    assert '<s style="left:40.00%"></s>' in page and "It held 40.0 % for 5 steps." in page
+
+
+def test_overview_has_agents_by_tasks_beside_the_papers_numbers(tmp_path: Path) -> None:
+    paths = [save(tmp_path, f"{s}.json", judged(s, n, 3)) for s, n in ((0, 9), (1, 8))]
+    paths.append(save(tmp_path, "gcbc.json", judged(0, 7, 3, agent="gcbc")))
+    paths.append(save(tmp_path, "pusht.json", judged(0, 5, 3, task="pusht")))
+    paths.append(save(tmp_path, "official.json", judged(0, 10, 3, task="pusht", protocol="official")))
+    table = overview(group_entries([Entry(str(p), p, Result.load(p), None) for p in paths])).splitlines()
+    assert table[0] == "| agent | Two-Room | Push-T |"
+    assert table[2] == "| **LeWM, laptop** | **85.0** ± 7.1 *(87)* | **50.0** *(96)* |"  # the official one is not here
+    assert table[3] == "| **GCBC, laptop** | **70.0** *(100)* |  |"
+    assert table[4] == "| random policy | 10.0 | 10.0 |"
+
+
+MADE = {"command": "python -m benchmarks x", "commit": {"hash": "c" * 40, "dirty": False}, "versions": {}}
+MACHINE = {"cpu": "slide rule", "cores": 2, "memory_gib": 8.0, "system": "Linux", "gpu": None}
+FIGURE = {"preset": "laptop", "how": "ours", "precision": "float32", "seconds": 0.25, "fastest": 0.2, "flops": 5e9}
+SEED = {"seed": 0, "rate": 0.9, "low": 0.8, "high": 0.95, "training_seconds": 600.0, "act_seconds_per_pair": 0.5}
+ROW = {"task": "pusht", "agent": "gcbc", "steps": 900, "success_mean": 0.9, "success_std": None, "published": 75}
+RECORDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "speed": (
+        {"format": "lewm-gym model speed", "figures": [FIGURE | {"what": "plan", "per": 1}], "device": "cpu"},
+        ("A plan", "250", "20", "NVIDIA L40S", "0.98 s"),
+    ),
+    "environments": (
+        {
+            "format": "lewm-gym speed",
+            "rows": [
+                {"task": "cube", "what": "ours", "speed": {"median": 54.2, "low": 53.0, "high": 55.1}, "why_not": None},
+                {"task": "pusht", "what": "ours", "speed": None, "why_not": "no OpenGL"},
+            ],
+        },
+        ("OGBench-Cube", "54", "53 to 55", "not measured: no OpenGL"),
+    ),
+    "comparison": (
+        {"format": "lewm-gym comparison", "options": {"preset": "laptop"}, "repeat": "again", "diverged": {"x": "nan"},
+         "rows": [ROW | {"seeds": [SEED]}]},
+        ("Agents side by side", "GCBC", "90.0 [80.0, 95.0]", "10.0 min", "0.50 s", "x diverged: nan"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_other_measurements_are_shown_with_what_made_them(tmp_path: Path, name: str) -> None:
+    record, texts = RECORDS[name]
+    write_json(tmp_path / "m.json", record | MADE | {"schema": 1, "hardware": MACHINE})
+    write_json(tmp_path / "other.json", {"format": "shopping list"})
+    paths = find_results([tmp_path])
+    assert [path.name for path in paths] == ["m.json"]
+    out = write_report(paths, tmp_path / "page.html")
+    page = Page(out.read_text())
+    for text in (*texts, "python -m benchmarks x", "slide rule", "c" * 12):
+        assert text in page.text, text
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.ids
+    assert "slide rule" in out.with_suffix(".md").read_text()
+
+
+def test_measurements_of_another_schema_or_damaged_are_refused(tmp_path: Path) -> None:
+    record = RECORDS["speed"][0]
+    for change, message in (({"schema": 0}, "an older schema"), ({"schema": 2}, "a newer schema")):
+        write_json(tmp_path / "m.json", record | change)
+        with pytest.raises(ValueError, match=message):
+            write_report([tmp_path / "m.json"], tmp_path / "page.html")
+    write_json(tmp_path / "m.json", {"format": record["format"], "schema": 1})
+    with pytest.raises(ValueError, match=r"m.json is damaged .*figures.*run the benchmark again"):
+        write_report([tmp_path / "m.json"], tmp_path / "page.html")
