@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lewm_gym.data import Dataset, Episode
+from lewm_gym.data import Dataset, Episode, zstd
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, FrameDecoder, pixels_hash
 from lewm_gym.data.episode import check_episode
 from lewm_gym.data.header import Column, Header
@@ -194,8 +194,7 @@ CODECS = [FrameCodec("chw"), FrameCodec("hwc"), FrameCodec("hwc", segment_frames
 
 def decode(decoder, codec, frames, step, name=0):
     out, key = np.empty(codec.stored_shape, np.uint8), codec.key_step(step, len(frames))
-    frame = None if key == step else memoryview(frames[step])
-    decoder.decode_into(out, (name, key), memoryview(frames[key]), frame)
+    decoder.decode_into(out, (name, key), None if key == step else memoryview(frames[key]), [memoryview(frames[step])])
     return out if codec.layout == "hwc" else out.transpose(1, 2, 0)
 
 
@@ -238,13 +237,32 @@ def test_pixels_hash_depends_on_the_pixels_and_not_on_how_they_are_compressed():
     assert pixels_hash(encode(made_up_episode(2), FrameCodec()).frames) not in hashes
 
 
+@pytest.mark.parametrize("kind", ["direct", "portable"])
+def test_both_decompressors_give_frames_that_share_a_key_in_one_go(kind, monkeypatch):
+    if kind == "portable":
+        monkeypatch.setattr(zstd, "_library", lambda: None)
+    elif zstd._library() is None:
+        pytest.skip("python-zstandard brings no C library here")
+    pixels, frames = made_up_episode(0).pixels, encode(made_up_episode(0), FrameCodec()).frames
+    out = np.empty((3, 224, 224, 3), np.uint8)
+    FrameDecoder().decode_into(out, 0, memoryview(frames[0]), [memoryview(frames[step]) for step in (7, 0, 2)])
+    np.testing.assert_array_equal(out, pixels[[7, 0, 2]])
+    for damage in ([frames[3]], [frames[3]] * 3, [frames[3], frames[4][:-20]], [b"", b""]):
+        with pytest.raises(ValueError, match="damaged"):
+            FrameDecoder().decode_into(out[:2], 0, memoryview(frames[0]), damage)
+    flipped = bytearray(frames[3])
+    flipped[-1] ^= 1
+    with pytest.raises(ValueError, match="damaged"):
+        FrameDecoder().decode_into(out[:1], 0, memoryview(frames[0]), [flipped])
+
+
 def test_decoder_forgets_old_episodes_and_still_decodes():
     decoder = FrameDecoder(max_cached=2)
     episodes = [encode(made_up_episode(i), FrameCodec()).frames for i in range(4)]
     for _ in range(2):
         for i, frames in enumerate(episodes):
             np.testing.assert_array_equal(decode(decoder, FrameCodec(), frames, 5, i), made_up_episode(i).pixels[5])
-    assert len(decoder._local.cache) == 2
+    assert len(decoder._local.keys) == 2
 
 
 @pytest.mark.parametrize("record", [{"name": "zip"}, {"layout": "whc"}, {"level": 1, "bits": 8}])
@@ -318,7 +336,7 @@ def test_checksums_can_be_left_out_and_are_noticed_otherwise():
     frames = [bytearray(frame) for frame in encode(made_up_episode(0), FrameCodec()).frames]
     out = np.empty((224, 224, 3), np.uint8)
     frames[3][-1] ^= 1  # of the checksum itself
-    FrameDecoder().decode_into(out, 0, memoryview(frames[0]), memoryview(frames[3]), check=False)
+    FrameDecoder().decode_into(out, 0, memoryview(frames[0]), [memoryview(frames[3])], check=False)
     np.testing.assert_array_equal(out, made_up_episode(0).pixels[3])
     with pytest.raises(ValueError, match="damaged"):
-        FrameDecoder().decode_into(out, 0, memoryview(frames[0]), memoryview(frames[3]))
+        FrameDecoder().decode_into(out, 0, memoryview(frames[0]), [memoryview(frames[3])])

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -140,19 +140,21 @@ class ClipSampler:
             steps = np.arange(self.n_frames) * self.frame_skip
             np.take(self._frames, rows[:, None] + steps, axis=0, out=pixels)
             return
-        whole = None if self.image_size == IMAGE_SIZE else np.empty(self._stored.stored_shape, np.uint8)
-        for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its dictionary
-            index = int(self.episodes[which[j]])
-            for t in range(self.n_frames):
-                self._decode(pixels[j, t], index, int(starts[j]) + t * self.frame_skip, whole)
+        for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its key frames
+            first = int(starts[j])
+            steps = range(first, first + self.n_frames * self.frame_skip, self.frame_skip)
+            self._decode(pixels[j], int(self.episodes[which[j]]), steps)
 
-    def _decode(self, out: NDArray[np.uint8], index: int, step: int, whole: NDArray[np.uint8] | None) -> None:
-        if whole is None:
-            self.dataset.decode_into(out, index, step, check=False)
-        else:
-            self.dataset.decode_into(whole, index, step)
-            planes = whole if self._stored.layout == "chw" else np.ascontiguousarray(whole.transpose(2, 0, 1))
-            out[:] = box_average(planes, self.image_size)
+    def _decode(self, out: NDArray[np.uint8], index: int, steps: Sequence[int]) -> None:
+        """Decodes frames of an episode, averaged down to the size wanted."""
+        if self.image_size == IMAGE_SIZE:
+            self.dataset.decode_into(out, index, steps, check=False)
+            return
+        whole = np.empty((1, *self._stored.stored_shape), np.uint8)
+        for k, step in enumerate(steps):
+            self.dataset.decode_into(whole, index, [step])
+            planes = whole[0] if self._stored.layout == "chw" else np.ascontiguousarray(whole[0].transpose(2, 0, 1))
+            out[k] = box_average(planes, self.image_size)
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decodes all frames into memory if they fit, once; otherwise does nothing.
@@ -179,9 +181,8 @@ class ClipSampler:
             self._frames = frames
 
     def _decode_episode(self, frames: NDArray[np.uint8], k: int) -> None:
-        whole = np.empty(self._stored.stored_shape, np.uint8)
-        for step, row in enumerate(range(self._rows_before[k], self._rows_before[k + 1])):
-            self._decode(frames[row], int(self.episodes[k]), step, whole)
+        rows = frames[self._rows_before[k] : self._rows_before[k + 1]]
+        self._decode(rows, int(self.episodes[k]), range(len(rows)))
 
     # Many batches --------------------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class _Buffers:
         with self._lock:
             self._arrays = [a for a in self._arrays if a.shape == shape]
             for array in self._arrays:
-                if sys.getrefcount(array) == 3:  # the list, this loop's variable and getrefcount's argument
+                if sys.getrefcount(array) <= 3:  # the list, this loop's variable and getrefcount's argument
                     return torch.from_numpy(array)
             array = np.empty(shape, np.uint8)
             if len(self._arrays) < 16:

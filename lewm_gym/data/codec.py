@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from lewm_gym.data.episode import FRAME_SHAPE
+from lewm_gym.data.zstd import make_decompressor
 
 FRAME_BYTES = int(np.prod(FRAME_SHAPE))
 _NAME = "zstd-key-frame"
@@ -155,10 +157,10 @@ def pixels_hash(frames: list[Any]) -> str:
 
 
 class FrameDecoder:
-    """Decodes single frames, keeping the dictionaries of the most recently used keys. Thread-safe.
+    """Decodes single frames, keeping the most recently used keys. Thread-safe.
 
     Args:
-        max_cached: Keys remembered by each thread; one takes about 0.3 MB.
+        max_cached: Keys remembered by each thread; one takes 0.15 MB.
     """
 
     def __init__(self, max_cached: int = 256) -> None:
@@ -166,57 +168,37 @@ class FrameDecoder:
         self._local = threading.local()
 
     def decode_into(
-        self, out: NDArray[np.uint8], name: Any, key: memoryview, frame: memoryview | None, check: bool = True
+        self,
+        out: NDArray[np.uint8],
+        name: Any,
+        key: memoryview | None,
+        frames: Iterable[memoryview],
+        check: bool = True,
     ) -> None:
-        """Decodes one frame.
+        """Decodes frames that share a key, in one go.
 
         Args:
-            out: Where to: contiguous uint8 of the stored shape.
+            out: Where to: contiguous uint8 of the frames' stored shapes, one after another.
             name: Names the key frame, for the cache.
-            key: The key frame, compressed.
-            frame: The frame wanted, compressed; None for the key itself.
+            key: The key frame, compressed; None if the key itself is all that is wanted.
+            frames: The frames wanted, compressed; the key may be among them.
             check: Whether to verify the checksums.
 
         Raises:
             ValueError: If the data are damaged.
         """
-        destination = out.data.cast("B")
-        if not check:
-            key, frame = _without_checksum(key), None if frame is None else _without_checksum(frame)
-        cache = getattr(self._local, "cache", None)
-        if cache is None:
-            cache = self._local.cache = OrderedDict()
-            self._local.plain = zstandard.ZstdDecompressor()
-        try:
-            if frame is None:
-                _decompress(self._local.plain, key, destination)
-                return
-            decompressor = cache.get(name)
-            if decompressor is None:
-                decompressor = cache[name] = self._with_dictionary(key)
-                if len(cache) > self._max_cached:
-                    cache.popitem(last=False)
-            else:
-                cache.move_to_end(name)
-            _decompress(decompressor, frame, destination)
-        except zstandard.ZstdError as error:
-            raise ValueError(f"a compressed frame is damaged ({error})") from None
+        local = self._local
+        if not hasattr(local, "keys"):
+            local.keys, local.zstd = OrderedDict(), make_decompressor()
+        raw = None
+        if key is not None:
+            raw = local.keys.pop(name, None)
+            if raw is None:
+                raw = self._fresh(local.keys)
+                local.zstd.into(raw, key, None, check)
+            local.keys[name] = raw
+        local.zstd.into(out, b"".join(frames), raw, check)
 
-    def _with_dictionary(self, key: memoryview) -> zstandard.ZstdDecompressor:
-        raw = self._local.plain.decompress(key, max_output_size=FRAME_BYTES)
-        dictionary = zstandard.ZstdCompressionDict(raw, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        return zstandard.ZstdDecompressor(dict_data=dictionary)
-
-
-def _without_checksum(frame: memoryview) -> memoryview:
-    """Returns a compressed frame whose checksum is cut off; the fifth byte's third bit says whether there is one."""
-    copy = bytearray(frame[:-4])
-    copy[4] &= 0b1111_1011
-    return memoryview(copy)
-
-
-def _decompress(decompressor: zstandard.ZstdDecompressor, data: memoryview, destination: memoryview) -> None:
-    # readinto writes where the frame belongs; decompress() would allocate, and copying costs as much as decoding
-    with decompressor.stream_reader(data) as reader:
-        if reader.readinto(destination) != FRAME_BYTES:
-            raise ValueError("a compressed frame is damaged (it is too short)")
+    def _fresh(self, keys: OrderedDict[Any, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Returns room for a key: that of the one forgotten for it, since fresh pages cost as much as decoding."""
+        return keys.popitem(last=False)[1] if len(keys) >= self._max_cached else np.empty(FRAME_BYTES, np.uint8)

@@ -158,6 +158,5 @@ class GoalSampler(ClipSampler):
         return pixels.permute(0, 1, 3, 4, 2) if self._frame_shape[0] == 3 else pixels
 
     def _decode_at(self, out: NDArray[np.uint8], which: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
-        whole = None if self.image_size == IMAGE_SIZE else np.empty(self._stored.stored_shape, np.uint8)
-        for j in np.argsort(which, kind="stable").tolist():  # frames of one episode share its dictionary
-            self._decode(out[j], int(self.episodes[which[j]]), int(steps[j]), whole)
+        for j in np.argsort(which, kind="stable").tolist():  # frames of one episode share its key frames
+            self._decode(out[j : j + 1], int(self.episodes[which[j]]), [int(steps[j])])

@@ -109,7 +109,7 @@ def _check_episode(shard: Shard, position: int) -> Iterator[str]:
         for step, frame in enumerate(frames):
             try:
                 key = shard.codec.key_step(step, entry.frames)
-                decoder.decode_into(out, key, frames[key], None if step == key else frame)
+                decoder.decode_into(out, key, None if step == key else frames[key], [frame])
             except ValueError as error:
                 yield f"{where}, step {step}: {error}"
                 return
