@@ -31,8 +31,9 @@ from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
 from lewm_gym.nn.images import to_network
-from lewm_gym.nn.predictor import Cache, Predictor
+from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.resnet import ResNet18
+from lewm_gym.nn.rollout import Rollout
 from lewm_gym.nn.sigreg import SIGReg
 from lewm_gym.nn.vit import ViT
 from lewm_gym.planning.cem import CEMConfig
@@ -128,6 +129,7 @@ class LeWM(nn.Module):
             )
         self.register_buffer("action_mean", torch.zeros(config.action_size))
         self.register_buffer("action_std", torch.ones(config.action_size))
+        self._rollouts: dict[torch.dtype, Rollout] = {}
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Returns latents (..., Z) of frames (..., h, w, 3) uint8."""
@@ -172,32 +174,38 @@ class LeWM(nn.Module):
         """Nothing: LeWM has no target network."""
 
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
-        """Returns predicted latents (B, S, H, Z) of candidate plans.
+        """Returns predicted latents (B, S, H, Z) of candidate plans, float32.
 
-        Each block's prediction joins the context of the next, which keeps the last N frames. What depends on the
-        actions alone is computed once for all steps. While the window grows, keys and values of its frames are kept;
-        once it slides, every frame has a new position, and they are computed afresh.
+        Each block's prediction joins the context of the next, which keeps the last N frames. Computed by
+        `lewm_gym.nn.rollout` with weights rearranged once; under autocast, matrix products in its precision.
 
         Args:
             latents: (B, n, Z), the past and, last, the present, n <= N.
             actions: (B, S, H, A), z-scored.
             past_actions: (B, n - 1, A), z-scored, taken between the given frames; None for n = 1.
+
+        Raises:
+            ValueError: In training mode, where BatchNorm would mix the candidates.
         """
-        n_envs, n_samples, horizon, _ = actions.shape
+        if self.training:
+            raise ValueError("the model is in training mode: call model.eval() before planning with it")
+        n_envs, n_samples = actions.shape[:2]
         blocks = actions.flatten(0, 1)
         if past_actions is not None:
             blocks = torch.cat([past_actions.repeat_interleave(n_samples, dim=0), blocks], dim=1)
-        modulations = self.predictor.modulations(self.action_encoder(blocks))
-        frames = list(latents.repeat_interleave(n_samples, dim=0).split(1, dim=1))
-        caches = [Cache() for _ in modulations]
-        for end in range(len(frames), len(frames) + horizon):
-            start, kept = end - self.config.context, None
-            if start <= 0:
-                start, kept = len(caches[0]), caches
-            window = torch.cat(frames[start:end], dim=1)
-            features = self.predictor.run(window, [m[:, start:end] for m in modulations], kept, last_only=True)
-            frames.append(self.prediction_projector(features))
-        return torch.cat(frames[-horizon:], dim=1).unflatten(0, (n_envs, n_samples))
+        kind = actions.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        with torch.autocast(kind, enabled=False):
+            predicted = self._prepared(dtype)(latents.repeat_interleave(n_samples, dim=0), blocks)
+        return predicted.unflatten(0, (n_envs, n_samples))
+
+    def _prepared(self, dtype: torch.dtype) -> Rollout:
+        """Returns the rollout with the present weights, made anew only when they have changed."""
+        rollout = self._rollouts.get(dtype)
+        if rollout is None or not rollout.is_current:
+            rollout = Rollout(self.action_encoder, self.predictor, self.prediction_projector, dtype)
+            self._rollouts[dtype] = rollout
+        return rollout
 
 
 def _make_encoder(config: LeWMConfig) -> ViT | ResNet18 | ConvEncoder:

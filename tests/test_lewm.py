@@ -13,7 +13,6 @@ from agents.lewm import LeWMAgent
 from agents.planning import PlanningConfig
 from lewm_gym.nn.distributed import BatchNorm1d, BatchNorm2d
 from lewm_gym.nn.images import to_network
-from lewm_gym.nn.predictor import Cache
 from lewm_gym.planning import PLANNERS, CEMConfig
 from lewm_gym.types import Batch
 
@@ -85,18 +84,6 @@ def test_gradient_reaches_the_encoder_through_targets_and_contexts(monkeypatch):
     model.loss(clips())[0].backward()
     assert (latents.grad.abs().sum(dim=(0, 2)) > 0).all()  # the last frame is only ever a target: no stop-gradient
     assert latents.grad[:, 3].abs().max() > 1e-4
-
-
-def test_cached_frames_give_what_the_whole_window_gives_in_training_too():
-    for training in (True, False):
-        predictor = tiny.model(dropout=0.0).predictor.train(training)
-        latents, actions = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
-        whole = predictor(latents, actions)
-        caches, modulations = [Cache() for _ in predictor.blocks], predictor.modulations(actions)
-        for t in range(3):
-            now = slice(t, t + 1)
-            got = predictor.run(latents[:, now], [m[:, now] for m in modulations], caches, last_only=True)
-            torch.testing.assert_close(got[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("predictor_width", [0, 12])
