@@ -142,8 +142,8 @@ class ClipSampler:
             return
         for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its key frames
             first = int(starts[j])
-            steps = range(first, first + self.n_frames * self.frame_skip, self.frame_skip)
-            self._decode(pixels[j], int(self.episodes[which[j]]), steps)
+            wanted = range(first, first + self.n_frames * self.frame_skip, self.frame_skip)
+            self._decode(pixels[j], int(self.episodes[which[j]]), wanted)
 
     def _decode(self, out: NDArray[np.uint8], index: int, steps: Sequence[int]) -> None:
         """Decodes frames of an episode, averaged down to the size wanted."""
