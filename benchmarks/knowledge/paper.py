@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-SOURCE = "LeWorldModel, arXiv 2603.19312, preset `paper`, its own data"
+SOURCE = "LeWorldModel, arXiv 2603.19312, at its own scale, on its own data"
 
 
 class Probed(NamedTuple):

@@ -228,7 +228,7 @@ def fit_mlp(x: NDArray[np.float64], y: NDArray[np.float64], n_kept: int, steps: 
             nn.Linear(HIDDEN, y.shape[1]),
         )
     inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
-    optimizer = torch.optim.AdamW(mlp.parameters(), lr=2e-3, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(mlp.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best: tuple[float, dict[str, Tensor]] = (float("inf"), {})
     for step in range(steps):

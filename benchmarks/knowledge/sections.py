@@ -29,18 +29,17 @@ def probe_section(record: Record, folder: Path) -> Section:
             figures = known[name]._asdict()
             cells = ["" if value is None else f"*{value:.3f}*" for value in figures.values()]
             rows.append([label, "*LeWM in the paper*", *cells])
-    source = "episodes of a collection that it never saw" if record["fresh_episodes"] else "its held-out episodes"
     text = (
         f"Read off the latent of one frame by a linear map and by an MLP, fitted on {record['fit_episodes']} episodes "
-        f"and judged on {record['test_frames']:,} frames of {record['test_episodes']} others that no model was trained "
-        f"on ({source}). Errors are on standardised targets, so that the mean has 1; ± is the standard deviation of "
-        "the episodes' own errors, and brackets hold the 95 % interval of r from resampling episodes. A single frame "
-        f"does not show velocities. The paper: {plain(SOURCE)}."
+        f"and judged on {record['test_frames']:,} frames of {record['test_episodes']} others, on which no model was "
+        "trained. Errors are on standardised targets, so that always answering the mean has 1; ± is the standard "
+        "deviation of the episodes' own errors, and brackets hold the 95 % interval of r from resampling episodes. A "
+        f"single frame does not show velocities. The paper: {plain(SOURCE)}."
     )
     header = ["quantity", "model", "linear MSE", "linear r", "MLP MSE", "MLP r"]
     return Section(
         f"Probing: {_task(record)}",
-        f"{text}\n\n{table(header, rows)}",
+        f"{text}\n\n{table(header, rows, words=2)}",
         _png(record, folder, "Probes of frozen latents."),
     )
 
@@ -75,7 +74,7 @@ def surprise_section(record: Record, folder: Path) -> Section:
     pictures = [
         (f"{model['title']}: mean over trajectories", _surprise_chart(record, model)) for model in record["models"]
     ]
-    return Section(f"Surprise: {_task(record)}", f"{text}\n\n{table(header, rows)}", list(pictures))
+    return Section(f"Surprise: {_task(record)}", f"{text}\n\n{table(header, rows, words=2)}", list(pictures))
 
 
 def _surprise_chart(record: Record, model: Record) -> str:
@@ -108,7 +107,7 @@ def rollout_section(record: Record, folder: Path) -> Section:
             Line("the last frame again", steps, model["copy"]["value"], number + 1),
         ]
         pictures.append((model["title"], charts.curve(f"{model['title']}: open-loop error", lines, "steps ahead")))
-    return Section(f"How far ahead: {_task(record)}", f"{text}\n\n{table(header, rows)}", pictures)
+    return Section(f"How far ahead: {_task(record)}", f"{text}\n\n{table(header, rows, words=2)}", pictures)
 
 
 def curves_section(record: Record, folder: Path) -> Section:
