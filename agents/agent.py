@@ -47,7 +47,7 @@ class Agent(ABC):
         """
         self._goal = None if image is None else self._checked_frames("goal image", image, (3,))
 
-    def act(self, obs: Obs | NDArray[np.uint8]) -> NDArray[np.float32]:
+    def act(self, obs: Obs | NDArray[np.uint8], episode_start: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, or (B, action_size) for a stacked one.
 
         Call it at every step. A changed goal begins a new plan; `reset()` between episodes is only needed where
@@ -56,11 +56,12 @@ class Agent(ABC):
         Args:
             obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3). After `set_goal` the goal may be
                 missing, and pixels may come alone, as an array.
+            episode_start: (B,), true where `obs` is the first of an episode: the old plan is dropped there.
 
         Raises:
             ValueError: For observations of another shape or dtype, or without a goal.
         """
-        return self.predict(obs)[0]
+        return self.predict(obs, episode_start=episode_start)[0]
 
     def predict(
         self,

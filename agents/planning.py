@@ -20,6 +20,7 @@ from agents.devices import choose_device
 from agents.trainable import Trainable, of_description
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
 from lewm_gym.planning.controller import Reply, Request
+from lewm_gym.planning.threads import suited_threads
 from lewm_gym.types import Obs, PlanResult
 
 
@@ -36,6 +37,7 @@ def sum_cost(predicted: Tensor, goal: Tensor) -> Tensor:
 #: (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S)
 LatentCost = Callable[[Tensor, Tensor], Tensor]
 COSTS: dict[str, LatentCost] = {"terminal": terminal_cost, "sum": sum_cost}
+PRECISIONS = ("float32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,11 @@ class PlanningConfig:
     clip_actions: bool = False  # paper: False, candidates may leave the bounds, which hold at the environment's edge
     warm_start: bool = False  # paper: False; begin the search at what is left of the previous plan
     context_frames: int = 1  # paper: 1; up to the model's context, with the actions taken between them
+    precision: str = "float32"  # of the rollout's matrix products, one of PRECISIONS; latents and costs are float32
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
         if self.cost not in COSTS:
             raise ValueError(f"cost must be one of {tuple(COSTS)}, not {self.cost!r}")
         if not 1 <= self.execute_blocks <= self.horizon_blocks:
@@ -244,14 +249,23 @@ class PlanningAgent(Trainable, Agent):
             past = self._past(requests)
             options = {} if past is None else {"past_actions": past}
 
+            def rollout(actions: Tensor) -> Tensor:
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.planning.precision == "bf16", cache_enabled=False
+                ):
+                    return self.model.rollout(context, self._within_bounds(actions), **options).float()
+
             def cost(actions: Tensor) -> Tensor:
-                return self._cost(self.model.rollout(context, self._within_bounds(actions), **options), goal)
+                # A step predicts one latent for each candidate of each environment.
+                numbers = actions.shape[0] * actions.shape[1] * goal.shape[-1]
+                with suited_threads(numbers) if self.device.type == "cpu" else contextlib.nullcontext():
+                    return self._cost(rollout(actions), goal)
 
             mean, std = self._proposal(requests)
             with torch.no_grad() if gradient else contextlib.nullcontext():
                 found = self._planner.plan(cost, mean, std, [r.generator for r in requests], deadline)
             blocks = self._within_bounds(found.actions)
-            predicted = self.model.rollout(context, blocks.unsqueeze(1), **options)[:, 0]
+            predicted = rollout(blocks.unsqueeze(1))[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)
 
     def _proposal(self, requests: list[Request]) -> tuple[Tensor, Tensor]:

@@ -254,6 +254,19 @@ def test_every_planner_drives_the_agent(name):
     assert PlanningConfig.from_json(agent.planning.to_json()) == agent.planning
 
 
+def test_bf16_plans_nearly_what_float32_plans_and_leaves_the_threads_as_they_were():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plans = [with_planning(precision=precision).plan(tiny.observation())[0] for precision in ("float32", "bf16")]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    exact, rounded = plans
+    assert 0 < np.abs(rounded.latents - exact.latents).max() < 0.2 * np.abs(exact.latents).max()
+    assert rounded.cost[-1] == pytest.approx(exact.cost[-1], rel=0.1)
+
+
 def test_cost_of_ones_own_is_what_is_minimised():
     made = tiny.model()
     seen = []
@@ -294,7 +307,7 @@ def test_goal_can_be_set_where_observations_have_none():
 
 
 def test_bad_planning_settings_are_refused():
-    for bad in ({"cost": "mean"}, {"execute_blocks": 6}, {"context_frames": 0}, {"search": 3}):
+    for bad in ({"cost": "mean"}, {"precision": "fp8"}, {"execute_blocks": 6}, {"context_frames": 0}, {"search": 3}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PlanningConfig(**bad)
     with pytest.raises(ValueError, match="exceeds the model's context"):
