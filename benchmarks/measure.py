@@ -173,9 +173,7 @@ def _film(job: Job, agent: Agent, outcomes: Sequence[Outcome], path: Path, progr
     chosen = films.choose(outcomes)
     played = len(job.pairs) if job.settings.shared_stream else len(chosen)
     advance = counter(progress, FILM_STAGE, played + 1)  # the last one is the encoding
-    episodes = films.record(
-        agent, job.task, job.pairs, chosen, progress=lambda _: advance(), rules=job.rules, **as_arguments(job)
-    )
+    episodes = films.record(agent, job.task, job.pairs, chosen, progress=advance, rules=job.rules, **as_arguments(job))
     films.write_film(path, episodes, job.task)
     advance()
 

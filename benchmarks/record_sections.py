@@ -158,7 +158,8 @@ def _where(record: Record) -> str:
 def comparison_section(record: Record, folder: Path) -> Section:
     """Returns agents side by side, a table and a chart per task; the paper's numbers in italics."""
     header = ["", "success %", "std", "each seed, Wilson 95 %", "steps", "training", "act, per pair", "*paper*"]
-    parts, pictures = [], []
+    parts: list[str] = []
+    pictures: list[tuple[str, str | bytes]] = []
     for task in dict.fromkeys(row["task"] for row in record["rows"]):
         mine = [row for row in record["rows"] if row["task"] == task]
         mine.sort(key=lambda row: (row["steps"] is None, -row["success_mean"]))
@@ -196,7 +197,8 @@ def _bars(rows: list[Record]) -> str:
     for row in rows:
         interval = (min(seed["low"] for seed in row["seeds"]), max(seed["high"] for seed in row["seeds"]))
         kind = "ours" if row["steps"] else "floor" if row["agent"] == "random" else "ceiling"
-        bars.append(Bar(AGENT_TITLES.get(row["agent"], row["agent"]), row["success_mean"], interval, kind))
+        name = str(row["agent"])
+        bars.append(Bar(AGENT_TITLES.get(name, name), row["success_mean"], interval, kind))
     return charts.bars(bars)
 
 

@@ -107,11 +107,11 @@ def as_arguments(job: Job) -> dict[str, Any]:
     return {field.name: getattr(job.settings, field.name) for field in dataclasses.fields(job.settings)}
 
 
-def counter(progress: Stage | None, stage: str, total: int, done: int = 0) -> Callable[[], None]:
-    """Reports `done` of `total`, and returns what reports one more at each call."""
+def counter(progress: Stage | None, stage: str, total: int, done: int = 0) -> Callable[..., None]:
+    """Reports `done` of `total`, and returns what reports one more at each call, whatever it is called with."""
     steps = itertools.count(done)
 
-    def advance() -> None:
+    def advance(*_: object) -> None:
         current = next(steps)
         if progress is not None:
             progress(stage, current, total)

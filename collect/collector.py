@@ -16,6 +16,7 @@ from lewm_gym.tasks import get_task
 
 #: Seed of the evaluation pairs; no dataset may be collected with it, so that no agent has trained on them.
 RESERVED_SEED = 4_000_000_007
+TUNING_SEED = 4_000_000_019  # of pairs that settings are chosen on, so that they are not chosen on those that count
 
 #: Called with (episodes finished, frames finished) since the start, and the number of episodes to come in all.
 Progress = Callable[[int, int, int], None]
@@ -122,8 +123,8 @@ def collect_from(
     for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if header.seed == RESERVED_SEED:
-        raise ValueError(f"seed {RESERVED_SEED} is reserved for evaluation pairs: choose another one")
+    if header.seed in (RESERVED_SEED, TUNING_SEED):
+        raise ValueError(f"seed {header.seed} is reserved for evaluation pairs: choose another one")
     folder = Path(folder)
     with open_writer(folder, header, range(first, first + episodes)) as writer:
         changed = bool(writer.missing)

@@ -15,6 +15,8 @@ from lewm_gym.results import write_json
 
 SCHEMA = 1  # raise it when a field changes its meaning, appears or goes
 KINDS = ("probe", "surprise", "decode", "latent map", "rollout error", "straightness", "curves")
+#: Records of the other measurements that write in this form.
+OTHER_KINDS = ("shift", "lambda", "ablation", "equal flops")
 _PREFIX = "lewm-gym "
 
 Json = dict[str, Any]
@@ -24,11 +26,11 @@ class Record:
     """A record in the making; the clock starts when it is made.
 
     Args:
-        kind: One of KINDS.
+        kind: One of KINDS or OTHER_KINDS.
     """
 
     def __init__(self, kind: str) -> None:
-        assert kind in KINDS
+        assert kind in KINDS + OTHER_KINDS
         self._kind = kind
         self._began = time.perf_counter()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
