@@ -38,7 +38,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 VERBS = {
-    "probe": ["probe", "lewm", "pldm", "data", "--steps", "5"],
+    "probe": ["probe", "lewm", "pldm", "data", "--steps", "5", "--control"],
     "surprise": ["surprise", "lewm", "--trajectories", "2"],
     "rollout": ["rollout", "lewm", "pldm", "data", "--horizon", "3"],
     "decode": ["decode", "lewm", "data", "--steps", "2", "--frames", "32", "--episodes", "1", "--horizon", "3"],
@@ -88,6 +88,17 @@ def test_verb_writes_a_record_and_pictures_and_the_report_can_show_it(
         assert picture.startswith(b"\x89PNG") if isinstance(picture, bytes) else "<svg" in picture
     names = [record["picture"]] if "picture" in record else list(record["pictures"].values())
     assert all(Path("results", name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_a_control_is_the_same_network_without_what_was_learned(line: Path) -> None:
+    (world,) = load_worlds([line / "lewm"])
+    control = world.control()
+    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    assert control.title == "LeWM, laptop, seed 0: untrained network"
+    assert control.encode(frames).shape == world.encode(frames).shape
+    assert (control.encode(frames) != world.encode(frames)).any()
+    assert (control.encode(frames) == world.control().encode(frames)).all()
+    assert control.describe()["weights"] is None and world.describe()["weights"]
 
 
 def test_every_kind_of_record_has_a_section() -> None:

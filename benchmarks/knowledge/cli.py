@@ -23,6 +23,7 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     _add_count(probe, "--fit-episodes", 200, "episodes to fit probes on, at most")
     _add_count(probe, "--episodes", 50, "episodes to judge them on, at most")
     _add_count(probe, "--steps", 1500, "optimiser steps of an MLP probe")
+    probe.add_argument("--control", action="store_true", help="probe the first run's network with random weights too")
 
     surprise = _add(commands, "surprise", _surprise, "violation of expectation: colour changes and teleports", SURPRISE)
     _add_runs(surprise, several=True)
@@ -116,6 +117,7 @@ def _probe(options: argparse.Namespace, progress: Any) -> Json:
         fit_episodes=options.fit_episodes,
         test_episodes=options.episodes,
         mlp_steps=options.steps,
+        control=options.control,
         device=options.device,
         out=options.out,
         progress=progress,

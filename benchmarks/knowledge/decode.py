@@ -41,9 +41,9 @@ OFFSET_STEPS = 25  # of the pairs that plans are shown for
 class DecoderConfig:
     """Size and training of the decoder."""
 
-    width: int = 96
+    width: int = 64
     depth: int = 3
-    heads: int = 3
+    heads: int = 2
     frames: int = 3000  # at most, that it learns from
     steps: int = 1000
     batch_size: int = 32

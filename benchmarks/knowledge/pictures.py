@@ -15,6 +15,7 @@ from lewm_gym.tasks import TASKS
 
 COLOURS = ("#0f766e", "#c2410c", "#4f46e5", "#a21caf")  # as on the report's page
 QUIET = "#6b645f"
+PLACE_UNITS = {"two_room": "px", "pusht": "px of the arena", "cube": "m", "reacher": "lengths of a link"}
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -237,11 +238,13 @@ def draw_map(record: dict[str, Any], path: Path) -> None:
             key, axis = axes[0][2 * number], axes[0][2 * number + 1]
             colours = plane_colours(values)
             key.scatter(*values.T, c=colours, s=26, marker="s", linewidths=0)
-            key.set(title=f"where the {name} is", xlabel="x", ylabel="y", aspect="equal")
+            unit = PLACE_UNITS.get(record["task"], "")
+            key.set(title=f"where the {name} is", xlabel=f"x, {unit}", ylabel=f"y, {unit}", aspect="equal")
             if record["task"] in ("two_room", "pusht"):  # pictures have y downwards
                 key.invert_yaxis()
             axis.scatter(*layout.T, c=colours, s=size, linewidths=0)
-            axis.set(title=f"latents, coloured by the {name}", xticks=[], yticks=[], aspect="equal")
+            axis.set(title=f"latents, coloured by the {name}", xticks=[], yticks=[])
+            axis.set_aspect("equal", adjustable="datalim")
             axis.grid(visible=False)
 
 

@@ -61,6 +61,7 @@ def measure_probes(
     fit_episodes: int = 200,
     test_episodes: int = 50,
     mlp_steps: int = 1500,
+    control: bool = False,
     device: str | None = None,
     out: Path,
     progress: Progress | None = None,
@@ -73,6 +74,7 @@ def measure_probes(
         fit_episodes: How many to fit probes on, at most.
         test_episodes: How many to judge them on, at most, all unseen by every run.
         mlp_steps: Optimiser steps of an MLP probe.
+        control: Whether to probe the first run's network with random weights too.
         device: Where to compute.
         out: JSON file; pictures go beside it.
         progress: Called with (stage, done, total).
@@ -86,6 +88,7 @@ def measure_probes(
     dataset = open_dataset(dataset_folder, worlds)
     episodes = divide(dataset, worlds, fit_episodes, test_episodes)
     stride = max(world.frame_skip for world in worlds)
+    worlds += [worlds[0].control()] if control else []
     chosen = np.concatenate([episodes.fit, episodes.test])
     latents: list[Groups] = [[] for _ in worlds]
     targets: dict[str, Groups] = {name: [] for name in quantity_names(dataset)}

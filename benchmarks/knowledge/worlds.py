@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ class World:
         folder: The run folder.
         description: Its `run.json`.
         agent: The agent that plans in it.
+        untrained: Whether it is a control: the run's network with random weights.
     """
 
     folder: Path
     description: dict[str, Any]
     agent: Any
+    untrained: bool = False
 
     @property
     def model(self) -> Any:
@@ -60,7 +63,15 @@ class World:
     @property
     def title(self) -> str:
         """Agent, preset and training seed, e.g. `LeWM, laptop, seed 0`."""
-        return title_of_run(self.description)
+        title = title_of_run(self.description)
+        return f"{title}: untrained network" if self.untrained else title
+
+    def control(self) -> World:
+        """Returns the same network with random weights: what the architecture gives without any learning."""
+        torch.manual_seed(0)
+        agent = copy.copy(self.agent)
+        agent.model = type(self.model)(self.model.config).to(self.agent.device).eval()
+        return World(self.folder, self.description, agent, untrained=True)
 
     @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> Tensor:
@@ -97,7 +108,7 @@ class World:
         return {
             "folder": str(self.folder),
             "title": self.title,
-            "weights": weights_hash(self.folder),
+            "weights": None if self.untrained else weights_hash(self.folder),
             "steps": training.get("steps"),
             "batch_size": training.get("batch_size"),
             **said,
