@@ -127,14 +127,15 @@ class DinoWM(nn.Module):
     def _block_statistics(self) -> tuple[Tensor, Tensor]:
         return self.action_mean.repeat(self.config.frame_skip), self.action_std.repeat(self.config.frame_skip)
 
-    def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, actions: Tensor, last_only: bool = False) -> Tensor:
         """Returns the latents that follow: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
 
-        Output t predicts the latent after latent t and block t, from inputs up to t.
+        Output t predicts the latent after latent t and block t, from inputs up to t. With `last_only` the last output
+        alone is computed, (B, 1, Z).
         """
         patches = latents.unflatten(-1, (self.config.n_patches, dino.WIDTH))
         said = self.action_encoder(actions).unsqueeze(-2).expand(*patches.shape[:-1], -1)
-        return self.out(self.predictor(torch.cat([patches, said], dim=-1))).flatten(-2)
+        return self.out(self.predictor(torch.cat([patches, said], dim=-1), last_only)).flatten(-2)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the prediction error of a batch of clips, and beside it that of predicting no change."""
@@ -161,7 +162,7 @@ class DinoWM(nn.Module):
         frames = list(latents.repeat_interleave(n_samples, dim=0).split(1, dim=1))
         for end in range(len(frames), len(frames) + horizon):
             window = slice(max(0, end - self.config.context), end)
-            frames.append(self.predict(torch.cat(frames[window], dim=1), blocks[:, window])[:, -1:])
+            frames.append(self.predict(torch.cat(frames[window], dim=1), blocks[:, window], last_only=True))
         return torch.cat(frames[-horizon:], dim=1).unflatten(0, (n_envs, n_samples))
 
 

@@ -44,14 +44,19 @@ class PatchPredictor(nn.Module):
         frame = torch.arange(context).repeat_interleave(n_patches)
         self.register_buffer("mask", frame[:, None] >= frame[None, :], persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Returns (B, N, P, width), N no more than the context."""
+    def forward(self, tokens: Tensor, last_only: bool = False) -> Tensor:
+        """Returns (B, N, P, width), N no more than the context; (B, 1, P, width) of the last frame if `last_only`.
+
+        The other frames of the last block serve its attention alone: a rollout, which needs the last one, skips them.
+        """
         n_frames, n_patches = tokens.shape[1:3]
         x = (tokens + self.positions[:, :n_frames]).flatten(1, 2)
         mask = self.mask[: x.shape[1], : x.shape[1]] if n_frames > 1 else None
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, mask)
-        return self.norm(x).unflatten(1, (n_frames, n_patches))
+        x = last(x, None, n_patches) if last_only else last(x, mask)
+        return self.norm(x).unflatten(1, (-1, n_patches))
 
 
 class _Block(nn.Module):
@@ -72,9 +77,10 @@ class _Block(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns (B, tokens, width)."""
+    def forward(self, x: Tensor, mask: Tensor | None, n_last: int = 0) -> Tensor:
+        """Returns (B, tokens, width), or the last `n_last` tokens where that is not 0; the mask is for all of them."""
         query, key, value = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, x = query[:, :, -n_last:], x[:, -n_last:]
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
