@@ -16,6 +16,7 @@ from lewm_gym import checkpoint, training
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.diagnostics import collapse_warning, latent_statistics
 from lewm_gym.training import TrainingConfig, TrainingDiverged
+from lewm_gym.types import Batch
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +257,49 @@ def test_failed_write_leaves_neither_a_partial_nor_a_damaged_file(tmp_path, monk
 # What the log says -------------------------------------------------------------------------------------------
 
 
-def test_collapse_is_seen_and_warned_of(dataset, tmp_path):
+LEARNING = {"steps": 120, "learning_rate": 3e-3, "validate_every_steps": 120, "batch_size": 16, "schedule": "cosine"}
+
+
+def test_collapse_without_sigreg_is_seen_and_warned_of(dataset, tmp_path):
     with pytest.warns(RuntimeWarning, match="collapsed"):
-        run(dataset, tmp_path / "run", sigreg_weight=0.0, steps=150, learning_rate=3e-3, validate_every_steps=150)
+        run(dataset, tmp_path / "run", sigreg_weight=0.0, **LEARNING)
     last = training.read_log(tmp_path / "run" / checkpoint.LOG)[-1]
     assert last["validation_latent_std"] < 0.1
+
+
+class OnePicture:
+    """Clips that all show one grey picture."""
+
+    def batch(self, step, batch_size):
+        actions = torch.rand(batch_size, 3, 10, generator=torch.Generator().manual_seed(step))
+        return Batch(torch.full((batch_size, 4, 56, 56, 3), 127, dtype=torch.uint8), actions)
+
+    def batches(self, start_step, n_steps, batch_size, rank=0, world_size=1):
+        return (self.batch(step, batch_size) for step in range(start_step, start_step + n_steps))
+
+
+def test_training_on_one_picture_collapses_and_is_warned_of(tmp_path):
+    config = TrainingConfig(steps=20, batch_size=8, validate_every_steps=20)
+    with pytest.warns(RuntimeWarning, match="collapsed.*more than one picture"):
+        training.train(tiny.model(), OnePicture(), OnePicture(), config, tmp_path)
+    last = training.read_log(tmp_path / checkpoint.LOG)[-1]
+    assert last["validation_latent_std"] < 0.1
+    assert last["validation_effective_rank"] < 1.5
+    assert last["validation_sigreg"] > 0.4 * 8  # a single point's, and more where it is not 0
+
+
+TOY_PAPER = {"image_size": 56, "encoder_width": 24, "encoder_depth": 2, "dropout": 0.1, "precision": "float32"}
+
+
+@pytest.mark.filterwarnings("error:the latents have collapsed")
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+def test_presets_do_not_collapse_at_toy_size(dataset, tmp_path, preset):
+    small = {k: v for k, v in tiny.SETTINGS.items() if preset == "laptop" or k != "encoder_width"}
+    settings = {**small, **LEARNING, **(TOY_PAPER if preset == "paper" else {})}
+    train_run(LeWMAgent, dataset, tmp_path / "run", preset, settings, "cpu")
+    last = training.read_log(tmp_path / "run" / checkpoint.LOG)[-1]
+    assert last["validation_latent_std"] > 0.3
+    assert last["validation_effective_rank"] > 2.5
 
 
 def test_latent_statistics_of_known_latents():
