@@ -1,4 +1,4 @@
-"""Command line: `plan RUN`, `compare DATASET...` and `speed envs|train|plan` measure, `report results/` shows."""
+"""Command line: `plan RUN`, `compare DATASET...` and `speed envs|data|train|plan` measure, `report results/` shows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from benchmarks import compare_cli, lab_cli, plan_cli
+from benchmarks import compare_cli, lab_cli, plan_cli, speed_data_cli
 from benchmarks.knowledge import cli as knowledge_cli
 from lewm_gym import cli
 from lewm_gym.progress import Bars
@@ -55,6 +55,7 @@ def _add_speed(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         "--out", type=Path, default=Path("results/speed-envs.json"), metavar="FILE", help="default: %(default)s"
     )
 
+    speed_data_cli.add_command(subjects)
     for name, subject in (("train", "a training step"), ("plan", "a plan")):
         models = subjects.add_parser(name, help=f"{subject} of LeWM", description=SPEED_MODELS_DESCRIPTION)
         models.set_defaults(command=_speed_models, what=name)
