@@ -257,8 +257,7 @@ class PlanningAgent(Trainable, Agent):
 
             def cost(actions: Tensor) -> Tensor:
                 # A step predicts one latent for each candidate of each environment.
-                numbers = actions.shape[0] * actions.shape[1] * goal.shape[-1]
-                with suited_threads(numbers) if self.device.type == "cpu" else contextlib.nullcontext():
+                with self._threads(actions.shape[0] * actions.shape[1] * goal.shape[-1]):
                     return self._cost(rollout(actions), goal)
 
             mean, std = self._proposal(requests)
@@ -267,6 +266,9 @@ class PlanningAgent(Trainable, Agent):
             blocks = self._within_bounds(found.actions)
             predicted = rollout(blocks.unsqueeze(1))[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)
+
+    def _threads(self, numbers: int) -> contextlib.AbstractContextManager[None]:
+        return suited_threads(numbers) if self.device.type == "cpu" else contextlib.nullcontext()
 
     def _proposal(self, requests: list[Request]) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation of the first proposal, each (B, H, A)."""

@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from benchmarks import compare_cli, lab_cli, plan_cli, speed_data_cli
+from benchmarks import compare_cli, lab_cli, plan_cli, speed_data_cli, speed_plan_cli
 from benchmarks.knowledge import cli as knowledge_cli
 from lewm_gym import cli
 from lewm_gym.progress import Bars
@@ -56,43 +56,38 @@ def _add_speed(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     )
 
     speed_data_cli.add_command(subjects)
-    for name, subject in (("train", "a training step"), ("plan", "a plan")):
-        models = subjects.add_parser(name, help=f"{subject} of LeWM", description=SPEED_MODELS_DESCRIPTION)
-        models.set_defaults(command=_speed_models, what=name)
-        models.add_argument(
-            "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="default: laptop paper"
-        )
-        models.add_argument(
-            "--repeats", type=int, default=5, metavar="N", help="of each figure, after a warm-up (default: %(default)s)"
-        )
-        models.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-        models.add_argument(
-            "--out", type=Path, default=Path(f"results/speed-{name}.json"), metavar="FILE", help="default: %(default)s"
-        )
-        if name == "train":
-            models.add_argument(
-                "--batch-size", type=int, default=128, metavar="N", help="clips of 4 frames (default: %(default)s)"
-            )
-            models.add_argument(
-                "--precisions",
-                nargs="+",
-                default=["float32", "bf16"],
-                choices=("float32", "bf16"),
-                metavar="NAME",
-                help="default: float32 bf16",
-            )
-        else:
-            models.add_argument(
-                "--n-envs", type=int, default=1, metavar="N", help="planned for at once (default: %(default)s)"
-            )
-            models.add_argument(
-                "--iterations", type=int, default=30, metavar="N", help="of 300 samples (default: %(default)s)"
-            )
+    speed_plan_cli.add_command(subjects)
+    models = subjects.add_parser("train", help="a training step of LeWM", description=SPEED_MODELS_DESCRIPTION)
+    models.set_defaults(command=_speed_models)
+    models.add_argument(
+        "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="default: laptop paper"
+    )
+    models.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="of each figure, after a warm-up (default: %(default)s)"
+    )
+    models.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    models.add_argument(
+        "--out", type=Path, default=Path("results/speed-train.json"), metavar="FILE", help="default: %(default)s"
+    )
+    models.add_argument(
+        "--batch-size", type=int, default=128, metavar="N", help="clips of 4 frames (default: %(default)s)"
+    )
+    models.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["float32", "bf16"],
+        choices=("float32", "bf16"),
+        metavar="NAME",
+        help="default: float32 bf16",
+    )
+    models.add_argument(
+        "--dataset", type=Path, metavar="FOLDER", help="whose loading is timed (default: 4 episodes of Two-Room)"
+    )
 
 
 SPEED_MODELS_DESCRIPTION = (
-    "Times LeWM with random weights beside a plain implementation of the same computation, in turn: medians. "
-    "Writes JSON and prints a table."
+    "Times a training step of LeWM with random weights beside a plain implementation, and beside stable-worldmodel's "
+    "where that is installed, in turn: medians. Writes JSON and prints a table."
 )
 SPEED_ENVS_DESCRIPTION = (
     "Steps and renders each task at 224 px on one core, in a process of its own: the median of five repeats, beside "
@@ -139,15 +134,13 @@ def _speed_models(options: argparse.Namespace) -> int:
             raise ValueError(f"unknown preset {preset!r}; expected some of: {', '.join(presets)}")
     if options.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {options.repeats}")
+    if options.batch_size < 2:
+        raise ValueError(f"--batch-size must be at least 2, got {options.batch_size}")
     figures = []
     for preset in options.presets:
-        if options.what == "train":
-            figures += speed.measure_training(
-                preset, options.batch_size, tuple(options.precisions), options.repeats, device, print
-            )
-        else:
-            search = importlib.import_module("lewm_gym.planning").CEMConfig(n_iterations=options.iterations)
-            figures += speed.measure_planning(preset, options.n_envs, search, options.repeats, device, print)
+        figures += speed.measure_training(
+            preset, options.batch_size, tuple(options.precisions), options.repeats, device, print, options.dataset
+        )
     speed.save(options.out, figures, device)
     print(f"\n{speed.table(figures)}\n\n{options.out}")
     return 0

@@ -115,6 +115,10 @@ def environments_section(record: Record, folder: Path) -> Section:
     return Section("Environments", f"{text}\n\n{table(['task', 'what', 'steps per second', 'range'], rows)}", [])
 
 
+#: What `how` of a figure means.
+HOW = {"ours": "this repository", "plain": "a plain implementation", "reference": "stable-worldmodel's rollout"}
+
+
 def models_section(record: Record, folder: Path) -> Section:
     """Returns how long training steps or plans take, beside a plain implementation; published plans as theirs."""
     figures = record["figures"]
@@ -124,8 +128,8 @@ def models_section(record: Record, folder: Path) -> Section:
         flops = f"{figure['flops'] / figure['seconds'] / 1e9:,.0f}" if figure.get("flops") else ""
         rows.append(
             [
-                plain(figure["preset"]),
-                "this repository" if figure["how"] == "ours" else "a plain implementation",
+                plain(" ".join(str(figure[key]) for key in ("agent", "preset", "planner") if key in figure)),
+                HOW[figure["how"]],
                 plain(figure["precision"]),
                 f"{1000 * figure['seconds']:,.0f}",
                 f"{1000 * figure['fastest']:,.0f}",

@@ -1,15 +1,14 @@
-"""How fast LeWM trains and plans, beside a plain implementation of the same computation, in one run.
+"""How fast LeWM trains, beside a plain implementation of the same computation, in one run.
 
-The plain ones are what one writes down first: SIGReg by autograd with all its intermediates, torch's fused attention
-everywhere, and a rollout that recomputes its whole window at every step. They give the same numbers
-(`tests/test_benchmarks_speed_models.py`).
+The plain one is what one writes down first: SIGReg by autograd with all its intermediates, torch's fused attention
+everywhere. It gives the same numbers (`tests/test_benchmarks_speed_models.py`). Where stable-worldmodel is installed its
+own step stands beside them. For planning see `speed_plan.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.lewm import PRESETS, LeWM
+from benchmarks import speed_context
+from benchmarks.speed import time_once
 from lewm_gym import provenance
 from lewm_gym.nn import vit
-from lewm_gym.planning import CEM, CEMConfig
 from lewm_gym.results import write_json
 from lewm_gym.types import Batch
 
@@ -38,14 +38,15 @@ class Figure:
     Attributes:
         what: "train" or "plan".
         preset: Of LeWM.
-        how: "ours" or "plain".
+        how: "ours", "plain" or "reference" (stable-worldmodel).
         precision: "float32" or "bf16".
         seconds: Median per step or per plan.
         fastest: Fastest repeat.
         repeats: How many there were.
         per: Clips in a step, or environments in a plan.
         flops: Of matrix products and convolutions in one step or plan, as the plain implementation makes them.
-        parts: Seconds by part of a training step, for "ours".
+        parts: Seconds by part of a training step, for "ours"; loading goes on beside the others.
+        peak: FLOP/s of a product of large matrices on the same machine, in the same run and precision.
     """
 
     what: str
@@ -58,6 +59,7 @@ class Figure:
     per: int
     flops: float
     parts: dict[str, float]
+    peak: float
 
 
 def plain_sigreg(model: LeWM, latents: Tensor) -> Tensor:
@@ -76,17 +78,6 @@ def plain_loss(model: LeWM, batch: Batch) -> Tensor:
     return error + model.config.sigreg_weight * plain_sigreg(model, latents.transpose(0, 1))
 
 
-def plain_rollout(model: LeWM, latents: Tensor, actions: Tensor) -> Tensor:
-    """Returns predicted latents (B, S, H, Z) from (B, 1, Z) and (B, S, H, A), each window computed afresh."""
-    n_envs, n_samples, horizon, _ = actions.shape
-    blocks = actions.flatten(0, 1)
-    frames = latents.repeat_interleave(n_samples, dim=0)
-    for end in range(1, horizon + 1):
-        window = slice(max(0, end - model.config.context), end)
-        frames = torch.cat([frames, model.predict(frames[:, window], blocks[:, window])[:, -1:]], dim=1)
-    return frames[:, 1:].unflatten(0, (n_envs, n_samples))
-
-
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """Lets the vision transformer use torch's fused attention everywhere."""
@@ -98,93 +89,83 @@ def fused_attention() -> Iterator[None]:
 
 
 def measure_training(
-    preset: str, batch_size: int, precisions: tuple[str, ...], repeats: int, device: str, report: Callable[[str], None]
+    preset: str,
+    batch_size: int,
+    precisions: tuple[str, ...],
+    repeats: int,
+    device: str,
+    report: Callable[[str], None],
+    dataset: Path | None = None,
 ) -> list[Figure]:
-    """Returns the time of a training step (forward, backward, clip, AdamW) on random clips, ours and plain in turn."""
+    """Returns the time of a training step (forward, backward, clip, AdamW) on random clips, ours and others in turn.
+
+    Loading is measured by itself, from `dataset` or else a few episodes of Two-Room.
+    """
     torch.manual_seed(0)
     model = LeWM(PRESETS[preset].model).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    size = model.config.image_size
-    pixels = torch.randint(0, 256, (batch_size, model.config.context + 1, size, size, 3), dtype=torch.uint8)
-    actions = torch.rand(batch_size, model.config.context, model.config.action_block_size) * 2 - 1
-    batch = Batch(pixels.to(device), actions.to(device))
+    theirs = speed_context.reference_model(model.config, device)
+    batch = _random_batch(model, batch_size, device)
     with FlopCounterMode(display=False) as counter, fused_attention():
         plain_loss(model, batch).backward()
+    report(f"train {preset}: loading")
+    loading = speed_context.loading_seconds(model.config, batch_size, dataset)
     figures = []
     for precision in precisions:
-
-        def step(loss: Callable[[], Tensor], precision: str = precision) -> None:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-                value = loss()
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-
-        def plain(step: Callable[..., None] = step) -> None:
-            with fused_attention():
-                step(lambda: plain_loss(model, batch))
-
         report(f"train {preset} {precision}")
-        times = _in_turn(
-            {"ours": lambda step=step: step(lambda: model.loss(batch)[0]), "plain": plain}, repeats, device
-        )
+        ours = _Step(model, lambda: model.loss(batch)[0], precision, device)
+        plain = _Step(model, lambda: plain_loss(model, batch), precision, device)
+        steps: dict[str, Callable[[], None]] = {"ours": ours, "plain": lambda plain=plain: _fused(plain)}  # type: ignore[misc]
+        if theirs is not None:
+            reference, loss = theirs
+            steps["reference"] = _Step(reference, lambda loss=loss: loss(batch), precision, device)  # type: ignore[misc]
+        times = in_turn(steps, repeats, device)
+        parts = {"loading": round(loading, 5), **_parts(model, batch, ours.optimizer, precision, device)}
+        peak = speed_context.peak_flops(precision, device)
         for how, seconds in times.items():
-            parts = _parts(model, batch, optimizer, precision, device) if how == "ours" else {}
-            figures.append(_figure("train", preset, how, precision, seconds, batch_size, counter, parts))
+            shown = parts if how == "ours" else {}
+            figures.append(_figure("train", preset, how, precision, seconds, batch_size, counter, shown, peak))
     return figures
 
 
-def measure_planning(
-    preset: str, n_envs: int, search: CEMConfig, repeats: int, device: str, report: Callable[[str], None]
-) -> list[Figure]:
-    """Returns the time of one CEM plan (encoding aside), ours and plain in turn, with random weights."""
-    torch.manual_seed(0)
-    model = LeWM(PRESETS[preset].model).to(device).eval()
-    planning = PRESETS[preset].planning
-    goal = torch.randn(n_envs, 1, 1, model.config.latent_size, device=device)
-    start = torch.randn(n_envs, 1, model.config.latent_size, device=device)
-    shape = (n_envs, planning.horizon_blocks, model.config.action_block_size)
+class _Step:
+    """One training step of a model: forward, backward, clip, AdamW."""
 
-    def plan(rollout: Callable[[Tensor, Tensor], Tensor], config: CEMConfig = search) -> None:
-        generators = [torch.Generator().manual_seed(i) for i in range(n_envs)]
-        mean, std = torch.zeros(shape, device=device), torch.ones(shape, device=device)
-        with torch.inference_mode():
-            CEM(config).plan(
-                lambda a: (rollout(start, a)[:, :, -1:] - goal).square().sum(dim=(-2, -1)), mean, std, generators
-            )
+    def __init__(self, model: torch.nn.Module, loss: Callable[[], Tensor], precision: str, device: str) -> None:
+        self.model, self.loss = model, loss
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
-    def plain(latents: Tensor, actions: Tensor) -> Tensor:
-        return plain_rollout(model, latents, actions)
-
-    report(f"plan {preset}")
-    with FlopCounterMode(display=False) as counter:
-        plan(plain, dataclasses.replace(search, n_iterations=1))
-    times = _in_turn({"ours": lambda: plan(model.rollout), "plain": lambda: plan(plain)}, repeats, device)
-    return [
-        _figure("plan", preset, how, "float32", seconds, n_envs, counter, {}, search.n_iterations)
-        for how, seconds in times.items()
-    ]
+    def __call__(self) -> None:
+        with self.autocast:
+            value = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
 
 
-def _in_turn(steps: dict[str, Any], repeats: int, device: str) -> dict[str, list[float]]:
+def _fused(step: Callable[[], None]) -> None:
+    with fused_attention():
+        step()
+
+
+def _random_batch(model: LeWM, batch_size: int, device: str) -> Batch:
+    config = model.config
+    size = config.image_size
+    pixels = torch.randint(0, 256, (batch_size, config.context + 1, size, size, 3), dtype=torch.uint8)
+    actions = torch.rand(batch_size, config.context, config.action_block_size) * 2 - 1
+    return Batch(pixels.to(device), actions.to(device))
+
+
+def in_turn(steps: dict[str, Any], repeats: int, device: str) -> dict[str, list[float]]:
     """Returns the times of each, measured in turn so that other work on the machine slows all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
-            seconds = _time(step, device)
+            seconds = time_once(step, device)
             if repeat:  # the first call warms up
                 times[name].append(seconds)
     return times
-
-
-def _time(step: Callable[[], object], device: str) -> float:
-    synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    synchronize()
-    begun = time.perf_counter()
-    step()
-    synchronize()
-    return time.perf_counter() - begun
 
 
 def _parts(model: LeWM, batch: Batch, optimizer: Any, precision: str, device: str) -> dict[str, float]:
@@ -208,7 +189,7 @@ def _parts(model: LeWM, batch: Batch, optimizer: Any, precision: str, device: st
         "sigreg": under(lambda: model.sigreg(latents.transpose(0, 1))),
         "optimizer": optimizer.step,
     }
-    return {name: round(_time(step, device), 5) for name, step in parts.items()}
+    return {name: round(min(time_once(step, device) for _ in range(3)), 5) for name, step in parts.items()}
 
 
 def _figure(
@@ -220,32 +201,31 @@ def _figure(
     per: int,
     counter: Any,
     parts: dict[str, float],
-    times: int = 1,
+    peak: float,
 ) -> Figure:
-    flops = float(times * counter.get_total_flops())
-    return Figure(
-        what, preset, how, precision, statistics.median(seconds), min(seconds), len(seconds), per, flops, parts
-    )
+    flops = float(counter.get_total_flops())
+    median, fastest = statistics.median(seconds), min(seconds)
+    return Figure(what, preset, how, precision, median, fastest, len(seconds), per, flops, parts, peak)
 
 
 def table(figures: list[Figure]) -> str:
     """Returns the figures as a Markdown table."""
     rows = [
-        "| | preset | precision | | seconds | per second | GFLOP/s | against plain |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | preset | precision | | seconds | per second | GFLOP/s | of peak | against plain |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     plain = {(f.what, f.preset, f.precision): f.seconds for f in figures if f.how == "plain"}
     for f in figures:
-        unit = "clips" if f.what == "train" else "plans"
-        ratio = f"{plain[f.what, f.preset, f.precision] / f.seconds:.2f}x" if f.how == "ours" else ""
+        ratio = f"{plain[f.what, f.preset, f.precision] / f.seconds:.2f}x" if f.how != "plain" else ""
         rows.append(
-            f"| {f.what} | {f.preset} | {f.precision} | {f.how} | {f.seconds:.3f} | {f.per / f.seconds:,.1f} {unit} "
-            f"| {f.flops / f.seconds / 1e9:,.0f} | {ratio} |"
+            f"| {f.what} | {f.preset} | {f.precision} | {f.how} | {f.seconds:.3f} | {f.per / f.seconds:,.1f} clips "
+            f"| {f.flops / f.seconds / 1e9:,.0f} | {f.flops / f.seconds / f.peak:.0%} | {ratio} |"
         )
     for f in figures:
         if f.parts:
             listed = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in f.parts.items())
-            rows += ["", f"{f.preset}, {f.precision}, one step by parts, forward and backward: {listed}"]
+            beside = f"peak {f.peak / 1e9:,.0f} GFLOP/s; loading goes on beside the step"
+            rows += ["", f"{f.preset}, {f.precision}, by parts, forward and backward: {listed} ({beside})"]
     return "\n".join(rows)
 
 

@@ -11,7 +11,7 @@ from lewm_gym.nn import vit
 from lewm_gym.types import Batch
 
 
-def test_plain_loss_and_rollout_equal_ours():
+def test_plain_loss_equals_ours():
     model = tiny.model()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (6, 4, 56, 56, 3), dtype=torch.uint8, generator=generator)
@@ -20,10 +20,6 @@ def test_plain_loss_and_rollout_equal_ours():
     ours = model.loss(batch)[0]
     torch.manual_seed(3)
     torch.testing.assert_close(speed_models.plain_loss(model, batch), ours, rtol=1e-4, atol=1e-5)
-    start, actions = torch.randn(2, 1, 8), torch.randn(2, 5, 4, 10)
-    model.eval()
-    plain = speed_models.plain_rollout(model, start, actions)
-    torch.testing.assert_close(plain, model.rollout(start, actions), rtol=1e-4, atol=1e-5)
 
 
 def test_fused_attention_is_put_back():
@@ -40,8 +36,5 @@ def test_commands_print_a_table_and_write_what_was_measured(tmp_path, capsys):
     assert "against plain" in capsys.readouterr().out
     written = json.loads(out.read_text())
     assert [f["how"] for f in written["figures"]] == ["ours", "plain"]
-    assert all(f["seconds"] > 0 and f["flops"] > 1e6 for f in written["figures"])
-    assert set(written["figures"][0]["parts"]) == {"encoder", "predictor", "sigreg", "optimizer"}
-    assert main(["speed", "plan", "--iterations", "2", *common]) == 0
-    assert "plans" in capsys.readouterr().out
-    assert len(json.loads(out.read_text())["figures"]) == 2
+    assert all(f["seconds"] > 0 and f["flops"] > 1e6 and f["peak"] > 1e8 for f in written["figures"])
+    assert set(written["figures"][0]["parts"]) == {"loading", "encoder", "predictor", "sigreg", "optimizer"}

@@ -1,0 +1,311 @@
+"""How long a plan takes, from two pictures to actions: our agents beside plain implementations, in turn, in one run.
+
+The agents have the sizes of a preset and random weights. Beside them the same agent plans with
+
+- `plain`: a rollout that predicts its whole window anew at every step, with torch's default number of threads;
+- `reference`: the rollout of stable-worldmodel, where that is installed (preset `paper` of LeWM), under our search.
+
+What is too slow to measure whole can be measured with fewer iterations or candidates and is then extrapolated
+linearly, encoding aside; a figure says what it was measured with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from agents import agent_class
+from agents.planning import PlanningAgent
+from benchmarks.speed_models import FORMAT, SCHEMA, in_turn
+from lewm_gym import provenance
+from lewm_gym.planning import PLANNERS
+from lewm_gym.results import write_json
+
+FRAME_SIZE = 224
+LABELS = {"ours": "this repository", "plain": "plain", "reference": "stable-worldmodel"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The time of one plan.
+
+    Attributes:
+        what: "plan".
+        agent: Name in AGENTS.
+        preset: Of the agent.
+        planner: Name in PLANNERS.
+        candidates: Plans per iteration (of iCEM: in the first).
+        iterations: Of the search.
+        how: One of LABELS.
+        precision: "float32" or "bf16".
+        seconds: Median per plan: of all environments, divided by their number.
+        fastest: Fastest repeat.
+        repeats: How many there were.
+        per: Environments planned for in one call.
+        flops: Of matrix products and convolutions in one plan, as this implementation makes them.
+        tokens_per_frame: Vectors that stand for a frame in the predictor.
+        measured: (candidates, iterations) of what was timed; if fewer than the above, the rest is extrapolated.
+        parts: Seconds of "encoding", of the environments in one call together.
+    """
+
+    what: str
+    agent: str
+    preset: str
+    planner: str
+    candidates: int
+    iterations: int
+    how: str
+    precision: str
+    seconds: float
+    fastest: float
+    repeats: int
+    per: int
+    flops: float
+    tokens_per_frame: int
+    measured: tuple[int, int]
+    parts: dict[str, float]
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether fewer candidates or iterations were timed."""
+        return self.measured != (self.candidates, self.iterations)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        agent: Name in AGENTS.
+        preset: Of the agent.
+        planner: Name in PLANNERS; its default settings are used.
+        precision: Of the rollout.
+        n_envs: Environments planned for in one call.
+        candidates: To time, None for all of the planner's.
+        iterations: To time, None for all of the planner's.
+    """
+
+    agent: str
+    preset: str
+    planner: str = "cem"
+    precision: str = "float32"
+    n_envs: int = 1
+    candidates: int | None = None
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_envs < 1 or any(n is not None and n < 1 for n in (self.candidates, self.iterations)):
+            raise ValueError("environments, candidates and iterations must be at least 1")
+        if self.planner == "icem" and (self.candidates or self.iterations):
+            raise ValueError("icem has ever fewer candidates: it is measured whole, without --candidates, --iterations")
+
+    def searches(self) -> tuple[Any, Any]:
+        """Returns the planner's settings, and those to time."""
+        whole = PLANNERS[self.planner][1]()
+        name = _candidates_field(whole)
+        timed = {"n_iterations": min(self.iterations or whole.n_iterations, whole.n_iterations)}
+        timed[name] = min(self.candidates or getattr(whole, name), getattr(whole, name))
+        if hasattr(whole, "n_elites"):
+            timed[name] = max(timed[name], 2)
+            timed["n_elites"] = min(whole.n_elites, timed[name])
+        return whole, dataclasses.replace(whole, **timed)
+
+
+def _candidates_field(search: Any) -> str:
+    return "n_starts" if hasattr(search, "n_starts") else "n_samples"
+
+
+def plain_rollout(model: Any, latents: Tensor, actions: Tensor) -> Tensor:
+    """Returns predicted latents (B, S, H, Z) from (B, 1, Z) and (B, S, H, A), each window computed afresh."""
+    n_envs, n_samples, horizon, _ = actions.shape
+    blocks = actions.flatten(0, 1)
+    frames = latents.repeat_interleave(n_samples, dim=0)
+    for end in range(1, horizon + 1):
+        window = slice(max(0, end - model.config.context), end)
+        frames = torch.cat([frames, model.predict(frames[:, window], blocks[:, window])[:, -1:]], dim=1)
+    return frames[:, 1:].unflatten(0, (n_envs, n_samples))
+
+
+def reference_rollout(config: Any, device: str) -> Callable[[Any, Tensor, Tensor], Tensor] | None:
+    """Returns stable-worldmodel's rollout of LeWM at our sizes, with random weights; None where it is not installed."""
+    package = importlib.util.find_spec("stable_worldmodel")
+    if package is None or not package.submodule_search_locations or importlib.util.find_spec("einops") is None:
+        return None
+    folder = Path(package.submodule_search_locations[0]) / "wm" / "lewm"
+    parts, whole = (_load_file(folder / name) for name in ("module.py", "lewm.py"))
+    predictor = parts.Predictor(
+        num_frames=config.context,
+        depth=config.predictor_depth,
+        heads=config.predictor_heads,
+        mlp_dim=config.predictor_mlp_width,
+        input_dim=config.latent_size,
+        hidden_dim=config.latent_size,
+        dim_head=config.predictor_head_width,
+        dropout=config.dropout,
+    )
+    embedder = parts.Embedder(input_dim=config.action_block_size, emb_dim=config.latent_size)
+    heads = [
+        parts.MLP(config.latent_size, config.projection_width, config.latent_size, norm_fn=torch.nn.BatchNorm1d)
+        for _ in range(2)
+    ]
+    model = whole.LeWM(torch.nn.Identity(), predictor, embedder, *heads).to(device).eval()
+
+    def rollout(_: Any, latents: Tensor, actions: Tensor) -> Tensor:
+        known = latents.unsqueeze(1).expand(-1, actions.shape[1], -1, -1)
+        predicted: Tensor = model.rollout({"pixels": known, "emb": known}, actions)["predicted_emb"]
+        return predicted[:, :, latents.shape[1] :]
+
+    return rollout
+
+
+def _load_file(path: Path) -> Any:
+    """Returns one file as a module: importing its package would want simulators and more."""
+    spec = importlib.util.spec_from_file_location(f"reference_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot read {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(job: Job) -> tuple[Any, Any]:
+    """Returns the job's class of agents and its preset.
+
+    Raises:
+        ValueError: If it does not plan, or has no such preset.
+    """
+    kind = agent_class(job.agent)
+    if not issubclass(kind, PlanningAgent):
+        raise ValueError(f"agent {job.agent!r} does not plan; expected one that does, as lewm, pldm or dino_wm")
+    if job.preset not in kind.presets:
+        raise ValueError(f"{job.agent} has no preset {job.preset!r}; expected one of: {', '.join(kind.presets)}")
+    return kind, kind.presets[job.preset]
+
+
+def make_agent(job: Job, device: str, search: Any) -> Any:
+    """Returns an agent of the job's sizes with random weights."""
+    kind, preset = check(job)
+    torch.manual_seed(0)
+    size = preset.model.action_size
+    description = {"action_low": [-1.0] * size, "action_high": [1.0] * size, "frame_size": FRAME_SIZE}
+    planning = dataclasses.replace(preset.planning, search=search, precision=job.precision)
+    return kind(kind.model_class(preset.model), planning, description, device)
+
+
+def measure(job: Job, repeats: int, device: str) -> list[Figure]:
+    """Returns the time of a plan: ours, plain and the reference's, in turn.
+
+    Raises:
+        ValueError: If the agent does not plan, or has no such preset.
+    """
+    whole, timed = job.searches()
+    agents = {"ours": make_agent(job, device, timed), "plain": _with(make_agent(job, device, timed), plain_rollout)}
+    if (job.agent, job.preset) == ("lewm", "paper"):
+        theirs = reference_rollout(agents["ours"].model.config, device)
+        if theirs is not None:
+            agents["reference"] = _with(make_agent(job, device, timed), theirs)
+    frames = np.random.default_rng(0).integers(0, 256, (2, job.n_envs, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.uint8)
+    obs = {"pixels": frames[0], "goal": frames[1]}
+    model = agents["ours"].model
+
+    def encode() -> None:
+        with torch.inference_mode():
+            for env in range(job.n_envs):
+                model.encode(torch.from_numpy(frames[:, env]).to(device))
+
+    def plan(agent: Any) -> None:
+        agent.reset(list(range(job.n_envs)))
+        agent.act(obs)
+
+    steps: dict[str, Callable[[], None]] = {name: partial(plan, agent) for name, agent in agents.items()}
+    times = in_turn({"encoding": encode, **steps}, repeats, device)
+    encoding = statistics.median(times.pop("encoding"))
+    encoding_flops = _flops(encode)
+    ratio = _work(whole) / _work(timed)
+    figures = []
+    for how, seconds in times.items():
+        scaled = [encoding + ratio * max(t - encoding, 0.0) if ratio > 1 else t for t in seconds]
+        flops = encoding_flops + ratio * (_flops(steps[how]) - encoding_flops)
+        figures.append(
+            Figure(
+                "plan",
+                job.agent,
+                job.preset,
+                job.planner,
+                getattr(whole, _candidates_field(whole)),
+                whole.n_iterations,
+                how,
+                job.precision,
+                statistics.median(scaled) / job.n_envs,
+                min(scaled) / job.n_envs,
+                repeats,
+                job.n_envs,
+                flops / job.n_envs,
+                getattr(model.config, "n_patches", 1),
+                (getattr(timed, _candidates_field(timed)), timed.n_iterations),
+                {"encoding": round(encoding, 5)},
+            )
+        )
+    return figures
+
+
+def _with(agent: Any, rollout: Callable[[Any, Tensor, Tensor], Tensor]) -> Any:
+    """Lets an agent plan with another rollout and torch's default number of threads."""
+    model = agent.model
+    model.rollout = lambda latents, actions: rollout(model, latents, actions)
+    agent._threads = lambda numbers: contextlib.nullcontext()
+    return agent
+
+
+def _work(search: Any) -> int:
+    return int(getattr(search, _candidates_field(search)) * search.n_iterations)
+
+
+def _flops(step: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """Returns the figures as a Markdown table."""
+    figures = list(figures)
+    lines = [
+        "| agent | preset | planner | environments | precision | | seconds per plan | GFLOP | GFLOP/s "
+        "| tokens per frame | against plain |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    plain = {_key(f): f.seconds for f in figures if f.how == "plain"}
+    for f in figures:
+        ratio = f"{plain[_key(f)] / f.seconds:.2f}x" if f.how != "plain" and _key(f) in plain else ""
+        lines.append(
+            f"| {f.agent} | {f.preset} | {f.planner} {f.candidates} x {f.iterations} | {f.per} | {f.precision} "
+            f"| {LABELS[f.how]} | {f.seconds:.3f}{'*' if f.extrapolated else ''} | {f.flops / 1e9:,.1f} "
+            f"| {f.flops / f.seconds / 1e9:,.0f} | {f.tokens_per_frame} | {ratio} |"
+        )
+    for candidates, iterations in sorted({f.measured for f in figures if f.extrapolated}):
+        lines += ["", f"\\* extrapolated linearly from {candidates} candidates x {iterations} iterations"]
+    return "\n".join(lines)
+
+
+def _key(figure: Figure) -> tuple[Any, ...]:
+    return figure.agent, figure.preset, figure.planner, figure.precision, figure.per
+
+
+def save(path: str | Path, figures: list[Figure], device: str) -> None:
+    """Writes the figures, with the machine and the versions they were measured with."""
+    head = {"format": FORMAT, "schema": SCHEMA, **provenance.describe()}
+    rows = [dataclasses.asdict(figure) for figure in figures]
+    write_json(Path(path), {**head, "device": device, "threads": torch.get_num_threads(), "figures": rows})

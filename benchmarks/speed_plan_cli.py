@@ -1,0 +1,68 @@
+"""`python -m benchmarks speed plan`: the command line of planning speed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+from lewm_gym import cli
+
+DESCRIPTION = (
+    "Times a plan, from two pictures to actions, with random weights, beside plain implementations of the same, in "
+    "turn: medians. Writes JSON and prints a table."
+)
+
+
+def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
+    """Adds `plan`."""
+    plan = subjects.add_parser("plan", help="a plan, by agent, planner, precision and batch", description=DESCRIPTION)
+    plan.set_defaults(command=_run)
+    lists: dict[str, tuple[list[Any], type, str]] = {
+        "agents": (["lewm"], str, "agents that plan: lewm, pldm, dino_wm"),
+        "presets": (["laptop", "paper"], str, "their sizes"),
+        "planners": (["cem"], str, "cem, icem, mppi, gradient; each with its default settings"),
+        "precisions": (["float32", "bf16"], str, "of the rollout"),
+        "n-envs": ([1], int, "environments planned for in one call"),
+    }
+    for name, (default, kind, text) in lists.items():
+        shown = " ".join(map(str, default))
+        plan.add_argument(
+            f"--{name}", nargs="+", type=kind, default=default, metavar="X", help=f"{text} (default: {shown})"
+        )
+    plan.add_argument("--candidates", type=int, metavar="N", help="time only so many, and extrapolate linearly")
+    plan.add_argument("--iterations", type=int, metavar="N", help="time only so many, and extrapolate linearly")
+    plan.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="of each figure, after a warm-up (default: %(default)s)"
+    )
+    plan.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    plan.add_argument(
+        "--out", type=Path, default=Path("results/speed-plan.json"), metavar="FILE", help="default: %(default)s"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {options.repeats}")
+    planners = importlib.import_module("lewm_gym.planning").PLANNERS
+    precisions = importlib.import_module("agents.planning").PRECISIONS
+    known = (("planner", options.planners, planners), ("precision", options.precisions, precisions))
+    for what, chosen, allowed in known:
+        for name in chosen:
+            if name not in allowed:
+                raise ValueError(f"unknown {what} {name!r}; expected some of: {', '.join(allowed)}")
+    device = importlib.import_module("agents.devices").choose_device(options.device)
+    speed = importlib.import_module("benchmarks.speed_plan")
+    choices = itertools.product(options.agents, options.presets, options.planners, options.precisions, options.n_envs)
+    jobs = [speed.Job(*choice, options.candidates, options.iterations) for choice in choices]
+    for job in jobs:
+        speed.check(job)
+    figures = []
+    for job in jobs:
+        print(f"{job.agent} {job.preset} {job.planner} {job.precision}, environments: {job.n_envs}", flush=True)
+        figures += speed.measure(job, options.repeats, device)
+        speed.save(options.out, figures, device)
+    print(f"\n{speed.table(figures)}\n\n{options.out}")
+    return 0
