@@ -91,10 +91,9 @@ def _add_count(parser: argparse.ArgumentParser, name: str, default: int, text: s
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:

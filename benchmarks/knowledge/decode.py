@@ -47,7 +47,7 @@ class DecoderConfig:
     frames: int = 3000  # at most, that it learns from
     steps: int = 1000
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "frames", "steps"):

@@ -46,8 +46,8 @@ def _pusht(side: int, rest: State) -> Iterator[Point]:
 
 
 def _cube(side: int, rest: State) -> Iterator[Point]:
-    for x in np.linspace(0.3, 0.55, side):
-        for y in np.linspace(-0.3, 0.3, side):
+    for x in np.linspace(0.3, 0.55, 2 * side):
+        for y in np.linspace(-0.3, 0.3, 2 * side):
             state = rest.copy()
             state[14:17], state[17:21], state[21:] = (x, y, 0.02), (1, 0, 0, 0), 0.0
             yield Point(state, {"cube": (x, y)})
