@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.actions import ActionModel, candidate_blocks
 from agents.planning import PlanningAgent, PlanningConfig
 from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym.data.dataset import Dataset
@@ -80,15 +81,13 @@ class DinoWMConfig:
         return self.frame_skip * self.action_size
 
 
-class DinoWM(nn.Module):
+class DinoWM(ActionModel):
     """The world model. A latent is a frame's patches flattened, Z = P x 384; DINOv2 has random weights at first."""
 
     encoder_is_frozen = True  # its latents cannot collapse while training
-    action_mean: Tensor  # (action_size,), of the training set's actions
-    action_std: Tensor
 
     def __init__(self, config: DinoWMConfig) -> None:
-        super().__init__()
+        super().__init__(config.action_size, config.frame_skip)
         self.config = config
         self.encoder = freeze(dino.make_vit(config.image_size))
         self.action_encoder = nn.Linear(config.action_block_size, config.action_width)
@@ -103,8 +102,6 @@ class DinoWM(nn.Module):
             config.dropout,
         )
         self.out = nn.Linear(dino.WIDTH + config.action_width, dino.WIDTH)
-        self.register_buffer("action_mean", torch.zeros(config.action_size))
-        self.register_buffer("action_std", torch.ones(config.action_size))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -113,19 +110,6 @@ class DinoWM(nn.Module):
             return pixels.float()
         images = to_network(pixels.flatten(0, -4), self.config.image_size)
         return self.encoder.tokens(images)[:, 1:].flatten(1).view(*pixels.shape[:-3], -1)
-
-    def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns z-scored action blocks (..., A) of raw ones; an action not recorded (NaN) becomes the mean, 0."""
-        mean, std = self._block_statistics()
-        return ((actions - mean) / std).nan_to_num(nan=0.0)
-
-    def denormalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns raw action blocks (..., A) of z-scored ones."""
-        mean, std = self._block_statistics()
-        return actions * std + mean
-
-    def _block_statistics(self) -> tuple[Tensor, Tensor]:
-        return self.action_mean.repeat(self.config.frame_skip), self.action_std.repeat(self.config.frame_skip)
 
     def predict(self, latents: Tensor, actions: Tensor, last_only: bool = False) -> Tensor:
         """Returns the latents that follow: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
@@ -144,9 +128,6 @@ class DinoWM(nn.Module):
         prediction = (predicted - latents[:, 1:]).float().square().mean()
         return prediction, {"prediction": prediction, "no_change": latents.diff(dim=1).float().square().mean()}
 
-    def after_step(self) -> None:
-        """Nothing: there is no target network."""
-
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans, from the last N frames at each step.
 
@@ -156,9 +137,7 @@ class DinoWM(nn.Module):
             past_actions: (B, n - 1, A), z-scored, taken between the given frames; None for n = 1.
         """
         n_envs, n_samples, horizon, _ = actions.shape
-        blocks = actions.flatten(0, 1)
-        if past_actions is not None:
-            blocks = torch.cat([past_actions.repeat_interleave(n_samples, dim=0), blocks], dim=1)
+        blocks = candidate_blocks(actions, past_actions)
         frames = list(latents.repeat_interleave(n_samples, dim=0).split(1, dim=1))
         for end in range(len(frames), len(frames) + horizon):
             window = slice(max(0, end - self.config.context), end)

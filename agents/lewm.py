@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from agents.actions import ActionModel, candidate_blocks
 from agents.devices import choose_device
 from agents.planning import PlanningAgent, PlanningConfig
 from agents.trainable import Preset
@@ -97,14 +98,11 @@ class LeWMConfig:
         return self.frame_skip * self.action_size
 
 
-class LeWM(nn.Module):
+class LeWM(ActionModel):
     """The world model."""
 
-    action_mean: Tensor  # (action_size,), of the training set's actions
-    action_std: Tensor
-
     def __init__(self, config: LeWMConfig) -> None:
-        super().__init__()
+        super().__init__(config.action_size, config.frame_skip)
         self.config = config
         self.encoder = _make_encoder(config)
         self.projector = ProjectionHead(self.encoder.output_width, config.projection_width, config.latent_size)
@@ -127,27 +125,12 @@ class LeWM(nn.Module):
             self.decoder = PatchDecoder(
                 config.latent_size, config.image_size, width=config.decoder_width, depth=config.decoder_depth
             )
-        self.register_buffer("action_mean", torch.zeros(config.action_size))
-        self.register_buffer("action_std", torch.ones(config.action_size))
         self._rollouts: dict[torch.dtype, Rollout] = {}
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Returns latents (..., Z) of frames (..., h, w, 3) uint8."""
         images = to_network(pixels.flatten(0, -4), self.config.image_size)
         return self.projector(self.encoder(images)).view(*pixels.shape[:-3], -1)
-
-    def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns z-scored action blocks (..., A) of raw ones; an action not recorded (NaN) becomes the mean, 0."""
-        mean, std = self._block_statistics()
-        return ((actions - mean) / std).nan_to_num(nan=0.0)
-
-    def denormalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns raw action blocks (..., A) of z-scored ones."""
-        mean, std = self._block_statistics()
-        return actions * std + mean
-
-    def _block_statistics(self) -> tuple[Tensor, Tensor]:
-        return self.action_mean.repeat(self.config.frame_skip), self.action_std.repeat(self.config.frame_skip)
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Returns the latents that follow: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
@@ -170,9 +153,6 @@ class LeWM(nn.Module):
             total = total + self.config.decoder_weight * parts["reconstruction"]
         return total, parts
 
-    def after_step(self) -> None:
-        """Nothing: LeWM has no target network."""
-
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans, float32.
 
@@ -190,9 +170,7 @@ class LeWM(nn.Module):
         if self.training:
             raise ValueError("the model is in training mode: call model.eval() before planning with it")
         n_envs, n_samples = actions.shape[:2]
-        blocks = actions.flatten(0, 1)
-        if past_actions is not None:
-            blocks = torch.cat([past_actions.repeat_interleave(n_samples, dim=0), blocks], dim=1)
+        blocks = candidate_blocks(actions, past_actions)
         kind = actions.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         with torch.autocast(kind, enabled=False):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.actions import ActionModel
 from agents.agent import Agent
 from agents.devices import choose_device
 from agents.lewm import LeWM, LeWMConfig
@@ -104,7 +105,7 @@ class Observer(nn.Module):
             return latents
 
 
-class GoalPolicy(nn.Module):
+class GoalPolicy(ActionModel):
     """The network that acts; the methods' losses are written in subclasses.
 
     Args:
@@ -112,28 +113,16 @@ class GoalPolicy(nn.Module):
         observer: Another observer than the one that the configuration describes.
     """
 
-    action_mean: Tensor  # (action_size,), of the training set's actions
-    action_std: Tensor
-
     def __init__(self, config: PolicyConfig, observer: Any = None) -> None:
-        super().__init__()
+        super().__init__(config.action_size)
         self.config = config
         self.observer = Observer(config) if observer is None else observer
         self.actor = MLP(3 * self.observer.output_width, config.hidden_widths, config.action_size)
-        self.register_buffer("action_mean", torch.zeros(config.action_size))
-        self.register_buffer("action_std", torch.ones(config.action_size))
-
-    def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns z-scored actions (..., action_size) of raw ones."""
-        return (actions - self.action_mean) / self.action_std
 
     def act(self, pixels: Tensor, goals: Tensor) -> Tensor:
         """Returns raw actions (n, action_size), the policy's means, for frames and goals (n, h, w, 3) uint8."""
         now, goal = self.observer.trained(self.observer.prepare(torch.cat([pixels, goals]))).chunk(2)
-        return self.actor(join(now, goal)) * self.action_std + self.action_mean
-
-    def after_step(self) -> None:
-        """Nothing, where there is no target network."""
+        return self.denormalize_actions(self.actor(join(now, goal)))
 
 
 def slow_copy(*modules: nn.Module) -> nn.ModuleList:

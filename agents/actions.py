@@ -1,0 +1,53 @@
+"""What the models of all agents share: they see actions z-scored by the statistics of their training set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ActionModel(nn.Module):
+    """A model of, or over, blocks of z-scored actions.
+
+    Args:
+        action_size: Numbers in one action of the environment.
+        frame_skip: Actions in a block.
+    """
+
+    action_mean: Tensor  # (action_size,), of the training set's actions
+    action_std: Tensor
+
+    def __init__(self, action_size: int, frame_skip: int = 1) -> None:
+        super().__init__()
+        self._block_length = frame_skip
+        self.register_buffer("action_mean", torch.zeros(action_size))
+        self.register_buffer("action_std", torch.ones(action_size))
+
+    def normalize_actions(self, actions: Tensor) -> Tensor:
+        """Returns z-scored action blocks (..., A) of raw ones; an action not recorded (NaN) becomes the mean, 0."""
+        mean, std = self._block_statistics()
+        return ((actions - mean) / std).nan_to_num(nan=0.0)
+
+    def denormalize_actions(self, actions: Tensor) -> Tensor:
+        """Returns raw action blocks (..., A) of z-scored ones."""
+        mean, std = self._block_statistics()
+        return actions * std + mean
+
+    def after_step(self) -> None:
+        """Nothing, where there is no target network."""
+
+    def _block_statistics(self) -> tuple[Tensor, Tensor]:
+        return self.action_mean.repeat(self._block_length), self.action_std.repeat(self._block_length)
+
+
+def candidate_blocks(actions: Tensor, past_actions: Tensor | None) -> Tensor:
+    """Returns all blocks of each candidate plan, (B S, n - 1 + H, A): those taken, then those planned.
+
+    Args:
+        actions: (B, S, H, A), z-scored.
+        past_actions: (B, n - 1, A), z-scored, taken between the n frames that are given; None for n = 1.
+    """
+    blocks = actions.flatten(0, 1)
+    if past_actions is None:
+        return blocks
+    return torch.cat([past_actions.repeat_interleave(actions.shape[1], dim=0), blocks], dim=1)
