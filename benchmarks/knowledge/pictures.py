@@ -143,16 +143,17 @@ def draw_surprise(record: dict[str, Any], path: Path) -> None:
     models = record["models"]
     skip, event = record["frame_skip"], record["event_block"]
     title = f"{title_of(record['task'])}: surprise when the {record['object']} changes colour or is teleported"
-    with figure(path, 1, len(models), max(5.6, 4.4 * len(models)), 3.4, title) as (drawn, axes):
+    with figure(path, 1, len(models), max(6.6, 4.4 * len(models)), 3.4, title) as (drawn, axes):
         for axis, model in zip(axes[0], models, strict=True):
             for colour, (name, line) in zip((QUIET, COLOURS[2], COLOURS[1]), model["surprise"].items(), strict=True):
                 steps = [skip * k for k in range(1, len(line["value"]) + 1)]
                 axis.fill_between(steps, line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
                 axis.plot(steps, line["value"], color=colour, marker="o", markersize=3, label=_tested(name, model))
             axis.axvline(skip * event, color=QUIET, linewidth=0.8, linestyle=":")
-            axis.set(title=model["title"], xlabel="environment step", ylim=(0, None))
+            axis.set(title=model["title"], xlabel="environment step", yscale="log")
+            axis.set_ylim(top=6 * axis.get_ylim()[1])  # room for the legend
             axis.legend(loc="upper left", fontsize=8.5)
-        axes[0][0].set_ylabel("surprise: squared error of\nthe predicted latent")
+        axes[0][0].set_ylabel("surprise: squared error of\nthe predicted latent, log scale")
 
 
 def _tested(name: str, model: dict[str, Any]) -> str:
