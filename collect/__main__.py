@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_task(commands, task)
     _add_gym(commands)
     _add_pairs(commands)
+    _add_describe(commands)
     _add_verify(commands)
     _add_render(commands)
     add_commands(commands, _bar, _summary)
@@ -135,6 +136,23 @@ def _pairs(options: argparse.Namespace) -> None:
         path = options.out / f"{options.task}-{offset}.json"
         pairs.save(path)
         print(f"{path}: {len(pairs.pairs)} pairs, {path.stat().st_size / 1e3:,.0f} kB, content {pairs.content_hash}")
+
+
+def _add_describe(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "describe",
+        help="print a dataset's statistics",
+        description="Print a dataset's recipe, lengths, sizes, success rate, and the statistics of every column.",
+    )
+    parser.set_defaults(main=_describe)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from lewm_gym.data import Dataset
+    from lewm_gym.data.describe import describe
+
+    print(describe(Dataset.open(options.folder)))
 
 
 def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -18,6 +18,7 @@ from collect.policies import make_policy, policies_of
 from collect.render import render
 from lewm_gym.data import Dataset
 from lewm_gym.data.manifest import MANIFEST_NAME
+from lewm_gym.data.shard import Shard
 from lewm_gym.data.verify import verify
 from lewm_gym.tasks import get_task
 
@@ -35,6 +36,18 @@ def test_workers_do_not_change_a_single_byte(dataset, tmp_path):
     quick(tmp_path, workers=2)
     for name in (MANIFEST_NAME, *(info.file for info in dataset.manifest.shards)):
         assert (tmp_path / name).read_bytes() == (dataset.folder / name).read_bytes()
+
+
+def test_describe_prints_the_statistics_of_the_columns(dataset, capsys):
+    assert main(["describe", str(dataset.folder)]) == 0
+    printed = capsys.readouterr().out
+    actions = dataset.actions[~np.isnan(dataset.actions).any(axis=1), 1].astype(np.float64)
+    shown = " | ".join(f"{x:.4g}" for x in (actions.mean(), actions.std(), actions.min(), actions.max()))
+    assert f"| action 1 |  | {shown} |" in printed
+    frames = sum(len(f) for i in range(6) for f in Shard(next(dataset.folder.glob("*.arrow"))).frames(i))
+    assert f"pixels {frames / dataset.n_frames:,.0f}\n" in printed
+    reached = sum(dataset.episode(i, pixels=False).success[-1] for i in range(6))
+    assert f"at their last frame {100 * reached / 6:.1f} %" in printed
 
 
 def test_an_episode_depends_on_its_number_and_the_seed_only(dataset, tmp_path):

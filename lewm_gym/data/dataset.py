@@ -109,6 +109,12 @@ class Dataset:
         return self.header.codec is not None
 
     @property
+    def pixel_bytes(self) -> int:
+        """Size of all frames, compressed; each shard is opened to find out."""
+        shards = (self._shard(i) for i in range(len(self._shards)))
+        return sum(int(starts[-1] - starts[0]) for shard in shards for starts in shard.frame_starts())
+
+    @property
     def codec(self) -> FrameCodec:
         """How frames are stored.
 
