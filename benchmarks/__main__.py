@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from benchmarks import compare_cli, lab_cli, plan_cli, speed_data_cli, speed_plan_cli, suite_cli
+from benchmarks import compare_cli, lab_cli, plan_cli, planning_cli, speed_data_cli, speed_plan_cli, suite_cli
 from benchmarks.knowledge import cli as knowledge_cli
 from lewm_gym import cli
 from lewm_gym.progress import Bars
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_speed(commands)
     compare_cli.add_command(commands)
     lab_cli.add_commands(commands)
+    planning_cli.add_commands(commands)
     suite_cli.add_command(commands)
     knowledge_cli.add_commands(commands)
     report = commands.add_parser("report", help="render results as one page", description=REPORT_DESCRIPTION)

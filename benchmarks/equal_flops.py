@@ -138,7 +138,7 @@ def check_same_scene(described: dict[Path, Json]) -> None:
 def _measure_model(
     run: Path, description: Json, agent: Any, job: Job, budgets: Sequence[float], progress: Stage | None
 ) -> Json:
-    cost = cost_of_plan(agent, _first_observation(job))
+    cost = cost_of_plan(agent, first_observation(job))
     points = []
     for budget in budgets:
         n_samples = cost.samples_within(budget, ITERATIONS)
@@ -167,7 +167,8 @@ def _measure_model(
     }
 
 
-def _first_observation(job: Job) -> Any:
+def first_observation(job: Job) -> Any:
+    """Returns what an agent sees at the start of the first pair."""
     from benchmarks.environments import open_environments
 
     with open_environments(job.task, 1, job.rules) as envs:

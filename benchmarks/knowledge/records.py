@@ -16,7 +16,7 @@ from lewm_gym.results import write_json
 SCHEMA = 1  # raise it when a field changes its meaning, appears or goes
 KINDS = ("probe", "surprise", "decode", "latent map", "rollout error", "straightness", "curves")
 #: Records of the other measurements that write in this form.
-OTHER_KINDS = ("shift", "lambda", "ablation", "equal flops")
+OTHER_KINDS = ("shift", "lambda", "ablation", "equal flops", "tradeoff")
 _PREFIX = "lewm-gym "
 
 Json = dict[str, Any]
