@@ -80,9 +80,10 @@ class Session:
             self._log.append(who, outcome, self._call, time.perf_counter() - self._start, self._timing())
             advance()
 
-        fresh = evaluate(
-            agent, job.task, job.pairs, indices=missing, progress=note, rules=job.rules, **as_arguments(job)
-        )
+        arguments = as_arguments(job)
+        if who != "agent":  # who looks at no picture: starting processes would take longer than the steps
+            arguments["workers"] = 1
+        fresh = evaluate(agent, job.task, job.pairs, indices=missing, progress=note, rules=job.rules, **arguments)
         known.update({outcome.pair: outcome for outcome in fresh})
         return tuple(known[index] for index in range(count))
 

@@ -69,6 +69,15 @@ def test_wilson_gives_published_values() -> None:
     assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
 
+def test_wilson_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for n in (1, 2, 7, 50, 200, 1000):
+        for successes in {0, 1, n // 3, n // 2, n - 1, n}:
+            for confidence in (0.9, 0.95, 0.99):
+                theirs = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+                assert wilson_interval(successes, n, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
 @pytest.mark.parametrize("arguments", [(1, 0), (-1, 5), (6, 5), (1, 5, 1.0)])
 def test_wilson_refuses_impossible_counts(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="got"):
