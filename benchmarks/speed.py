@@ -65,6 +65,18 @@ def _run(step: Callable[[], object], seconds: float) -> float:
     return count / elapsed
 
 
+def time_once(step: Callable[[], object], device: str) -> float:
+    """Returns the seconds that one call takes, work on a GPU included."""
+    import torch
+
+    synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    synchronize()
+    begun = time.perf_counter()
+    step()
+    synchronize()
+    return time.perf_counter() - begun
+
+
 def use_one_core() -> bool:
     """Confines this process and its threads, a software rasteriser's too, to one core; returns whether that worked."""
     if not hasattr(os, "sched_setaffinity"):

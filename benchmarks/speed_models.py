@@ -1,8 +1,8 @@
 """How fast LeWM trains, beside a plain implementation of the same computation, in one run.
 
 The plain one is what one writes down first: SIGReg by autograd with all its intermediates, torch's fused attention
-everywhere. It gives the same numbers (`tests/test_benchmarks_speed_models.py`). Where stable-worldmodel is installed its
-own step stands beside them. For planning see `speed_plan.py`.
+everywhere. It gives the same numbers (`tests/test_benchmarks_speed_models.py`). Where stable-worldmodel is installed,
+its own step stands beside them. For planning see `speed_plan.py`.
 """
 
 from __future__ import annotations
