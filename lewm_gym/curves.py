@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ PANELS = {
     "loss": ("loss", True),
     "prediction": ("prediction loss, mean squared latent error", True),
     "sigreg": ("SIGReg, 1.05 on a perfect Gaussian", True),
+    "reconstruction": ("squared error of decoded frames", True),
+    "latent_std": ("standard deviation of latents", False),
+    "effective_rank": ("effective rank of latents", False),
     "straightness": ("straightness of latent paths", False),
 }
 
@@ -28,8 +32,12 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
     import matplotlib.pyplot as plt
 
     panels = [name for name in PANELS if any(name in row or f"validation_{name}" in row for row in rows)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], panels, strict=True):
+    columns = min(3, len(panels))
+    n_rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(n_rows, columns, figsize=(4 * columns, 3 * n_rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, name in zip(axes.flat, panels, strict=False):
         heading, logarithmic = PANELS[name]
         for column, style, label in ((name, "-", "training"), (f"validation_{name}", "o:", "held-out episodes")):
             points = [(row["step"], row[column]) for row in rows if column in row]
