@@ -33,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="optimiser steps [the preset's]")
     p.add_argument("--batch-size", type=int, help="clips per step [the preset's]")
     p.add_argument("--precision", help="float32 or bf16 [the preset's]")
+    p.add_argument(
+        "--encoder",
+        help="gcbc, gcivl, gciql: scratch, dino, auto, or lewm with --set encoder_run=RUN; lewm, pldm: vit, resnet18 "
+        "or conv [the preset's]",
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... [a GPU if there is one]")
     p.add_argument("--threads", type=int, help="CPU threads [one per core]; the same number gives the same weights")
     p.add_argument(
@@ -69,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision")}
+    given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
     name = task.removeprefix("gym:").replace("/", "-")

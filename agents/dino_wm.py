@@ -162,7 +162,7 @@ PRESETS = {
             predictor_mlp_width=512,
             dropout=0.0,
         ),
-        PlanningConfig(CEMConfig(n_samples=100, n_elites=10, n_iterations=10)),
+        PlanningConfig(CEMConfig(n_samples=64, n_elites=8, n_iterations=6)),
         TrainingConfig(steps=500, batch_size=32, learning_rate=5e-4, schedule="cosine", checkpoint_every_s=15.0),
     ),
 }

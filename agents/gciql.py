@@ -15,7 +15,9 @@ and with an actor goal g:
     L = L_value + L_critic + L_actor;     Q- <- 0.995 Q- + 0.005 Q after each step
 
 Where we depart: OGBench extracts the policy by default with the critic's gradient (DDPG+BC); here advantage-weighted
-regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py.
+regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py. Preset `laptop` weighs by
+exp(A - mean A): values need far more steps than it has to reach those of far goals, and until then A is near -1
+everywhere, with errors of the size of a step, of which exp(10 A) would make the choice.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class GCIQL(GoalPolicy):
             advantage = (
                 self.critic(join(now, goal), actions).float().amin(dim=0) - self.value(join(now, goal)).float()[0]
             )
-        weights = regression_weights(advantage, self.config.temperature)
+        weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
         return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
@@ -108,7 +110,7 @@ class GCIQLAgent(PolicyAgent):
     name = "gciql"
     presets = {
         "paper": Preset(GCIQLConfig(**gcbc.PAPER), None, gcbc.TRAINING["paper"]),
-        "laptop": Preset(GCIQLConfig(), None, gcbc.TRAINING["laptop"]),
+        "laptop": Preset(GCIQLConfig(temperature=1.0, centred_weights=True), None, gcbc.TRAINING["laptop"]),
     }
     model_class = GCIQL
     config_class = GCIQLConfig

@@ -42,6 +42,7 @@ class GCIVLConfig(PolicyConfig):
     expectile: float = 0.9  # tau
     target_rate: float = 0.995  # share of itself that a slow copy keeps at each step
     temperature: float = 3.0  # of advantage-weighted regression; the larger, the greedier
+    centred_weights: bool = False  # take the batch's mean from the advantages that weigh the regression
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +109,7 @@ class GCIVL(GoalPolicy):
         """
         with torch.no_grad():
             advantage = (self.values(join(after, goal)) - self.values(join(now, goal))).float().mean(dim=0)
-        weights = regression_weights(advantage, self.config.temperature)
+        weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
         return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:

@@ -186,6 +186,20 @@ def test_another_agents_run_is_refused(name, runs):
         agent_class(name).load(other)
 
 
+def test_a_dataset_without_pictures_is_refused(name, tmp_path):
+    if name in UNTRAINED:
+        pytest.skip("nothing to train")
+    from collect.collector import collect
+
+    collect("two_room", tmp_path / "data", 2, workers=1, pictures=False, states_only=True)
+    settings = dict(SETTINGS[name])
+    if name == "dino_wm":
+        settings["dino_weights"] = str(write_random_dino(tmp_path / "dino.pth"))
+    with pytest.raises(ValueError, match="holds states only; first: python -m collect render"):
+        train_run(agent_class(name), tmp_path / "data", tmp_path / "run", "laptop", settings, "cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_agent_is_evaluated(name, make):
     """The protocol itself: `benchmarks.plan.evaluate`, for a few steps."""
     from benchmarks.plan import evaluate, stream_seed

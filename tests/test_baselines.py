@@ -159,6 +159,8 @@ def test_expectile_loss_weights_and_slow_copies():
     torch.testing.assert_close(expectile_loss(-error, error, 0.9), torch.tensor([3.6, 0.4]))
     weights = regression_weights(torch.tensor([0.0, 0.1, 9.0]), 10.0)
     torch.testing.assert_close(weights, torch.tensor([1.0, np.e, 100.0], dtype=torch.float32))
+    shifted = regression_weights(torch.tensor([0.0, 0.1]) - 7.0, 10.0, centred=True)
+    torch.testing.assert_close(shifted, torch.tensor([np.e**-0.5, np.e**0.5], dtype=torch.float32))
     assert log_likelihood(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).item() == -12.5
     slow, fast = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     before = slow.weight.item()

@@ -210,6 +210,13 @@ def test_values_reach_the_expectile_fixed_point_of_the_behaviour(name):
     with torch.no_grad():
         head = model.values if name == "gcivl" else model.value
         learned = head(join(states, goals)).mean(dim=0).view(n, n).numpy()
+        if name == "gciql":
+            inputs = join(torch.eye(n)[batch.pixels.flatten().long()], torch.eye(n)[batch.value_goals.flatten().long()])
+            judged = model.critic(inputs, batch.actions).mean(dim=0).numpy()
     expected = expectile_fixed_point(n, discount, expectile)
     np.testing.assert_allclose(learned, expected, atol=0.1)
+    if name == "gciql":  # the critics' own fixed point: one step, then the state's value
+        after, goal = (frames.flatten().numpy() for frames in (batch.next_pixels, batch.value_goals))
+        reached = batch.reached.numpy()
+        np.testing.assert_allclose(judged, (1 - reached) * (discount * expected[after, goal] - 1), atol=0.15)
     assert expected.min() < -2.5 and np.abs(expected - expectile_fixed_point(n, discount, 0.5)).max() > 0.5

@@ -77,9 +77,19 @@ def expectile_loss(advantage: Tensor, error: Tensor, expectile: float) -> Tensor
     return weight * error.square()
 
 
-def regression_weights(advantage: Tensor, temperature: float) -> Tensor:
-    """Returns min(exp(temperature advantage), 100), without gradient: the weights of advantage-weighted regression."""
-    return (temperature * advantage.detach()).exp().clamp(max=MAX_WEIGHT)
+def regression_weights(advantage: Tensor, temperature: float, centred: bool = False) -> Tensor:
+    """Returns min(exp(temperature advantage), 100), without gradient: the weights of advantage-weighted regression.
+
+    Args:
+        advantage: (n,).
+        temperature: The larger, the greedier.
+        centred: Subtract the batch's mean advantage first. A bias that all advantages have in common then leaves the
+            weights alone, such as the -1 of GCIQL's while its values still fall from 0 towards those of far goals.
+    """
+    advantage = advantage.detach()
+    if centred:
+        advantage = advantage - advantage.mean()
+    return (temperature * advantage).exp().clamp(max=MAX_WEIGHT)
 
 
 def log_likelihood(mean: Tensor, actions: Tensor) -> Tensor:
