@@ -112,7 +112,7 @@ class Planner(Protocol):
             mean: Initial mean of the proposal.
             std: Initial standard deviation of the proposal.
             generators: One random stream per environment.
-            deadline: `time.monotonic()` at which to return the best plan so far, or None.
+            deadline: `time.monotonic()` by which to return the best plan so far, after at least one iteration, or None.
         """
 
 

@@ -75,6 +75,20 @@ def test_deadline_ends_the_search_after_the_iteration_under_way(name):
 
 
 @pytest.mark.parametrize("name", PLANNERS)
+def test_no_iteration_is_begun_that_would_end_too_late(name, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("lewm_gym.planning.cem.time.monotonic", lambda: now)
+
+    def slow(samples):
+        nonlocal now
+        now += 1.0
+        return quadratic(torch.zeros(SHAPE))(samples)
+
+    result = PLANNERS[name][0]().plan(slow, *prior(), streams(0, 1, 2), deadline=104.5)
+    assert result.cost.shape[1] == 4
+
+
+@pytest.mark.parametrize("name", PLANNERS)
 def test_impossible_settings_of_a_planner_are_refused(name):
     with pytest.raises(ValueError, match="needs"):
         PLANNERS[name][1](n_iterations=0)

@@ -49,6 +49,7 @@ class CEM:
         """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`."""
         config = self.config
         costs, spreads = [], []
+        clock = Deadline(deadline)
         for _ in range(config.n_iterations):
             noise = white(generators, config.n_samples, mean)
             noise[:, 0] = 0.0
@@ -57,7 +58,7 @@ class CEM:
             mean, std = elites.mean(dim=1), elites.std(dim=1)
             costs.append(elite_values.mean(dim=1))
             spreads.append(std.flatten(1).mean(dim=1))
-            if out_of_time(deadline):
+            if clock.ends():
                 break
         return PlanResult(mean, torch.stack(costs, dim=1), torch.stack(spreads, dim=1))
 
@@ -71,6 +72,18 @@ def best(samples: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return samples.gather(1, index[..., None, None].expand(-1, -1, *samples.shape[2:])), values
 
 
-def out_of_time(deadline: float | None) -> bool:
-    """Returns whether `time.monotonic()` has passed the deadline."""
-    return deadline is not None and time.monotonic() >= deadline
+class Deadline:
+    """Ends a search when another iteration, as long as the last one, would be over too late.
+
+    Args:
+        at: `time.monotonic()` at which to be done, or None for never.
+    """
+
+    def __init__(self, at: float | None) -> None:
+        self._at, self._last = at, time.monotonic()
+
+    def ends(self) -> bool:
+        """Returns whether to stop; call it once after each iteration."""
+        now = time.monotonic()
+        took, self._last = now - self._last, now
+        return self._at is not None and now + took > self._at

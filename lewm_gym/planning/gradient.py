@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lewm_gym.planning.cem import best, out_of_time
+from lewm_gym.planning.cem import Deadline, best
 from lewm_gym.planning.noise import white
 from lewm_gym.types import Cost, PlanResult
 
@@ -56,6 +56,7 @@ class GradientPlanner:
             optimizer = torch.optim.Adam([samples], lr=self.config.learning_rate)
             found, found_cost = samples.detach()[:, 0], torch.full((len(mean),), torch.inf, device=mean.device)
             costs, spreads = [], []
+            clock = Deadline(deadline)
             for _ in range(self.config.n_iterations):
                 values = cost(samples)
                 here, here_cost = best(samples.detach(), values.detach(), 1)
@@ -66,7 +67,7 @@ class GradientPlanner:
                 spreads.append(
                     samples.detach().std(dim=1).flatten(1).mean(dim=1) if samples.shape[1] > 1 else 0 * found_cost
                 )
-                if out_of_time(deadline):
+                if clock.ends():
                     break
                 optimizer.zero_grad()
                 torch.where(torch.isfinite(values), values, 0.0).sum().backward()

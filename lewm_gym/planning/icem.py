@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lewm_gym.planning.cem import best, out_of_time
+from lewm_gym.planning.cem import Deadline, best
 from lewm_gym.planning.noise import coloured
 from lewm_gym.types import Cost, PlanResult
 
@@ -56,6 +56,7 @@ class ICEM:
         config = self.config
         kept = mean.unsqueeze(1)  # the mean of the proposal is a candidate at first
         costs, spreads = [], []
+        clock = Deadline(deadline)
         for i in range(config.n_iterations):
             count = max(int(config.n_samples * config.decay**-i), 2 * config.n_elites)
             noise = coloured(generators, count, mean, config.noise_exponent, config.steps_per_block)
@@ -66,7 +67,7 @@ class ICEM:
             std = torch.lerp(elites.std(dim=1), std, config.momentum)
             costs.append(values.mean(dim=1))
             spreads.append(std.flatten(1).mean(dim=1))
-            if out_of_time(deadline):
+            if clock.ends():
                 break
         # Kept elites are candidates of every later iteration, so the first of the last elites is the best ever.
         return PlanResult(elites[:, 0], torch.stack(costs, dim=1), torch.stack(spreads, dim=1))

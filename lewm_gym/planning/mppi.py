@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lewm_gym.planning.cem import out_of_time
+from lewm_gym.planning.cem import Deadline
 from lewm_gym.planning.noise import white
 from lewm_gym.types import Cost, PlanResult
 
@@ -49,6 +49,7 @@ class MPPI:
         """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`."""
         config = self.config
         costs, spreads = [], []
+        clock = Deadline(deadline)
         for _ in range(config.n_iterations):
             noise = white(generators, config.n_samples, mean)
             noise[:, 0] = 0.0
@@ -68,6 +69,6 @@ class MPPI:
             std = std * config.spread_decay
             costs.append((weights * usable).sum(dim=1))
             spreads.append(std.flatten(1).mean(dim=1))
-            if out_of_time(deadline):
+            if clock.ends():
                 break
         return PlanResult(mean, torch.stack(costs, dim=1), torch.stack(spreads, dim=1))
