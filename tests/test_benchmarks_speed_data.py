@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,22 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.speed_data import WRITERS, measure_data, table
 from collect import collect
+from lewm_gym.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return collect("two_room", tmp_path_factory.mktemp("data") / "two_room", 2, workers=1, pictures=False)
+
+
+def test_the_speeds_of_the_docs_are_those_of_the_stored_measurement():
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "datasets.md").read_text(encoding="utf-8")
+    rows = json.loads((root / "results" / "speed-data.json").read_text(encoding="utf-8"))["rows"]
+    for name, task in TASKS.items():
+        of_task = {row["reader"]: row for row in rows if row["task"] == name}
+        speeds = " | ".join(f"{of_task[reader]['speed']['median']:,.0f}" for reader in ("ours", "raw", "hdf5", "png"))
+        assert f"| {task.title.removeprefix('OGBench-')} | {speeds} | {of_task['ours']['episodes']:,} |" in page
 
 
 @pytest.mark.parametrize("name", WRITERS)
