@@ -6,6 +6,7 @@ them; its state is its observation, flattened. Actions are recorded in the envir
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from lewm_gym.data.header import SIMULATORS, Header, installed_versions
 from lewm_gym.tasks import IMAGE_SIZE
 
 PREFIX = "gym:"
+#: For environments that draw with pygame: no window is needed, and SDL must not swallow the signal that ends a process.
+_SDL = {"SDL_VIDEODRIVER": "dummy", "SDL_NO_SIGNAL_HANDLERS": "1"}
 MAX_STEPS = 1000  # of environments that have no limit of their own
 _LARGEST_STATE = 1024  # numbers; a larger observation is a picture, which the frames show anyway
 
@@ -140,6 +143,8 @@ class CollectedEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], NDArray[np.float3
     """
 
     def __init__(self, env_id: str) -> None:
+        for name, value in _SDL.items():
+            os.environ.setdefault(name, value)
         try:
             inner = gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True)
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:

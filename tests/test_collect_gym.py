@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import gymnasium
@@ -117,6 +120,21 @@ def test_an_episode_ends_where_the_environment_ends_it(tmp_path):
     np.testing.assert_allclose(dataset.action_high, [0.3, 5.0])
     with pytest.raises(ValueError, match="holds another dataset .policy"):
         collect_gym("Line-v0", tmp_path, 3, **QUICK)
+
+
+def test_a_collection_with_pygame_ends_when_it_is_told_to(tmp_path):
+    command = [sys.executable, "-m", "collect", "gym", "--env", "Pendulum-v1", "--episodes", "9999", "--workers", "1"]
+    quiet = {k: v for k, v in os.environ.items() if not k.startswith("SDL")}
+    process = subprocess.Popen([*command, "--out", str(tmp_path)], env=quiet, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if list(tmp_path.glob("parts/*.arrow")):
+                break
+            time.sleep(0.05)
+        process.terminate()  # SDL would take the signal for the closing of a window
+        assert process.wait(timeout=20) == -signal.SIGTERM
+    finally:
+        process.kill()
 
 
 def test_noise_stays_within_the_bounds(tmp_path):
