@@ -86,7 +86,7 @@ def render(content: Content) -> str:
         ("Overview", _overview(content)),
         ("Films", films),
         ("Success", _chapter_success(content)),
-        *((part, "".join(map(_record, mine))) for part, mine in record_sections.by_part(list(content.records))),
+        *((part, _chapter_records(part, mine)) for part, mine in record_sections.by_part(list(content.records))),
         ("Training", _training(content.curves)),
         ("What made each number", "".join([*map(_of_result, content.entries), *map(_of_record, content.records)])),
     ]
@@ -205,6 +205,12 @@ def _block(block: Block, folded: bool) -> str:
     if folded:
         return f"<details><summary>{heading}</summary>{inside}</details>"
     return f"<h4>{heading}</h4>{inside}"
+
+
+def _chapter_records(part: str, records: Sequence[Shown]) -> str:
+    published = record_sections.PUBLISHED.get(part)
+    theirs = f'<div class="theirs-block wide">{to_html(published())}</div>' if published else ""
+    return "".join(map(_record, records)) + theirs
 
 
 def _record(shown: Shown) -> str:

@@ -141,14 +141,18 @@ def models_section(record: Record, folder: Path) -> Section:
         per = sorted({figure["per"] for figure in figures})
         text = f"An optimiser step of LeWM with {' or '.join(f'{n:,}' for n in per)} clips of 4 frames."
         return Section("A training step", f"{text} {_where(record)}\n\n{table(header, rows)}", [])
-    theirs = [
+    text = f"One plan of LeWM from an observation and a goal. {_where(record)}"
+    return Section("A plan", f"{text}\n\n{table(header, rows)}", [])
+
+
+def published_latencies() -> str:
+    """Returns, as Markdown, how long others say a plan takes."""
+    rows = [
         [f"*{plain(one.method)}*", f"{one.seconds:g} s", plain(one.hardware), plain(one.source)]
         for one in paper.LATENCIES
     ]
-    text = f"One plan of LeWM from an observation and a goal. {_where(record)}"
-    beside = "Published by others, on their hardware; not measured here:"
-    parts = [text, table(header, rows), beside, table(["method", "a plan", "hardware", "source"], theirs)]
-    return Section("A plan", "\n\n".join(parts), [])
+    text = "A plan, published by others, on their hardware; not measured here:"
+    return f"{text}\n\n{table(['method', 'a plan', 'hardware', 'source'], rows)}"
 
 
 def _where(record: Record) -> str:
@@ -224,6 +228,8 @@ PARTS = {
     "lewm-gym lambda": "Ablations",
 }
 OTHER_PART = "What the models know"
+#: Part of the page -> what others report, as Markdown, below our own.
+PUBLISHED: dict[str, Callable[[], str]] = {"Latency and throughput": published_latencies}
 ORDER = (
     "Comparison",
     "Success against latency",

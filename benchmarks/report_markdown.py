@@ -27,6 +27,8 @@ def render(content: page.Content, folder: Path) -> str:
         lines += [f"## {plain(part)}", ""]
         for shown in mine:
             lines += [f"### {plain(shown.section.title)}", "", shown.section.markdown, ""]
+        if part in record_sections.PUBLISHED:
+            lines += [record_sections.PUBLISHED[part](), ""]
     return "\n".join([*lines, *_made_by(content, folder)])
 
 
