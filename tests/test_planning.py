@@ -84,7 +84,7 @@ def test_no_iteration_is_begun_that_would_end_too_late(name, monkeypatch):
         now += 1.0
         return quadratic(torch.zeros(SHAPE))(samples)
 
-    result = PLANNERS[name][0]().plan(slow, *prior(), streams(0, 1, 2), deadline=104.5)
+    result = planner(name).plan(slow, *prior(), streams(0, 1, 2), deadline=104.5)
     assert result.cost.shape[1] == 4
 
 
