@@ -214,12 +214,19 @@ def _chapter_records(part: str, records: Sequence[Shown]) -> str:
 
 
 def _record(shown: Shown) -> str:
-    pictures = "".join(_picture(caption, picture) for caption, picture in shown.section.pictures)
+    small = [picture for _, picture in shown.section.pictures if _is_curve(picture)]  # which say what they show
+    curves = f'<div class="curves">{"".join(map(str, small))}</div>' if small else ""
+    large = [_picture(caption, picture) for caption, picture in shown.section.pictures if not _is_curve(picture)]
+    pictures = curves + "".join(large)
     return (
         f'<article class="record"><h3>{escape(shown.section.title)}</h3><div class="wide">'
         f"{to_html(shown.section.markdown)}</div>{pictures}"
         f'<p class="note"><a href="#{shown.anchor}">what made these numbers</a></p></article>'
     )
+
+
+def _is_curve(picture: str | bytes) -> bool:
+    return isinstance(picture, str) and picture.startswith('<figure class="curve">')
 
 
 def _picture(caption: str, picture: str | bytes) -> str:
