@@ -106,6 +106,7 @@ def _processes(device: str | None) -> Iterator[tuple[str | None, bool]]:
     torch.distributed.init_process_group("nccl" if gpu else "gloo")
     try:
         yield (f"cuda:{local}" if gpu else "cpu"), torch.distributed.get_rank() == 0
+        torch.distributed.barrier()  # one that leaves while others still talk to it can abort as it ends
     finally:
         torch.distributed.destroy_process_group()
 

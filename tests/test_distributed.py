@@ -49,6 +49,7 @@ def _work(rank: int, folder: str) -> None:
         result = {f"gradient/{n}": p.grad for n, p in learner.named_parameters()}
         result |= {f"buffer/{n}": b for n, b in learner.named_buffers()}
         torch.save({**result, "loss": loss / 2, "sigreg": sigreg}, f"{folder}/result.pt")
+    dist.barrier()  # one that leaves while the other still talks to it can abort as it ends
     dist.destroy_process_group()
 
 

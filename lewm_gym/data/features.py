@@ -50,6 +50,7 @@ def cached_features(
         ValueError: If another process is computing features of this dataset, or the frames are missing.
         OSError: If the folder cannot be written.
     """
+    _ = dataset.codec  # raises where there are no frames, and says what to do
     device = next(encoder.parameters()).device
     shape = _encoded(dataset.frames(0, [0]), encode, device).shape[1:]
     file = dataset.folder / FOLDER / f"{_key(dataset, encoder, shape)}.f16"
