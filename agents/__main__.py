@@ -17,29 +17,40 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
     p = cli.Parser(
         prog="python -m agents",
-        description="Train an agent on a dataset. The same command resumes a run that was stopped. "
+        description="Trains an agent on a dataset. The same command resumes a run that was stopped. "
         "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
     )
     trainable = [name for name in AGENTS if name not in ("oracle", "expert", "random")]
-    p.add_argument("agent", help=f"one of: {', '.join(trainable)}")
-    p.add_argument("dataset", type=Path, help="folder that `python -m collect` wrote, e.g. data/two_room")
+    p.add_argument("agent", metavar="AGENT", help=f"one of: {', '.join(trainable)}")
+    p.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="folder that `python -m collect` wrote, e.g. data/two_room"
+    )
     p.add_argument(
         "--preset",
         default="laptop",
-        help="recipe: laptop (minutes on two CPU cores; default) or paper (hours on a GPU)",
+        metavar="NAME",
+        help="recipe: laptop (for two CPU cores; default) or paper (the paper's sizes, for a GPU)",
     )
-    p.add_argument("--out", type=Path, help="run folder [runs/<task>-<agent>-<seed>]")
-    p.add_argument("--seed", type=int, help="seed of weights, clips and SIGReg's directions [the preset's]")
-    p.add_argument("--steps", type=int, help="optimiser steps [the preset's]")
-    p.add_argument("--batch-size", type=int, help="clips per step [the preset's]")
-    p.add_argument("--precision", help="float32 or bf16 [the preset's]")
+    p.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<task>-<agent>-<seed>)")
+    p.add_argument(
+        "--seed", type=int, metavar="N", help="seed of weights, clips and SIGReg's directions (default: the preset's)"
+    )
+    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the preset's)")
+    p.add_argument("--batch-size", type=int, metavar="N", help="clips per step (default: the preset's)")
+    p.add_argument("--precision", metavar="NAME", help="float32 or bf16 (default: the preset's)")
     p.add_argument(
         "--encoder",
+        metavar="NAME",
         help="gcbc, gcivl, gciql: scratch, dino, auto, or lewm with --set encoder_run=RUN; lewm, pldm: vit, resnet18 "
-        "or conv [the preset's]",
+        "or conv (default: the preset's)",
     )
-    p.add_argument("--device", help="cpu, cuda, cuda:1 ... [a GPU if there is one]")
-    p.add_argument("--threads", type=int, help="CPU threads [one per core]; the same number gives the same weights")
+    p.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
+    p.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads; the same number gives the same weights (default: one per core)",
+    )
     p.add_argument(
         "--resume", action="store_true", help="refuse to begin: there must be a run to go on with, or a finished one"
     )

@@ -1,4 +1,4 @@
-"""Command line: `plan RUN`, `compare DATASET...` and `speed envs|data|train|plan` measure, `report results/` shows."""
+"""Measures agents and what they know, and how fast things run; `report` shows what was measured as one page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, metavar="FILE", help="page, HTML; Markdown goes beside it (default: <folder>/report.html)"
     )
-    report.add_argument("--title", default="LeWM-Gym report", help="heading of the page (default: %(default)s)")
+    report.add_argument(
+        "--title", default="LeWM-Gym report", metavar="TEXT", help="heading of the page (default: %(default)s)"
+    )
     return parser
 
 
@@ -44,35 +46,47 @@ def _add_speed(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         "speed", help="measure how fast things run", description="Measures how fast things run."
     )
     subjects = speed.add_subparsers(required=True, metavar="WHAT")
-    envs = subjects.add_parser("envs", help="step and render each task", description=SPEED_ENVS_DESCRIPTION)
+    envs = subjects.add_parser("envs", help="time stepping and rendering each task", description=SPEED_ENVS_DESCRIPTION)
     envs.set_defaults(command=_speed_envs)
     envs.add_argument(
-        "--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS), help="default: all", metavar="TASK"
+        "--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS), help="names (default: all)", metavar="TASK"
     )
     envs.add_argument(
-        "--seconds", type=float, default=5.0, metavar="N", help="time for each figure (default: %(default)s)"
+        "--seconds", type=float, default=5.0, metavar="N", help="seconds for each figure (default: %(default)s)"
     )
     envs.add_argument("--quality", choices=("fast", "reference"), help="how carefully to draw (default: fast)")
     envs.add_argument(
-        "--out", type=Path, default=Path("results/speed-envs.json"), metavar="FILE", help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=Path("results/speed-envs.json"),
+        metavar="FILE",
+        help="record, JSON (default: %(default)s)",
     )
 
     speed_data_cli.add_command(subjects)
     speed_plan_cli.add_command(subjects)
-    models = subjects.add_parser("train", help="a training step of LeWM", description=SPEED_MODELS_DESCRIPTION)
+    models = subjects.add_parser("train", help="time a training step of LeWM", description=SPEED_MODELS_DESCRIPTION)
     models.set_defaults(command=_speed_models)
     models.add_argument(
-        "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="default: laptop paper"
+        "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="sizes (default: laptop paper)"
     )
     models.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="of each figure, after a warm-up (default: %(default)s)"
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timings of each figure, after a warm-up (default: %(default)s)",
     )
-    models.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    models.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     models.add_argument(
-        "--out", type=Path, default=Path("results/speed-train.json"), metavar="FILE", help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=Path("results/speed-train.json"),
+        metavar="FILE",
+        help="record, JSON (default: %(default)s)",
     )
     models.add_argument(
-        "--batch-size", type=int, default=128, metavar="N", help="clips of 4 frames (default: %(default)s)"
+        "--batch-size", type=int, default=128, metavar="N", help="clips per step, of 4 frames (default: %(default)s)"
     )
     models.add_argument(
         "--precisions",
@@ -80,7 +94,7 @@ def _add_speed(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         default=["float32", "bf16"],
         choices=("float32", "bf16"),
         metavar="NAME",
-        help="default: float32 bf16",
+        help="of the step (default: float32 bf16)",
     )
     models.add_argument(
         "--dataset", type=Path, metavar="FOLDER", help="whose loading is timed (default: 4 episodes of Two-Room)"

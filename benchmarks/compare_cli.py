@@ -12,8 +12,7 @@ from lewm_gym.progress import Bars
 
 DESCRIPTION = (
     "Trains each agent on each dataset with each seed, evaluates it on the shipped held-out pairs beside a random "
-    "floor and two ceilings, and writes tables. Prints what it will cost, then starts. Whatever is stopped resumes by "
-    "the same command."
+    "floor and two ceilings, and writes tables. Says what it will cost before it starts; the same command resumes."
 )
 
 
@@ -24,13 +23,13 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     p.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset folders, each of another task")
     p.add_argument("--agents", nargs="+", default=["all"], metavar="NAME", help="all (default), or names")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of training (default: 0 1 2)")
-    p.add_argument("--preset", default="laptop", help="of every agent (default: %(default)s)")
+    p.add_argument("--preset", default="laptop", metavar="NAME", help="of every agent (default: %(default)s)")
     p.add_argument(
         "--budget-min",
         type=float,
         default=10.0,
-        metavar="MIN",
-        help="minutes of optimiser steps for each training; a calibration turns them into steps (default: %(default)s)",
+        metavar="MINUTES",
+        help="of optimiser steps for each training; a calibration turns them into steps (default: %(default)s)",
     )
     p.add_argument(
         "--steps",
@@ -39,9 +38,15 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         metavar="N",
         help="optimiser steps instead: N for all, AGENT=N, TASK/AGENT=N",
     )
-    p.add_argument("--distance", type=int, default=25, metavar="STEPS", help="of the pairs (default: %(default)s)")
+    p.add_argument(
+        "--distance",
+        type=int,
+        default=25,
+        metavar="STEPS",
+        help="of the pairs, environment steps (default: %(default)s)",
+    )
     p.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
-    p.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    p.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     p.add_argument(
         "--set",

@@ -13,15 +13,15 @@ from lewm_gym.progress import Bars
 
 SHIFT = (
     "Measures success with colours, sizes, light and the door's position changed, one at a time, on the pairs of "
-    "`plan`. A killed call resumes."
+    "`plan`. The same command resumes."
 )
 TUNE = (
     "Finds the weight of SIGReg by the paper's bisection: trains LeWM at each weight and scores it by success on pairs "
-    "of a seed of their own. What is finished is used again."
+    "of a seed of their own. The same command resumes."
 )
 ABLATE = (
     "Trains LeWM with one setting at a time changed and measures each alike: predictor, dropout, latent, projections, "
-    "knots, lambda, encoder, decoder. What is finished is used again."
+    "knots, lambda, encoder, decoder. The same command resumes."
 )
 EQUAL_FLOPS = (
     "Measures success where each model may spend equally many floating-point operations on a plan: the number of "
@@ -40,18 +40,26 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     tune = commands.add_parser("tune-lambda", help="find SIGReg's weight by bisection", description=TUNE)
     tune.set_defaults(command=_tune)
     _add_training(tune, "tune-lambda", seeds=[0])
-    tune.add_argument("--low", type=float, default=0.001, metavar="X", help="lower end (default: %(default)s)")
-    tune.add_argument("--high", type=float, default=1.0, metavar="X", help="upper end (default: %(default)s)")
+    tune.add_argument(
+        "--low", type=float, default=0.001, metavar="X", help="lower end of the weights (default: %(default)s)"
+    )
+    tune.add_argument(
+        "--high", type=float, default=1.0, metavar="X", help="upper end of the weights (default: %(default)s)"
+    )
     tune.add_argument("--rounds", type=int, default=2, metavar="N", help="halvings (default: %(default)s)")
     tune.add_argument("--pairs", type=int, default=50, metavar="N", help="tuning pairs (default: %(default)s)")
 
     ablate = commands.add_parser("ablate", help="train and measure the paper's ablations", description=ABLATE)
     ablate.set_defaults(command=_ablate)
     _add_training(ablate, "ablate", seeds=[0])
-    ablate.add_argument("--studies", nargs="+", default=["all"], metavar="NAME", help="all (default), or names")
+    ablate.add_argument(
+        "--studies", nargs="+", default=["all"], metavar="NAME", help="all (default), or names as above"
+    )
     ablate.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
 
-    flops = commands.add_parser("equal-flops", help="success at equal operations per plan", description=EQUAL_FLOPS)
+    flops = commands.add_parser(
+        "equal-flops", help="measure success at equal operations per plan", description=EQUAL_FLOPS
+    )
     flops.set_defaults(command=_equal_flops)
     flops.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run folders of one task, e.g. LeWM's and PLDM's"
@@ -72,7 +80,9 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the agents' random streams (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the agents' random streams (default: %(default)s)"
+    )
     parser.add_argument(
         "--n-envs", type=int, default=16, metavar="N", help="environments at once (default: %(default)s)"
     )
@@ -87,14 +97,16 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser, name: str, seeds: list[int]) -> None:
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder that `python -m collect` wrote")
-    parser.add_argument("--preset", default="laptop", help="of LeWM (default: %(default)s)")
+    parser.add_argument("--preset", default="laptop", metavar="NAME", help="of LeWM (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds, metavar="N", help="of training (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the preset's)")
     parser.add_argument(
         "--set", nargs="+", default=[], dest="settings", metavar="NAME=VALUE", help="other settings, for all trainings"
     )
-    parser.add_argument("--offset", type=int, default=25, metavar="STEPS", help="distance of the pairs (default: 25)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--offset", type=int, default=25, metavar="STEPS", help="distance of the pairs, environment steps (default: 25)"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs", name), metavar="FOLDER", help="run folders (default: %(default)s)"
     )

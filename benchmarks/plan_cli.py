@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Puts the agent of a run at the start of start/goal pairs and counts how many goals it meets within the budget; "
-    "the random policy and a replay of the recorded actions get the same pairs. A killed evaluation resumes."
+    "the random policy and a replay of the recorded actions get the same pairs. The same command resumes."
 )
 
 
@@ -51,7 +51,9 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     plan.add_argument(
         "--budget", type=int, metavar="STEPS", help="environment steps allowed (default: twice the distance)"
     )
-    plan.add_argument("--seed", type=int, default=0, help="seed of the agent's random streams (default: %(default)s)")
+    plan.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the agent's random streams (default: %(default)s)"
+    )
     plan.add_argument(
         "--n-envs",
         type=int,
@@ -69,7 +71,7 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     plan.add_argument(
         "--no-strict",
         action="store_true",
-        help="end each episode at its success, without judging whether the goal is held; takes up to half as long",
+        help="end each episode at its success, without judging whether the goal is held; saves up to half of the plans",
     )
     plan.add_argument(
         "--out", type=Path, metavar="FILE", help="result, JSON (default: results/<run>-<distance>-seed<seed>.json)"

@@ -13,7 +13,7 @@ from lewm_gym.progress import Bars
 
 TRADEOFF = (
     "Measures success and the time of a plan over planners, candidates and iterations, on the same pairs, and draws "
-    "one against the other with Wilson 95 % intervals (JSON, and a PNG beside it). A killed measurement resumes; a "
+    "one against the other with Wilson 95 % intervals (JSON, and a PNG beside it). The same command resumes; a "
     "larger grid adds to what is there."
 )
 PRECISION = "Measures planning success in float32 and in bf16 on the same pairs, and the paired difference."
@@ -22,22 +22,28 @@ COMPARE = "Prints the paired difference in success of two results on the same pa
 
 def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds the three verbs."""
-    tradeoff = commands.add_parser("tradeoff", help="success against latency", description=TRADEOFF)
+    tradeoff = commands.add_parser("tradeoff", help="measure success against latency", description=TRADEOFF)
     tradeoff.set_defaults(command=_tradeoff)
     tradeoff.add_argument("run", type=Path, metavar="RUN", help="run folder")
     tradeoff.add_argument(
-        "--planners", nargs="+", default=["cem", "icem", "mppi"], metavar="NAME", help="default: cem icem mppi"
+        "--planners",
+        nargs="+",
+        default=["cem", "icem", "mppi"],
+        metavar="NAME",
+        help="cem, icem, mppi, gradient (default: cem icem mppi)",
     )
     for name, default in (("candidates", [30, 100, 300]), ("iterations", [1, 3, 10, 30])):
         shown = " ".join(map(str, default))
-        tradeoff.add_argument(f"--{name}", type=int, nargs="+", default=default, metavar="N", help=f"default: {shown}")
+        tradeoff.add_argument(
+            f"--{name}", type=int, nargs="+", default=default, metavar="N", help=f"of a plan (default: {shown})"
+        )
     tradeoff.add_argument("--precision", default="float32", metavar="NAME", help="float32 (default) or bf16")
     _add_evaluation(tradeoff)
     tradeoff.add_argument(
         "--out", type=Path, metavar="FILE", help="record, JSON (default: results/tradeoff-<run>.json)"
     )
 
-    precision = commands.add_parser("precision", help="bf16 against float32 planning", description=PRECISION)
+    precision = commands.add_parser("precision", help="measure planning in bf16 against float32", description=PRECISION)
     precision.set_defaults(command=_precision)
     precision.add_argument("run", type=Path, metavar="RUN", help="run folder")
     _add_evaluation(precision)
@@ -45,21 +51,23 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         "--out", type=Path, default=Path("results"), metavar="FOLDER", help="of both results (default: %(default)s)"
     )
 
-    compare = commands.add_parser("compare-results", help="two results on the same pairs", description=COMPARE)
+    compare = commands.add_parser("compare-results", help="compare two results on the same pairs", description=COMPARE)
     compare.set_defaults(command=_compare)
-    compare.add_argument("first", type=Path, metavar="A.json")
-    compare.add_argument("second", type=Path, metavar="B.json")
+    compare.add_argument("first", type=Path, metavar="A.json", help="result of `plan`")
+    compare.add_argument(
+        "second", type=Path, metavar="B.json", help="another, on the same pairs; the difference is B - A"
+    )
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
     numbers = {
-        "seed": (0, "of the agent's random streams"),
-        "n-envs": (16, "environments at once"),
-        "workers": (os.cpu_count() or 1, "processes that they live in"),
+        "seed": (0, "of the agent's random streams (default: %(default)s)"),
+        "n-envs": (16, "environments at once (default: %(default)s)"),
+        "workers": (os.cpu_count() or 1, "processes that they live in (default: one per core)"),
     }
     for name, (default, text) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
 
 
 def _evaluation(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,21 +19,27 @@ DESCRIPTION = (
 
 def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds the command `data` to the subjects of `speed`."""
-    parser = subjects.add_parser("data", help="draw training clips from datasets", description=DESCRIPTION)
+    parser = subjects.add_parser("data", help="time drawing training clips from datasets", description=DESCRIPTION)
     parser.set_defaults(command=_run)
     add = parser.add_argument
     add("datasets", type=Path, nargs="*", metavar="DATASET", help="folders (default: those of the tasks in data/)")
-    add("--seconds", type=float, default=3.0, metavar="N", help="time for each figure (default: %(default)s)")
+    add("--seconds", type=float, default=3.0, metavar="N", help="seconds for each figure (default: %(default)s)")
     add("--batch-size", type=int, default=128, metavar="N", help="clips in a batch (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="that draw batches ahead (default: one per core, at most 4)")
+    add("--threads", type=int, metavar="N", help="threads that draw batches ahead (default: one per core, at most 4)")
     add(
         "--plain-episodes",
         type=int,
         default=6,
         metavar="N",
-        help="written out for the plain readers, 0 for none (default: %(default)s)",
+        help="episodes written out for the plain readers, 0 for none (default: %(default)s)",
     )
-    add("--out", type=Path, default=Path("results/speed-data.json"), metavar="FILE", help="default: %(default)s")
+    add(
+        "--out",
+        type=Path,
+        default=Path("results/speed-data.json"),
+        metavar="FILE",
+        help="record, JSON (default: %(default)s)",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

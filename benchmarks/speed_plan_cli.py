@@ -18,7 +18,9 @@ DESCRIPTION = (
 
 def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds `plan`."""
-    plan = subjects.add_parser("plan", help="a plan, by agent, planner, precision and batch", description=DESCRIPTION)
+    plan = subjects.add_parser(
+        "plan", help="time a plan, by agent, planner, precision and number of environments", description=DESCRIPTION
+    )
     plan.set_defaults(command=_run)
     lists: dict[str, tuple[list[Any], type, str]] = {
         "agents": (["lewm"], str, "agents that plan: lewm, pldm, dino_wm"),
@@ -30,16 +32,33 @@ def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
     for name, (default, kind, text) in lists.items():
         shown = " ".join(map(str, default))
         plan.add_argument(
-            f"--{name}", nargs="+", type=kind, default=default, metavar="X", help=f"{text} (default: {shown})"
+            f"--{name}",
+            nargs="+",
+            type=kind,
+            default=default,
+            metavar="N" if kind is int else "NAME",
+            help=f"{text} (default: {shown})",
         )
-    plan.add_argument("--candidates", type=int, metavar="N", help="time only so many, and extrapolate linearly")
-    plan.add_argument("--iterations", type=int, metavar="N", help="time only so many, and extrapolate linearly")
     plan.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="of each figure, after a warm-up (default: %(default)s)"
+        "--candidates", type=int, metavar="N", help="time only so many, and extrapolate linearly (default: all)"
     )
-    plan.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     plan.add_argument(
-        "--out", type=Path, default=Path("results/speed-plan.json"), metavar="FILE", help="default: %(default)s"
+        "--iterations", type=int, metavar="N", help="time only so many, and extrapolate linearly (default: all)"
+    )
+    plan.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timings of each figure, after a warm-up (default: %(default)s)",
+    )
+    plan.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
+    plan.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/speed-plan.json"),
+        metavar="FILE",
+        help="record, JSON (default: %(default)s)",
     )
 
 

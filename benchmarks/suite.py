@@ -1,4 +1,4 @@
-"""The whole paper in one command: collects or reuses datasets, trains, evaluates, measures what models know, reports.
+"""The paper's comparison in one command: collects or reuses datasets, trains, evaluates, measures and reports.
 
 The suite is a list of the other commands, each run in a process of its own and each resuming by itself, so that
 whatever it does can be done by hand, and every result names the command that made it. Stages that are done are left

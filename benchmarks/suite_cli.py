@@ -10,9 +10,9 @@ from lewm_gym import cli
 from lewm_gym.tasks import TASKS
 
 DESCRIPTION = (
-    "The whole paper in one command: collects or reuses a dataset of each task, trains and evaluates every agent with "
-    "every seed, measures further distances, the published protocol, what models know and changed worlds, and writes "
-    "the report. Says what it will cost before it starts; the same command goes on where it was stopped."
+    "The paper's comparison in one command: collects or reuses a dataset of each task, trains and evaluates every "
+    "agent with every seed, measures further distances, the published protocol, what models know and changed worlds, "
+    "and writes the report. Says what it will cost before it starts; the same command resumes."
 )
 
 BUDGET_MIN = 10.0  # of a training at laptop scale
@@ -20,23 +20,28 @@ BUDGET_MIN = 10.0  # of a training at laptop scale
 
 def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds `suite`."""
-    p = commands.add_parser("suite", help="the whole paper in one command", description=DESCRIPTION)
+    p = commands.add_parser("suite", help="collect, train, measure and report in one command", description=DESCRIPTION)
     p.set_defaults(command=_run)
     p.add_argument("--tasks", nargs="+", default=["all"], metavar="TASK", help="all (default), or names")
     p.add_argument("--agents", nargs="+", default=["all"], metavar="NAME", help="all (default), or names")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of training (default: 0 1 2)")
-    p.add_argument("--preset", default="laptop", help="laptop (default) or paper")
+    p.add_argument("--preset", default="laptop", metavar="NAME", help="laptop (default) or paper")
     p.add_argument(
         "--budget-min",
         type=float,
-        metavar="MIN",
-        help="minutes of optimiser steps for each training (default: 10 for laptop; the preset's steps for paper)",
+        metavar="MINUTES",
+        help="of optimiser steps for each training (default: 10 for laptop; the preset's steps for paper)",
     )
-    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps instead")
+    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps instead, for every agent")
     p.add_argument("--episodes", type=int, metavar="N", help="of datasets still to collect (default: the preset's)")
     p.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
     p.add_argument(
-        "--set", nargs="+", default=[], dest="settings", metavar="AGENT.NAME=VALUE", help="settings, as for compare"
+        "--set",
+        nargs="+",
+        default=[],
+        dest="settings",
+        metavar="AGENT.NAME=VALUE",
+        help="settings of agents, as for compare",
     )
     p.add_argument("--data", type=Path, default=Path("data"), metavar="FOLDER", help="datasets (default: %(default)s)")
     p.add_argument(

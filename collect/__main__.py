@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    parser = Parser(prog="python -m collect", description="Collect a dataset, or look after one.")
+    parser = Parser(prog="python -m collect", description="Collects a dataset, or looks after one.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for task in TASKS.values():
         _add_task(commands, task)
@@ -39,15 +39,21 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
     parser = commands.add_parser(
         task.name,
         help=f"collect {task.title}",
-        description=f"Collect {task.title} episodes. Kept: what is there already; an interrupted run resumes.",
+        description=f"Collects {task.title} episodes. What is there already is kept; the same command resumes.",
     )
     parser.set_defaults(main=_collect, task=task.name)
     add = parser.add_argument
-    add("--episodes", type=int, default=task.collect_episodes, metavar="N", help="how many (default: %(default)s)")
+    add(
+        "--episodes",
+        type=int,
+        default=task.collect_episodes,
+        metavar="N",
+        help="how many episodes (default: %(default)s)",
+    )
     add("--out", type=Path, default=Path("data") / task.name, metavar="FOLDER", help="where to (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the whole collection (default: %(default)s)")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
     add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local (default: none)")
     add("--policy", metavar="NAME", help="behaviour policy (default: the task's first; 'random' always exists)")
     add("--noise", type=float, metavar="X", help="noise level, in the policy's unit (default: the policy's)")
@@ -65,16 +71,16 @@ def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "gym",
         help="collect any environment of yours",
-        description="Collect episodes of any Gymnasium environment with a Box action and rgb_array rendering.",
+        description="Collects episodes of any Gymnasium environment with a bounded Box action and rgb_array rendering.",
     )
     parser.set_defaults(main=_collect_gym)
     add = parser.add_argument
     add("--env", required=True, metavar="ID", help="such as Pendulum-v1, or my_package:MyEnv-v0")
     add("--episodes", type=int, default=1000, metavar="N", help="how many episodes (default: %(default)s)")
     add("--out", type=Path, metavar="FOLDER", help="where to (default: data/ID)")
-    add("--seed", type=int, default=0, metavar="S", help="seed of the whole collection (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the whole collection (default: %(default)s)")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
     add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local (default: none)")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
@@ -115,12 +121,12 @@ def _add_pairs(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "pairs",
         help="make evaluation pairs",
-        description="Make evaluation pairs: starts and goals from held-out episodes, with the actions between.",
+        description="Makes evaluation pairs: starts and goals from held-out episodes, with the actions between.",
     )
     parser.set_defaults(main=_pairs)
     add = parser.add_argument
     add("task", metavar="TASK", help=f"one of: {', '.join(TASKS)}")
-    add("--offsets", type=int, nargs="+", metavar="D", help="distances, environment steps (default: the task's)")
+    add("--offsets", type=int, nargs="+", metavar="STEPS", help="distances, environment steps (default: the task's)")
     add("--count", type=int, default=200, metavar="N", help="pairs per distance (default: %(default)s)")
     add("--out", type=Path, default=Path("pairs"), metavar="FOLDER", help="where to (default: %(default)s)")
 
@@ -142,10 +148,10 @@ def _add_describe(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "describe",
         help="print a dataset's statistics",
-        description="Print a dataset's recipe, lengths, sizes, success rate, and the statistics of every column.",
+        description="Prints a dataset's recipe, lengths, sizes, success rate, and the statistics of every column.",
     )
     parser.set_defaults(main=_describe)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
 
 
 def _describe(options: argparse.Namespace) -> None:
@@ -159,23 +165,23 @@ def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "verify",
         help="check a dataset",
-        description="Check every hash, count and frame of a dataset; exit status 2 if anything is wrong.",
+        description="Checks every hash, count and frame of a dataset; exit status 2 if anything is wrong.",
     )
     parser.set_defaults(main=_verify)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
 
 
 def _add_render(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "render",
         help="make the frames of a dataset of states",
-        description="Make the full dataset from one that was collected with --states-only: the same pixels.",
+        description="Makes the full dataset from one that was collected with --states-only: the same pixels.",
     )
     parser.set_defaults(main=_render)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="of the states")
     add("--out", type=Path, metavar="FOLDER", help="where to (default: FOLDER without '-states', or with '-rendered')")
-    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
+    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -29,15 +29,20 @@ def add_commands(commands: argparse._SubParsersAction[Parser], bar: Bar, summary
         ("push", "upload a dataset to the Hugging Face Hub", _push_options, _push),
         ("pull", "download a dataset from the Hugging Face Hub", _pull_options, _pull),
     ):
-        parser = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        verb, what = help_text.split(maxsplit=1)
+        parser = commands.add_parser(name, help=help_text, description=f"{verb.capitalize()}s {what}.")
         add(parser)
         parser.set_defaults(main=lambda options, main=main: main(options, bar, summary))
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--format", choices=FORMATS, default="hdf5", help="default: the reference's hdf5")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="default: FOLDER.h5, FOLDER-minari, FOLDER-lerobot")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="hdf5", help="of the files (default: hdf5, the reference's)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="where to (default: FOLDER.h5, FOLDER-minari or FOLDER-lerobot)"
+    )
     parser.add_argument("--lossy", action="store_true", help="Minari only: frames as JPEG, a fiftieth of the size")
 
 
@@ -72,7 +77,7 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="an HDF5 file, or a folder of Minari's or LeRobot's"
     )
-    parser.add_argument("--format", choices=FORMATS, help="default: seen from SOURCE")
+    parser.add_argument("--format", choices=FORMATS, help="of SOURCE (default: seen from it)")
     parser.add_argument("--task", metavar="NAME", help="name to record; HDF5 needs one, such as pusht")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
     parser.add_argument("--state", metavar="NAME", help="column of the state (HDF5: state; LeRobot: observation.state)")
@@ -115,7 +120,7 @@ def _kind_of(source: Path) -> str:
 
 
 def _push_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
     parser.add_argument("repository", metavar="NAME/REPOSITORY", help="made if it does not exist")
     parser.add_argument("--private", action="store_true", help="a new repository is visible to you only")
 
@@ -127,7 +132,7 @@ def _push(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
 
 
 def _pull_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="NAME/REPOSITORY")
+    parser.add_argument("repository", metavar="NAME/REPOSITORY", help="dataset on the Hub")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: data/REPOSITORY)")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the newest)")
 

@@ -23,16 +23,26 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
     p = cli.Parser(
         prog="python -m lewm_gym",
-        description="Collect Two-Room episodes, train LeWM from their pixels, evaluate it, and show it in a film.",
+        description="Collects Two-Room episodes, trains LeWM from their pixels, evaluates it, and shows it in a film.",
         epilog="Ctrl-C keeps what is finished; the same command resumes.",
     )
-    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything [runs/demo]")
-    p.add_argument("--episodes", type=int, default=300, help="episodes to collect [300]")
-    p.add_argument("--steps", type=int, help="training steps [the laptop preset's]")
-    p.add_argument("--pairs", type=int, default=100, help="held-out start/goal pairs to evaluate, at most 200 [100]")
-    p.add_argument("--seed", type=int, default=0, help="seed of collection, training and planning [0]")
-    p.add_argument("--workers", type=int, help="processes that collect [one per core]")
-    p.add_argument("--device", help="cpu, cuda, ... [a GPU if there is one]")
+    p.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="for everything (default: %(default)s)"
+    )
+    p.add_argument("--episodes", type=int, default=300, metavar="N", help="to collect (default: %(default)s)")
+    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the laptop preset's)")
+    p.add_argument(
+        "--pairs",
+        type=int,
+        default=100,
+        metavar="N",
+        help="held-out start/goal pairs to evaluate, at most 200 (default: %(default)s)",
+    )
+    p.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of collection, training and planning (default: %(default)s)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="processes that collect (default: one per core)")
+    p.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     return p
 
 

@@ -18,35 +18,42 @@ Measure = Callable[[argparse.Namespace, Any], Json]
 
 def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds the verbs."""
-    probe = _add(commands, "probe", _probe, "how well physical quantities can be read off frozen latents", PROBE)
+    probe = _add(
+        commands, "probe", _probe, "measure how well physical quantities can be read off frozen latents", PROBE
+    )
     _add_runs(probe, several=True, dataset=True)
     _add_count(probe, "--fit-episodes", 200, "episodes to fit probes on, at most")
     _add_count(probe, "--episodes", 50, "episodes to judge them on, at most")
     _add_count(probe, "--steps", 1500, "optimiser steps of an MLP probe")
     probe.add_argument("--control", action="store_true", help="probe the first run's network with random weights too")
 
-    surprise = _add(commands, "surprise", _surprise, "violation of expectation: colour changes and teleports", SURPRISE)
+    surprise = _add(commands, "surprise", _surprise, "measure surprise at colour changes and teleports", SURPRISE)
     _add_runs(surprise, several=True)
     _add_count(surprise, "--trajectories", 50, "trajectories, of three variants each")
 
-    rollout = _add(commands, "rollout", _rollout, "error of open-loop predictions against the horizon", ROLLOUT)
+    rollout = _add(
+        commands, "rollout", _rollout, "measure the error of open-loop predictions against the horizon", ROLLOUT
+    )
     _add_runs(rollout, several=True, dataset=True)
     _add_count(rollout, "--horizon", 10, "blocks of actions to look ahead")
     _add_count(rollout, "--episodes", 50, "held-out episodes, at most")
 
-    decode = _add(commands, "decode", _decode, "pictures of what a model imagines and plans", DECODE)
+    decode = _add(commands, "decode", _decode, "draw what a model imagines and plans", DECODE)
     _add_runs(decode, dataset=True)
     _add_count(decode, "--steps", 1000, "optimiser steps of the decoder")
     _add_count(decode, "--frames", 3000, "frames that it learns from, at most")
     _add_count(decode, "--episodes", 3, "rollouts and plans to draw")
     _add_count(decode, "--horizon", 8, "blocks of actions that a rollout looks ahead")
 
-    tsne = _add(commands, "tsne", _tsne, "map of the latents of a grid of positions", TSNE)
+    tsne = _add(commands, "tsne", _tsne, "map the latents of a grid of positions", TSNE)
     _add_runs(tsne)
     _add_count(tsne, "--side", 10, "cells along a side of the grid")
 
-    for name, what in (("straightness", "of latent paths over training"), ("curves", "of the losses over training")):
-        picture = _add(commands, name, _from_logs, f"{name} {what}", LOGS)
+    for name, what in (
+        ("straightness", "the straightness of latent paths over training"),
+        ("curves", "the losses over training"),
+    ):
+        picture = _add(commands, name, _from_logs, f"draw {what}", LOGS)
         _add_runs(picture, several=True, device=False)
 
 
@@ -61,7 +68,7 @@ SURPRISE = (
 ROLLOUT = "Predicts held-out episodes open loop and compares the error with that of the last frame, copied."
 DECODE = (
     "Trains a decoder on frozen latents, for looking only, and draws open-loop rollouts beside what happened and plans "
-    "beside what came of them. Takes a few minutes on two cores; the same command resumes."
+    "beside what came of them. The same command resumes."
 )
 TSNE = "Draws a grid of positions, encodes it and lays the latents out in the plane, coloured by position."
 LOGS = "Reads the logs of run folders; runs of several agents stand beside one another."
@@ -83,7 +90,7 @@ def _add_runs(
     if dataset:
         parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder that `python -m collect` wrote")
     if device:
-        parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+        parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
 def _add_count(parser: argparse.ArgumentParser, name: str, default: int, text: str) -> None:
