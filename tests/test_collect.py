@@ -225,4 +225,4 @@ def test_help_tells_each_default_once(command, capsys):
     options = re.split(r" (?=--[a-z])", text.partition("options:")[2])
     assert len(options) > 2 and all(option.count("(default: ") <= 1 for option in options)
     if command == "two_room":
-        assert "(default: 10000)" in text and "(default: one per CPU core)" in text
+        assert "(default: 10000)" in text and "(default: one per core)" in text
