@@ -16,8 +16,8 @@ and with an actor goal g:
 
 Where we depart: OGBench extracts the policy by default with the critic's gradient (DDPG+BC); here advantage-weighted
 regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py. Preset `laptop` weighs by
-exp(A - mean A): values need far more steps than it has to reach those of far goals, and until then A is near -1
-everywhere, with errors of the size of a step, of which exp(10 A) would make the choice.
+exp(A - mean A): in one training of 600 steps with exp(10 A), values had not fallen to those of far goals and A stayed
+negative (mean -0.81). Whether this weighting succeeds more often has not been measured.
 """
 
 from __future__ import annotations
