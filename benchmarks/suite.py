@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -82,6 +83,11 @@ class Suite:
         ):
             if value is not None and value < least:
                 raise ValueError(f"{option} must be at least {least}, got {value}")
+        if self.budget_min is not None and not 0 < self.budget_min < math.inf:
+            raise ValueError(f"--budget-min must be a positive number of minutes, got {self.budget_min:g}")
+        for text in self.settings:
+            if "=" not in text or "." not in text.partition("=")[0]:
+                raise ValueError(f"--set takes AGENT.NAME=VALUE, got {text!r}")
 
     def episodes_of(self, task: Task) -> int:
         """Returns how many episodes a dataset gets that has to be collected."""

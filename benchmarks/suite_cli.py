@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         agents=tuple(options.agents),
         seeds=tuple(options.seeds),
         preset=options.preset,
-        budget_min=(options.budget_min or BUDGET_MIN) if by_time else None,
+        budget_min=(BUDGET_MIN if options.budget_min is None else options.budget_min) if by_time else None,
         steps=options.steps,
         episodes=options.episodes,
         pairs=options.pairs,

@@ -130,6 +130,8 @@ def test_a_stage_that_fails_stops_the_suite(tmp_path: Path, monkeypatch: pytest.
         ({"agents": ()}, "--agents needs at least one"),
         ({"episodes": 1}, "--episodes must be at least 2, got 1"),
         ({"pairs": 0}, "--pairs must be at least 1, got 0"),
+        ({"budget_min": 0.0}, "--budget-min must be a positive number of minutes, got 0"),
+        ({"settings": ("foo",)}, "--set takes AGENT.NAME=VALUE, got 'foo'"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -46,6 +46,8 @@ def measure_surprise(
         ValueError: If the runs do not belong together, or nothing is defined for their task.
         OSError: If something is missing or cannot be written.
     """
+    if trajectories < 2:
+        raise ValueError(f"--trajectories must be at least 2 for a paired test, got {trajectories}")
     record = Record("surprise")
     worlds = load_worlds(runs, device)
     task, first = worlds[0].description["task"], worlds[0]
