@@ -144,7 +144,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set takes NAME=VALUE, got {setting!r}")
+            raise ValueError(f"settings have the form NAME=VALUE, got {setting!r}")
         try:
             value = json.loads(text)
         except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -73,6 +73,33 @@ class PlanningConfig:
             if type(self.search) is config:
                 return name
         raise ValueError(f"search must be the configuration of a planner ({', '.join(PLANNERS)}), got {self.search!r}")
+
+    def changed(self, settings: Mapping[str, Any]) -> PlanningConfig:
+        """Returns this with some settings in place of its own.
+
+        Args:
+            settings: Fields of this or of the planner's configuration (`n_samples`, ...); `planner` names another
+                planner, which has its own defaults.
+
+        Raises:
+            ValueError: If a name is unknown or a value is not of its kind.
+        """
+        own = {f.name for f in dataclasses.fields(self)} - {"search"}
+        search = self.search
+        if "planner" in settings:
+            if settings["planner"] not in PLANNERS:
+                raise ValueError(f"unknown planner {settings['planner']!r}; expected one of: {', '.join(PLANNERS)}")
+            search = PLANNERS[settings["planner"]][1]()
+        of_search = {f.name for f in dataclasses.fields(search)}
+        unknown = sorted(set(settings) - own - of_search - {"planner"})
+        if unknown:
+            known = ", ".join(sorted({"planner"} | own | of_search))
+            raise ValueError(f"unknown settings of planning {', '.join(unknown)}; expected some of: {known}")
+        try:
+            search = dataclasses.replace(search, **{k: v for k, v in settings.items() if k in of_search})
+            return dataclasses.replace(self, search=search, **{k: v for k, v in settings.items() if k in own})
+        except TypeError as error:
+            raise ValueError(f"a setting of planning is not of its kind: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ def measure(
     film: bool = False,
     progress: Stage | None = None,
     agent: Agent | None = None,
+    planning: Mapping[str, Any] | None = None,
     **request: Any,
 ) -> Result:
     """Returns the planning success of a run's agent, and writes it to `out`.
@@ -44,6 +45,7 @@ def measure(
         film: Whether to film six episodes, beside `out` (`.mp4` and `.png`).
         progress: Called with (stage, done, total).
         agent: Use this agent instead of loading the run's.
+        planning: Settings of planning in place of the run's (`PlanningConfig.changed`); the result records them.
         request: Fields of `Request`:
             protocol: "audited", "official" or "sampled".
             pairs: A pair set or its file; default the one shipped with the task at `offset_steps`.
@@ -64,10 +66,13 @@ def measure(
     run = Path(run)
     description = runs.load_description(run)
     job = make_job(run, description, asked)
-    out = Path(out) if out else default_path(run, job)
     agent = importlib.import_module("agents").load_agent(run) if agent is None else agent
+    if planning:
+        agent = replanned(agent, planning)
+        description = {**description, "planning": agent.planning.to_json()}  # type: ignore[attr-defined]
+    out = Path(out) if out else default_path(run, job, planning)
     weights = weights_hash(run)
-    log = OutcomeLog(out.with_name(out.name + ".partial"), _log_header(job, weights))
+    log = OutcomeLog(out.with_name(out.name + ".partial"), _log_header(job, weights, planning))
     session = Session(job, log, TimedAgent(agent), progress)
     floor = session.run("floor", RandomAgent(job.task.action_size))
     ceiling = session.run("ceiling", _replay(job)) if job.has_recorded_actions else ()
@@ -98,10 +103,27 @@ def measure(
     return result
 
 
-def default_path(run: Path, job: Job) -> Path:
-    """Returns where a result goes if nobody says: `results/<run>-<distance or protocol>-seed<seed>.json`."""
+def replanned(agent: Agent, settings: Mapping[str, Any]) -> Agent:
+    """Returns the agent with some settings of its planning changed.
+
+    Raises:
+        ValueError: If it does not plan, or a setting is unknown or wrong.
+    """
+    planning = getattr(agent, "planning", None)
+    if planning is None:
+        raise ValueError("the run's agent does not plan, so there is no planning to set")
+    changed: Agent = type(agent)(agent.model, planning.changed(settings), agent.description, agent.device)  # type: ignore
+    return changed
+
+
+def default_path(run: Path, job: Job, planning: Mapping[str, Any] | None = None) -> Path:
+    """Returns where a result goes if nobody says: `results/<run>-<distance or protocol>-seed<seed>.json`.
+
+    Other settings of planning than the run's stand at the end of its name.
+    """
     kind = str(job.offset_steps) if job.protocol == "audited" else job.protocol
-    return Path("results", f"{run.resolve().name}-{kind}-seed{job.settings.seed}.json")
+    settings = "".join(f"-{name}={value}" for name, value in (planning or {}).items())
+    return Path("results", f"{run.resolve().name}-{kind}-seed{job.settings.seed}{settings}.json")
 
 
 def refilm(
@@ -135,7 +157,11 @@ def refilm(
     job = make_job(run, description, _request_of(result, result_path, pairs, n_envs))
     if job.source["hash"] != result.pairs["hash"]:
         raise ValueError(f"{result_path} was measured on other pairs than {result.pairs['source']}: measure it again")
-    agent = importlib.import_module("agents").load_agent(run) if agent is None else agent
+    if agent is None:
+        agent = importlib.import_module("agents").load_agent(run)
+        settings = result.run["description"].get("planning")
+        if settings is not None:  # which need not be the run's own
+            agent = replanned(agent, {**settings["search"], **{k: v for k, v in settings.items() if k != "search"}})
     film = result_path.with_suffix(".mp4")
     _film(job, agent, result.outcomes, film, progress)
     if result.film != film.name:
@@ -178,9 +204,10 @@ def _film(job: Job, agent: Agent, outcomes: Sequence[Outcome], path: Path, progr
     advance()
 
 
-def _log_header(job: Job, weights: str) -> dict[str, Any]:
+def _log_header(job: Job, weights: str, planning: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what outcomes are a function of, and when they were begun."""
     return {
+        **({"planning": dict(planning)} if planning else {}),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": weights,
         **job.identity(),

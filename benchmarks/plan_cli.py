@@ -74,6 +74,13 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         help="end each episode at its success, without judging whether the goal is held; saves up to half of the plans",
     )
     plan.add_argument(
+        "--planning",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="plan in another way than the run says, e.g. --planning cost=sum execute_blocks=1 n_iterations=30",
+    )
+    plan.add_argument(
         "--out", type=Path, metavar="FILE", help="result, JSON (default: results/<run>-<distance>-seed<seed>.json)"
     )
     plan.add_argument("--film", action="store_true", help="film six episodes, beside the result (.mp4 and .png)")
@@ -89,10 +96,12 @@ def _plan(options: argparse.Namespace) -> int:
         raise ValueError("--out names one result; with several --offset each gets its own name in results/")
     if options.pairs is not None and len(options.offset) > 1:
         raise ValueError("--pairs names pairs of one distance; leave out --offset")
+    planning = importlib.import_module("agents.__main__").parse_settings(options.planning)
     measure = importlib.import_module("benchmarks.measure").measure
     for offset in options.offset:
         with Bars() as bars:
-            result = measure(options.run, progress=bars.on_episodes, **_request(options, protocol, offset))
+            request = {"planning": planning, **_request(options, protocol, offset)}
+            result = measure(options.run, progress=bars.on_episodes, **request)
         print(summary(result))
     return 0
 
