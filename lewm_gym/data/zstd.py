@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import sys
 import weakref
 from functools import cache
 from typing import Any, Protocol
@@ -93,7 +95,9 @@ def _library() -> Any:
     if spec is None or spec.origin is None:
         return None
     try:
-        library = ctypes.CDLL(spec.origin)
+        # Bound at once and to itself: PyOpenGL makes every symbol of Mesa global, LLVM's libzstd among them, and calls
+        # within this library would then land in that other version, which decodes to garbage or crashes.
+        library = ctypes.CDLL(spec.origin, mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         for name, result, *arguments in (
             ("ZSTD_createDCtx", pointer),
@@ -107,4 +111,4 @@ def _library() -> Any:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):
         return None
-    return library
+    return library if sys.platform != "linux" or hasattr(os, "RTLD_DEEPBIND") else None
