@@ -153,7 +153,15 @@ def test_ctrl_c_while_workers_start_shows_no_traceback_of_theirs(tmp_path):
         assert process.returncode == 130 and b"Traceback" not in errors, errors.decode()
 
 
-def test_an_interrupt_while_a_worker_starts_is_not_lost():
+@pytest.fixture
+def default_interrupts():
+    """Ctrl-C as usual, also where the tests were begun in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_a_worker_starts_is_not_lost(default_interrupts):
     with pytest.raises(KeyboardInterrupt), interrupts_held():
         signal.raise_signal(signal.SIGINT)
         survived = True
