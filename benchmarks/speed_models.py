@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents.lewm import PRESETS, LeWM
 from benchmarks import speed_context
 from benchmarks.speed import time_once
+from benchmarks.speed_reference import reference_model
 from lewm_gym import provenance
 from lewm_gym.nn import vit
 from lewm_gym.results import write_json
@@ -103,7 +104,7 @@ def measure_training(
     """
     torch.manual_seed(0)
     model = LeWM(PRESETS[preset].model).to(device).train()
-    theirs = speed_context.reference_model(model.config, device)
+    theirs = reference_model(model.config, device)
     batch = _random_batch(model, batch_size, device)
     with FlopCounterMode(display=False) as counter, fused_attention():
         plain_loss(model, batch).backward()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents import agent_class
 from agents.planning import PlanningAgent
 from benchmarks.speed_models import FORMAT, SCHEMA, in_turn
+from benchmarks.speed_reference import reference_rollout
 from lewm_gym import provenance
 from lewm_gym.planning import PLANNERS
 from lewm_gym.results import write_json
@@ -136,48 +136,6 @@ def plain_rollout(model: Any, latents: Tensor, actions: Tensor) -> Tensor:
         window = slice(max(0, end - model.config.context), end)
         frames = torch.cat([frames, model.predict(frames[:, window], blocks[:, window])[:, -1:]], dim=1)
     return frames[:, 1:].unflatten(0, (n_envs, n_samples))
-
-
-def reference_rollout(config: Any, device: str) -> Callable[[Any, Tensor, Tensor], Tensor] | None:
-    """Returns stable-worldmodel's rollout of LeWM at our sizes, with random weights; None where it is not installed."""
-    package = importlib.util.find_spec("stable_worldmodel")
-    if package is None or not package.submodule_search_locations or importlib.util.find_spec("einops") is None:
-        return None
-    folder = Path(package.submodule_search_locations[0]) / "wm" / "lewm"
-    parts, whole = (_load_file(folder / name) for name in ("module.py", "lewm.py"))
-    predictor = parts.Predictor(
-        num_frames=config.context,
-        depth=config.predictor_depth,
-        heads=config.predictor_heads,
-        mlp_dim=config.predictor_mlp_width,
-        input_dim=config.latent_size,
-        hidden_dim=config.latent_size,
-        dim_head=config.predictor_head_width,
-        dropout=config.dropout,
-    )
-    embedder = parts.Embedder(input_dim=config.action_block_size, emb_dim=config.latent_size)
-    heads = [
-        parts.MLP(config.latent_size, config.projection_width, config.latent_size, norm_fn=torch.nn.BatchNorm1d)
-        for _ in range(2)
-    ]
-    model = whole.LeWM(torch.nn.Identity(), predictor, embedder, *heads).to(device).eval()
-
-    def rollout(_: Any, latents: Tensor, actions: Tensor) -> Tensor:
-        known = latents.unsqueeze(1).expand(-1, actions.shape[1], -1, -1)
-        predicted: Tensor = model.rollout({"pixels": known, "emb": known}, actions)["predicted_emb"]
-        return predicted[:, :, latents.shape[1] :]
-
-    return rollout
-
-
-def _load_file(path: Path) -> Any:
-    """Returns one file as a module: importing its package would want simulators and more."""
-    spec = importlib.util.spec_from_file_location(f"reference_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot read {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check(job: Job) -> tuple[Any, Any]:

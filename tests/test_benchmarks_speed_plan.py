@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import speed_plan
+from benchmarks import speed_plan, speed_reference
 from benchmarks.__main__ import main
 from benchmarks.speed_plan import Job
 
@@ -19,7 +19,7 @@ def test_plain_rollout_equals_ours():
 
 
 def test_reference_rollout_predicts_as_many_latents():
-    rollout = speed_plan.reference_rollout(tiny.config(), "cpu")
+    rollout = speed_reference.reference_rollout(tiny.config(), "cpu")
     if rollout is None:
         pytest.skip("pip install --no-deps stable-worldmodel einops")
     assert rollout(None, torch.randn(2, 1, 8), torch.randn(2, 5, 4, 10)).shape == (2, 5, 4, 8)
