@@ -180,6 +180,7 @@ class _Trial:
         self._start = time.perf_counter()
 
     def outcomes(self, who: str, agent: Agent, rules: Rules, indices: Sequence[int]) -> dict[int, Outcome]:
+        """Returns the outcome of each pair in `indices`; those in the log are not measured again."""
         known = self._log.known(who)
         missing = [index for index in indices if index not in known]
         advance = counter(self._progress, who, len(indices), done=len(indices) - len(missing))
