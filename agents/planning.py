@@ -20,6 +20,7 @@ from agents.devices import choose_device
 from agents.trainable import Trainable, of_description
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
 from lewm_gym.planning.controller import Reply, Request
+from lewm_gym.planning.graphs import Graphs
 from lewm_gym.planning.threads import suited_threads
 from lewm_gym.types import Obs, PlanResult
 
@@ -52,6 +53,7 @@ class PlanningConfig:
     warm_start: bool = False  # paper: False; begin the search at what is left of the previous plan
     context_frames: int = 1  # paper: 1; up to the model's context, with the actions taken between them
     precision: str = "float32"  # of the rollout's matrix products, one of PRECISIONS; latents and costs are float32
+    cuda_graph: bool = False  # on a GPU: replay a search's costs as one CUDA graph; not for planners by gradient
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -64,7 +66,9 @@ class PlanningConfig:
             )
         if self.context_frames < 1:
             raise ValueError(f"context_frames must be at least 1, got {self.context_frames}")
-        self.planner_name  # noqa: B018  # raises for settings of no planner
+        planner = self.planner_name  # raises for settings of no planner
+        if self.cuda_graph and getattr(PLANNERS[planner][0], "needs_gradient", False):
+            raise ValueError(f"cuda_graph cannot be used with the planner {planner}: it needs gradients")
 
     @property
     def planner_name(self) -> str:
@@ -173,6 +177,8 @@ class PlanningAgent(Trainable, Agent):
         self.time_limit_s = time_limit_s
         self.plans = 0  # made since the start
         self._cost = cost or COSTS[planning.cost]
+        graphed = planning.cuda_graph and self.device.type == "cuda"
+        self._graphed: Callable[..., Tensor] = Graphs(self._judge) if graphed else self._judge
         self._planner = PLANNERS[planning.planner_name][0](planning.search)
         self._controller = RecedingHorizon(self._search, model.config.frame_skip, planning.context_frames, seed)
         low, high = (
@@ -274,25 +280,30 @@ class PlanningAgent(Trainable, Agent):
             latents = self.model.encode(torch.from_numpy(frames).to(self.device))
             context, goal = latents[:, :-1], latents[:, -1]
             past = self._past(requests)
-            options = {} if past is None else {"past_actions": past}
-
-            def rollout(actions: Tensor) -> Tensor:
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=self.planning.precision == "bf16", cache_enabled=False
-                ):
-                    return self.model.rollout(context, self._within_bounds(actions), **options).float()
 
             def cost(actions: Tensor) -> Tensor:
                 # A step predicts one latent for each candidate of each environment.
                 with self._threads(actions.shape[0] * actions.shape[1] * goal.shape[-1]):
-                    return self._cost(rollout(actions), goal)
+                    return self._graphed(actions, context, goal, *past)
 
             mean, std = self._proposal(requests)
             with torch.no_grad() if gradient else contextlib.nullcontext():
                 found = self._planner.plan(cost, mean, std, [r.generator for r in requests], deadline)
             blocks = self._within_bounds(found.actions)
-            predicted = rollout(blocks.unsqueeze(1))[:, 0]
+            predicted = self._rollout(blocks.unsqueeze(1), context, *past)[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)
+
+    def _rollout(self, actions: Tensor, context: Tensor, *past: Tensor) -> Tensor:
+        """Returns predicted latents (B, S, H, Z) of candidates (B, S, H, A)."""
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.planning.precision == "bf16", cache_enabled=False
+        ):
+            options = {"past_actions": past[0]} if past else {}
+            return self.model.rollout(context, self._within_bounds(actions), **options).float()  # type: ignore[no-any-return]
+
+    def _judge(self, actions: Tensor, context: Tensor, goal: Tensor, *past: Tensor) -> Tensor:
+        """Returns the costs (B, S) of candidates (B, S, H, A)."""
+        return self._cost(self._rollout(actions, context, *past), goal)
 
     def _threads(self, numbers: int) -> contextlib.AbstractContextManager[None]:
         return suited_threads(numbers) if self.device.type == "cpu" else contextlib.nullcontext()
@@ -308,11 +319,11 @@ class PlanningAgent(Trainable, Agent):
                     row[:-taken] = request.previous[taken:]
         return mean, std
 
-    def _past(self, requests: list[Request]) -> Tensor | None:
-        """Returns the z-scored actions between past frames, (B, n - 1, A), or None for the present frame alone."""
+    def _past(self, requests: list[Request]) -> list[Tensor]:
+        """Returns the z-scored actions between past frames, [(B, n - 1, A)], or nothing for the present frame alone."""
         if len(requests[0].frames) == 1:
-            return None
-        return self.model.normalize_actions(torch.from_numpy(np.stack([r.blocks for r in requests])).to(self.device))
+            return []
+        return [self.model.normalize_actions(torch.from_numpy(np.stack([r.blocks for r in requests])).to(self.device))]
 
     def _unpack(self, found: PlanResult, blocks: Tensor, predicted: Tensor, start: Tensor, goal: Tensor) -> list[Plan]:
         actions = self.model.denormalize_actions(blocks).flatten(1).unflatten(1, (-1, len(self.action_low)))
