@@ -45,6 +45,7 @@ from envs.cube_simulation import (
 )
 from envs.goal_env import Frame, GoalEnv, State
 from envs.mujoco_rendering import SceneRenderer, checker_texels, load_mujoco, package_folder, shared_renderer
+from lewm_gym.tasks import get_task
 
 SUCCESS_DISTANCE = 0.04  # m
 STRICT_ANGLE = np.radians(15.0)  # besides the distance, for strict success
@@ -70,6 +71,7 @@ class CubeEnv(GoalEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[misc]
     action_size = 5
     state_size = STATE_SIZE
+    proprioceptive = get_task("cube").proprioception
     render_qualities = ("fast", "reference")
     quantity_units = {"cube_position": "m", "effector_position": "m", "joint_angles": "rad"}
     variation_ranges = {

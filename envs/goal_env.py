@@ -25,7 +25,9 @@ RESET_OPTIONS = ("state", "goal_state", "goal_image", "variations")
 class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     """Gymnasium environment whose goal is an image.
 
-    Observation: Dict of `pixels` (the present) and `goal` (how it should look), each (224, 224, 3) uint8.
+    Observation: Dict of `pixels` (the present) and `goal` (how it should look), each (224, 224, 3) uint8; with
+    `proprioception=True` also `proprioception` and `goal_proprioception`, what the actor senses of itself now and at
+    the goal, each (k,) float32.
     Action: Box(-1, 1, (action_size,)) float32.
     Reward: -1 per step, 0 at success. `terminated` on success unless `terminate_on_success=False`;
     `truncated` by Gymnasium's TimeLimit, whose default is the task's `max_episode_steps`.
@@ -47,6 +49,8 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             to compare with published numbers. Each task documents what that changes.
         render_quality: One of `render_qualities`: how carefully pictures are drawn. Pictures of different
             qualities differ by a little; a dataset and the agents trained on it record which they used.
+        proprioception: Whether observations hold the quantities named in the task's `Task.proprioception`, one after
+            the other. Goals must then be states: nothing is known of what is sensed at a `goal_image`.
 
     Raises:
         ValueError: For actions that are not finite numbers of the right shape within the bounds, states that
@@ -63,6 +67,8 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     #: name -> (low, high, default), where a default that is a (nested) tuple gives the shape, or a list of choices,
     #: the first of them the default; what `options["variations"]` may set.
     variation_ranges: ClassVar[dict[str, Any]] = {}
+    #: `Task.proprioception` of the task: name and size of the quantities that `proprioception=True` shows.
+    proprioceptive: ClassVar[dict[str, int]]
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         terminate_on_success: bool = True,
         reference_rules: bool = False,
         render_quality: str = "fast",
+        proprioception: bool = False,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, not {render_mode!r}")
@@ -81,7 +88,12 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         self.terminate_on_success = terminate_on_success
         self.reference_rules = reference_rules
         picture = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        self.observation_space: spaces.Dict = spaces.Dict({"pixels": picture, "goal": picture})  # type: ignore[assignment]
+        shown: dict[str, spaces.Space[Any]] = {"pixels": picture, "goal": picture}
+        self.proprioception = proprioception
+        if proprioception:
+            sensed = spaces.Box(-np.inf, np.inf, (sum(self.proprioceptive.values()),), np.float32)
+            shown |= {"proprioception": sensed, "goal_proprioception": sensed}
+        self.observation_space: spaces.Dict = spaces.Dict(shown)  # type: ignore[assignment]
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
         #: False where a wrapper observes states only: pictures are expensive, so that `pixels` and `goal` stay black.
         self.draw_observations = True
@@ -168,6 +180,8 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             start = self._checked_state(options["state"], "state") if "state" in options else None
             goal = self._checked_state(options["goal_state"], "goal_state") if "goal_state" in options else None
             image = self._checked_image(options["goal_image"]) if "goal_image" in options else None
+            if image is not None and self.proprioception:
+                raise ValueError("with proprioception=True give goal_state: what is sensed at a goal_image is unknown")
         except ValueError:
             self.variations = before
             raise
@@ -205,7 +219,16 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
 
     def _observe(self) -> dict[str, Frame]:
         assert self._goal_image is not None
-        return {"pixels": self._draw(self._get_state()), "goal": self._goal_image.copy()}
+        state = self._get_state()
+        obs: dict[str, Any] = {"pixels": self._draw(state), "goal": self._goal_image.copy()}
+        if self.proprioception:
+            obs |= {"proprioception": self.sense(state), "goal_proprioception": self.sense(self.goal_state)}
+        return obs
+
+    def sense(self, state: State) -> NDArray[np.float32]:
+        """Returns what the actor senses of itself in a state, (k,) float32: `Task.proprioception`, in that order."""
+        quantities = self.quantities(state)
+        return np.concatenate([quantities[name] for name in self.proprioceptive])
 
     def _draw(self, state: State) -> Frame:
         return self.render_state(state) if self.draw_observations else np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)

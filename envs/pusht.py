@@ -35,6 +35,7 @@ from envs.goal_env import Frame, GoalEnv, State
 from envs.pusht_geometry import WALL_HIGH, WALL_LOW, coverage, distance, wall_overlap
 from envs.pusht_physics import ContinuousSpace, Sizes, advance
 from envs.pusht_picture import Colour, Picture
+from lewm_gym.tasks import get_task
 
 SUCCESS_DISTANCE = 20.0  # px, over agent and block coordinates together
 SUCCESS_ANGLE = np.pi / 9  # rad
@@ -60,6 +61,7 @@ class PushTEnv(GoalEnv):
 
     action_size = 2
     state_size = 10
+    proprioceptive = get_task("pusht").proprioception
     variation_ranges = {
         "agent_color": (0.0, 255.0, (65.0, 105.0, 225.0)),
         "agent_scale": (20.0, 60.0, 40.0),

@@ -32,6 +32,7 @@ from envs.mujoco_rendering import (
     package_folder,
     shared_renderer,
 )
+from lewm_gym.tasks import get_task
 
 SUCCESS_RADIANS = 0.05
 ACTION_REPEAT = 2
@@ -55,6 +56,7 @@ class ReacherEnv(GoalEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # type: ignore[misc]
     action_size = 2
     state_size = 6
+    proprioceptive = get_task("reacher").proprioception
     render_qualities = ("fast", "reference")
     quantity_units = {"joint_velocities": "rad/s", "finger_position": "m"}
     variation_ranges = {

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from envs.goal_env import Frame, GoalEnv, State
 from envs.two_room_rooms import CENTRE, Rooms
-from lewm_gym.tasks import IMAGE_SIZE
+from lewm_gym.tasks import IMAGE_SIZE, get_task
 
 _DEFAULT = Rooms()
 SPEED = _DEFAULT.speed  # px per step at |action| = 1
@@ -57,6 +57,7 @@ class TwoRoomEnv(GoalEnv):
 
     action_size = 2
     state_size = 2
+    proprioceptive = get_task("two_room").proprioception
     variation_ranges = {
         "agent_color": (0.0, 255.0, (255.0, 0.0, 0.0)),
         "agent_radius": (7.0, 14.0, 7.0),

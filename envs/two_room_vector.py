@@ -39,6 +39,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         terminate_on_success: See `GoalEnv`.
         reference_rules: See `GoalEnv`.
         render_quality: See `GoalEnv`.
+        proprioception: See `GoalEnv`; for "pixels" only.
 
     Raises:
         ValueError: As `GoalEnv` does, naming the environment; and for options of another shape.
@@ -55,10 +56,13 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         terminate_on_success: bool = True,
         reference_rules: bool = False,
         render_quality: str = "fast",
+        proprioception: bool = False,
     ) -> None:
         num_envs = checked_count(num_envs, "num_envs")
         if observe not in OBSERVE:
             raise ValueError(f"observe must be one of {OBSERVE}, not {observe!r}")
+        if proprioception and observe != "pixels":
+            raise ValueError(f"proprioception goes with observe='pixels', not with {observe!r}")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be at least 1 or None, got {max_episode_steps}")
         self.task = TwoRoomEnv(
@@ -66,6 +70,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
             terminate_on_success=terminate_on_success,
             reference_rules=reference_rules,
             render_quality=render_quality,
+            proprioception=proprioception,
         )
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -204,7 +209,11 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         pixels = np.empty_like(self._goal_images)
         for index in range(self.num_envs):
             pixels[index] = self._draw(self._positions[index], self._goals[index])
-        return {"pixels": pixels, "goal": self._goal_images.copy()}
+        obs: dict[str, NDArray[Any]] = {"pixels": pixels, "goal": self._goal_images.copy()}
+        if self.task.proprioception:
+            for name, states in (("proprioception", self._positions), ("goal_proprioception", self._goals)):
+                obs[name] = np.stack([self.task.sense(state) for state in states])
+        return obs
 
     def _info(self, success: Mask, mask: Mask) -> dict[str, Any]:
         """Returns Gymnasium's form of infos: arrays, and for each the mask of environments that it speaks of."""

@@ -24,6 +24,8 @@ class Task:
         max_episode_steps: Environment steps after which an episode is truncated by default.
         collect_episodes: Episodes of the paper's offline dataset, the default of `python -m collect`.
         goal_offsets: Distances (environment steps) at which evaluation pairs exist; budget is twice the distance.
+        proprioception: Name -> size of the physical quantities that the actor can sense of itself, never of an object:
+            what environments made with `proprioception=True` show, and the columns of that name in datasets.
         extra: Name of the pip extra that the simulator needs beyond the core, or None.
         vector_entry_point: `module:class` of a batched vector environment, or None.
     """
@@ -37,6 +39,7 @@ class Task:
     max_episode_steps: int
     collect_episodes: int
     goal_offsets: tuple[int, ...]
+    proprioception: dict[str, int]
     extra: str | None = None
     vector_entry_point: str | None = None
 
@@ -54,6 +57,7 @@ TASKS: dict[str, Task] = {
             max_episode_steps=100,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75),
+            proprioception={"agent_position": 2},
             vector_entry_point="envs.two_room_vector:TwoRoomVectorEnv",
         ),
         Task(
@@ -66,6 +70,7 @@ TASKS: dict[str, Task] = {
             max_episode_steps=300,  # 97 % of the expert's episodes are shorter, and budgets go up to 200
             collect_episodes=20_000,
             goal_offsets=(25, 50, 75, 100),
+            proprioception={"agent_position": 2, "agent_velocity": 2},
         ),
         Task(
             name="cube",
@@ -77,6 +82,7 @@ TASKS: dict[str, Task] = {
             max_episode_steps=200,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75, 100),
+            proprioception={"joint_angles": 6, "effector_position": 3, "effector_yaw": 2, "gripper_opening": 1},
             extra="mujoco",
         ),
         Task(
@@ -89,6 +95,7 @@ TASKS: dict[str, Task] = {
             max_episode_steps=200,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75, 100),
+            proprioception={"joint_angles": 4, "joint_velocities": 2},
             extra="mujoco",
         ),
     )
