@@ -130,7 +130,7 @@ def _sink_maker(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, A
         if args.tensorboard:
             made.append(sinks.tensorboard(folder))
         if args.wandb:
-            made.append(sinks.weights_and_biases(args.wandb, folder.name, description))
+            made.append(sinks.weights_and_biases(args.wandb, folder, description))
         return made
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ def tensorboard(folder: Path) -> Sink:
     return sink
 
 
-def weights_and_biases(project: str, name: str, description: dict[str, Any]) -> Sink:
-    """Returns a sink that logs to Weights & Biases (offline where WANDB_MODE says so).
+def weights_and_biases(project: str, folder: Path, description: dict[str, Any]) -> Sink:
+    """Returns a sink that logs to Weights & Biases (offline where WANDB_MODE says so), its files in `folder`/wandb.
+
+    A run that is resumed goes on in the W&B run that it began, whose id is kept in `folder`/wandb-id.
 
     Raises:
         ImportError: If wandb is not installed.
@@ -38,7 +41,13 @@ def weights_and_biases(project: str, name: str, description: dict[str, Any]) -> 
         import wandb  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise ImportError("--wandb needs: pip install 'lewm-gym[logging]'") from None
-    run = wandb.init(project=project, name=name, config=description, resume="allow")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "wandb-id"
+    if not kept.exists():
+        kept.write_text(uuid.uuid4().hex[:8])
+    run = wandb.init(
+        project=project, name=folder.name, id=kept.read_text(), dir=folder, config=description, resume="allow"
+    )
 
     def sink(step: int, values: dict[str, float]) -> None:
         run.log(values, step=step)
