@@ -29,6 +29,9 @@ PACKAGES = (
     "dm_control",
     "ogbench",
     "imageio-ffmpeg",
+    "scipy",
+    "scikit-learn",
+    "stable-worldmodel",
 )
 #: What of the source tree decides a result; a changed document or result file does not make it dirty.
 SOURCES = ("lewm_gym", "envs", "agents", "collect", "benchmarks", "setup.cfg", "pyproject.toml")
