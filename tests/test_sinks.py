@@ -1,4 +1,4 @@
-"""Weights & Biases, with a module in its place that keeps what it is told (the real one needs an account or a process)."""
+"""Weights & Biases, with a module in its place that keeps what it is told; the real one was run offline by hand."""
 
 from __future__ import annotations
 
