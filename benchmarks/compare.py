@@ -132,7 +132,7 @@ def open_scenes(comparison: Comparison) -> list[Scene]:
         pairs = load_shipped(dataset.task, comparison.offset_steps)
         wanted = len(pairs.pairs) if comparison.n_pairs is None else comparison.n_pairs
         if not 1 <= wanted <= len(pairs.pairs):
-            raise ValueError(f"--pairs must be within 1 and {len(pairs.pairs)}, got {wanted}")
+            raise ValueError(f"--n-pairs must be within 1 and {len(pairs.pairs)}, got {wanted}")
         scenes.append(Scene(folder, dataset, pairs, wanted))
     return scenes
 

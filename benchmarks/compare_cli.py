@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from benchmarks import options as shared
 from lewm_gym import cli
 from lewm_gym.progress import Bars
 
@@ -15,22 +16,15 @@ DESCRIPTION = (
     "floor and two ceilings, and writes tables. Says what it will cost before it starts; the same command resumes."
 )
 
+BUDGET_MIN = 10.0
+
 
 def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds the command `compare`."""
     p = commands.add_parser("compare", help="train, evaluate and tabulate agents side by side", description=DESCRIPTION)
     p.set_defaults(command=run)
     p.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset folders, each of another task")
-    p.add_argument("--agents", nargs="+", default=["all"], metavar="NAME", help="all (default), or names")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of training (default: 0 1 2)")
-    p.add_argument("--preset", default="laptop", metavar="NAME", help="of every agent (default: %(default)s)")
-    p.add_argument(
-        "--budget-min",
-        type=float,
-        default=10.0,
-        metavar="MINUTES",
-        help="of optimiser steps for each training; a calibration turns them into steps (default: %(default)s)",
-    )
+    shared.add_several(p, "compare", f"{BUDGET_MIN:g}")
     p.add_argument(
         "--steps",
         nargs="+",
@@ -38,27 +32,9 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         metavar="N",
         help="optimiser steps instead: N for all, AGENT=N, TASK/AGENT=N",
     )
-    p.add_argument(
-        "--distance",
-        type=int,
-        default=25,
-        metavar="STEPS",
-        help="of the pairs, environment steps (default: %(default)s)",
-    )
-    p.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
+    shared.add_offset(p)
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
-    p.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        dest="settings",
-        metavar="AGENT.NAME=VALUE",
-        help="a setting of an agent in place of its preset's, e.g. gcbc.learning_rate=0.001",
-    )
-    p.add_argument(
-        "--runs", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="run folders (default: %(default)s)"
-    )
     p.add_argument(
         "--out",
         type=Path,
@@ -88,10 +64,10 @@ def run(options: argparse.Namespace) -> int:
         agents=agents,
         seeds=tuple(options.seeds),
         preset=options.preset,
-        budget_min=options.budget_min,
+        budget_min=BUDGET_MIN if options.budget_min is None else options.budget_min,
         steps=steps,
-        offset_steps=options.distance,
-        n_pairs=options.pairs,
+        offset_steps=options.offset,
+        n_pairs=options.n_pairs,
         runs=options.runs,
         out=options.out,
         device=options.device,

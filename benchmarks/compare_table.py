@@ -147,8 +147,8 @@ def repeat(comparison: Comparison, table: Sequence[dict[str, Any]]) -> str:
     steps = [f"{row['task']}/{row['agent']}={row['steps']}" for row in table if row["steps"] is not None]
     words = [*map(str, comparison.datasets), "--agents", *comparison.agents]
     words += ["--seeds", *map(str, comparison.seeds), "--preset", comparison.preset]
-    words += ["--distance", str(comparison.offset_steps)] + (["--steps", *steps] if steps else [])
-    words += [] if comparison.n_pairs is None else ["--pairs", str(comparison.n_pairs)]
+    words += ["--offset", str(comparison.offset_steps)] + (["--steps", *steps] if steps else [])
+    words += [] if comparison.n_pairs is None else ["--n-pairs", str(comparison.n_pairs)]
     settings = [f"{a}.{k}={json.dumps(v)}" for a, values in comparison.settings.items() for k, v in values.items()]
     words += ["--set", *settings] if settings else []
     return f"python -m benchmarks compare {shlex.join(words)}"

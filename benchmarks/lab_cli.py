@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks import options as shared
 from lewm_gym import cli
 from lewm_gym.progress import Bars
 
@@ -34,7 +34,7 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     shift = commands.add_parser("shift", help="measure success in a changed world", description=SHIFT)
     shift.set_defaults(command=_shift)
     shift.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    _add_evaluation(shift)
+    shared.add_evaluation(shift)
     shift.add_argument("--out", type=Path, metavar="FILE", help="record, JSON (default: results/shift-<run>.json)")
 
     tune = commands.add_parser("tune-lambda", help="find SIGReg's weight by bisection", description=TUNE)
@@ -47,7 +47,7 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         "--high", type=float, default=1.0, metavar="X", help="upper end of the weights (default: %(default)s)"
     )
     tune.add_argument("--rounds", type=int, default=2, metavar="N", help="halvings (default: %(default)s)")
-    tune.add_argument("--pairs", type=int, default=50, metavar="N", help="tuning pairs (default: %(default)s)")
+    tune.add_argument("--n-pairs", type=int, default=50, metavar="N", help="tuning pairs (default: %(default)s)")
 
     ablate = commands.add_parser("ablate", help="train and measure the paper's ablations", description=ABLATE)
     ablate.set_defaults(command=_ablate)
@@ -55,7 +55,7 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     ablate.add_argument(
         "--studies", nargs="+", default=["all"], metavar="NAME", help="all (default), or names as above"
     )
-    ablate.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
+    shared.add_n_pairs(ablate)
 
     flops = commands.add_parser(
         "equal-flops", help="measure success at equal operations per plan", description=EQUAL_FLOPS
@@ -72,26 +72,9 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         metavar="N",
         help="operations per plan (default: 1e9 3e9 1e10 3e10)",
     )
-    _add_evaluation(flops)
+    shared.add_evaluation(flops)
     flops.add_argument(
         "--out", type=Path, metavar="FILE", help="record, JSON (default: results/equal-flops-<first run>.json)"
-    )
-
-
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the agents' random streams (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--n-envs", type=int, default=16, metavar="N", help="environments at once (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that they live in (default: one per core)",
     )
 
 
@@ -103,9 +86,7 @@ def _add_training(parser: argparse.ArgumentParser, name: str, seeds: list[int]) 
     parser.add_argument(
         "--set", nargs="+", default=[], dest="settings", metavar="NAME=VALUE", help="other settings, for all trainings"
     )
-    parser.add_argument(
-        "--offset", type=int, default=25, metavar="STEPS", help="distance of the pairs, environment steps (default: 25)"
-    )
+    shared.add_offset(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs", name), metavar="FOLDER", help="run folders (default: %(default)s)"
@@ -119,7 +100,7 @@ def _shift(options: argparse.Namespace) -> int:
     module = importlib.import_module("benchmarks.shift")
     out = options.out or Path("results", f"shift-{options.run.resolve().name}.json")
     with Bars() as bars:
-        record = module.measure_shift(options.run, out, progress=bars.on_episodes, **_evaluation(options))
+        record = module.measure_shift(options.run, out, progress=bars.on_episodes, **shared.evaluation(options))
     return _tell(module, record, out)
 
 
@@ -128,14 +109,14 @@ def _equal_flops(options: argparse.Namespace) -> int:
     out = options.out or Path("results", f"equal-flops-{options.runs[0].resolve().name}.json")
     with Bars() as bars:
         record = module.measure_equal_flops(
-            options.runs, out, options.flops, progress=bars.on_episodes, **_evaluation(options)
+            options.runs, out, options.flops, progress=bars.on_episodes, **shared.evaluation(options)
         )
     return _tell(module, record, out)
 
 
 def _tune(options: argparse.Namespace) -> int:
     module = importlib.import_module("benchmarks.tune_lambda")
-    search = {"low": options.low, "high": options.high, "rounds": options.rounds, "n_pairs": options.pairs}
+    search = {"low": options.low, "high": options.high, "rounds": options.rounds, "n_pairs": options.n_pairs}
     out = _out(options, "tune-lambda")
     with Bars() as bars:
         record = module.tune(options.dataset, out, bars=bars, **search, **_training(options))
@@ -148,13 +129,9 @@ def _ablate(options: argparse.Namespace) -> int:
     out = _out(options, "ablate")
     with Bars() as bars:
         record = module.ablate(
-            options.dataset, out, studies=studies, n_pairs=options.pairs, bars=bars, **_training(options)
+            options.dataset, out, studies=studies, n_pairs=options.n_pairs, bars=bars, **_training(options)
         )
     return _tell(module, record, out)
-
-
-def _evaluation(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("episodes", "seed", "n_envs", "workers")}
 
 
 def _training(options: argparse.Namespace) -> dict[str, Any]:

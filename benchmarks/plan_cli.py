@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import options as shared
 from lewm_gym import cli
 from lewm_gym.progress import Bars
 
@@ -47,27 +47,10 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
         metavar="STEPS",
         help="distances of the shipped pairs, environment steps, a result each (default: 25)",
     )
-    plan.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
     plan.add_argument(
         "--budget", type=int, metavar="STEPS", help="environment steps allowed (default: twice the distance)"
     )
-    plan.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the agent's random streams (default: %(default)s)"
-    )
-    plan.add_argument(
-        "--n-envs",
-        type=int,
-        default=16,
-        metavar="N",
-        help="environments evaluated at once; changes the speed, not the outcomes (default: %(default)s)",
-    )
-    plan.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that the environments live in; likewise (default: one per core)",
-    )
+    shared.add_evaluation(plan)
     plan.add_argument(
         "--no-strict",
         action="store_true",
@@ -112,14 +95,11 @@ def _request(options: argparse.Namespace, protocol: str, offset: int) -> dict[st
         "pairs": options.pairs,
         "dataset": options.dataset,
         "offset_steps": offset,
-        "episodes": options.episodes,
         "budget_steps": options.budget,
-        "seed": options.seed,
-        "n_envs": options.n_envs,
-        "workers": options.workers,
         "strict": not options.no_strict,
         "out": options.out,
         "film": options.film,
+        **shared.evaluation(options),
     }
 
 

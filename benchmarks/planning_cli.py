@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks import options as shared
 from lewm_gym import cli
 from lewm_gym.progress import Bars
 
@@ -38,7 +38,7 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
             f"--{name}", type=int, nargs="+", default=default, metavar="N", help=f"of a plan (default: {shown})"
         )
     tradeoff.add_argument("--precision", default="float32", metavar="NAME", help="float32 (default) or bf16")
-    _add_evaluation(tradeoff)
+    shared.add_evaluation(tradeoff)
     tradeoff.add_argument(
         "--out", type=Path, metavar="FILE", help="record, JSON (default: results/tradeoff-<run>.json)"
     )
@@ -46,7 +46,7 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     precision = commands.add_parser("precision", help="measure planning in bf16 against float32", description=PRECISION)
     precision.set_defaults(command=_precision)
     precision.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    _add_evaluation(precision)
+    shared.add_evaluation(precision)
     precision.add_argument(
         "--out", type=Path, default=Path("results"), metavar="FOLDER", help="of both results (default: %(default)s)"
     )
@@ -59,27 +59,14 @@ def add_commands(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     )
 
 
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--episodes", type=int, metavar="N", help="number of pairs, from the first (default: all)")
-    numbers = {
-        "seed": (0, "of the agent's random streams (default: %(default)s)"),
-        "n-envs": (16, "environments at once (default: %(default)s)"),
-        "workers": (os.cpu_count() or 1, "processes that they live in (default: one per core)"),
-    }
-    for name, (default, text) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
-
-
-def _evaluation(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("episodes", "seed", "n_envs", "workers")}
-
-
 def _tradeoff(options: argparse.Namespace) -> int:
     module = importlib.import_module("benchmarks.tradeoff")
     grid = module.Grid(tuple(options.planners), tuple(options.candidates), tuple(options.iterations), options.precision)
     out = options.out or Path("results", f"tradeoff-{options.run.resolve().name}.json")
     with Bars() as bars:
-        record = module.measure_tradeoff(options.run, out, grid, progress=bars.on_episodes, **_evaluation(options))
+        record = module.measure_tradeoff(
+            options.run, out, grid, progress=bars.on_episodes, **shared.evaluation(options)
+        )
     section = module.section(record, out.parent)
     print(f"{section.title}\n\n{section.markdown}\n\n{out} and {out.with_suffix('.png')}")
     return 0
@@ -89,7 +76,7 @@ def _precision(options: argparse.Namespace) -> int:
     module = importlib.import_module("benchmarks.precision")
     with Bars() as bars:
         results, difference = module.measure_precision(
-            options.run, options.out, bars.on_episodes, strict=False, **_evaluation(options)
+            options.run, options.out, bars.on_episodes, strict=False, **shared.evaluation(options)
         )
     for name, result in results.items():
         plan = result.timing["seconds_per_plan"]

@@ -46,7 +46,7 @@ class Suite:
         budget_min: Minutes of optimiser steps for each training; None for `steps`.
         steps: Optimiser steps; None for each preset's own.
         episodes: Of the datasets that have to be collected; None for the preset's.
-        pairs: How many pairs, from the first; None for all.
+        n_pairs: How many pairs, from the first; None for all.
         settings: AGENT.NAME=VALUE, as `compare --set` takes them.
         data: Folder of the datasets.
         runs: Folder of the run folders.
@@ -60,7 +60,7 @@ class Suite:
     budget_min: float | None = None
     steps: int | None = None
     episodes: int | None = None
-    pairs: int | None = None
+    n_pairs: int | None = None
     settings: tuple[str, ...] = ()
     data: Path = Path("data")
     runs: Path = Path("runs/suite")
@@ -78,7 +78,7 @@ class Suite:
             raise ValueError(f"--seeds must not be negative, got {min(self.seeds)}")
         for option, value, least in (
             ("--episodes", self.episodes, 2),
-            ("--pairs", self.pairs, 1),
+            ("--n-pairs", self.n_pairs, 1),
             ("--steps", self.steps, 1),
         ):
             if value is not None and value < least:
@@ -142,7 +142,7 @@ def training(suite: Suite) -> Stage:
     else:
         words += ["--steps", *(f"{agent}={steps}" for agent, steps in steps_of(suite).items())]
     words += ["--runs", str(suite.runs), "--out", str(suite.out)]
-    words += ["--pairs", str(suite.pairs)] if suite.pairs is not None else []
+    words += ["--n-pairs", str(suite.n_pairs)] if suite.n_pairs is not None else []
     words += ["--set", *suite.settings] if suite.settings else []
     return Stage("train and evaluate", tuple(words))
 
@@ -159,7 +159,7 @@ def steps_of(suite: Suite) -> dict[str, int]:
 
 def measuring(suite: Suite) -> Iterator[Stage]:
     """Yields what is measured of the runs that the comparison left."""
-    some = ("--episodes", str(suite.pairs)) if suite.pairs is not None else ()
+    some = ("--n-pairs", str(suite.n_pairs)) if suite.n_pairs is not None else ()
     for task, run in subject_runs(suite):
         weights = runs.weights_hash(run)
         data = str(suite.data / task.name)
@@ -255,7 +255,7 @@ def cost(suite: Suite) -> str:
     else:
         steps = ", ".join(f"{agent} {count:,}" for agent, count in steps_of(suite).items())
         lines.append(f"  optimiser steps: {steps}")
-    pairs = suite.pairs or 200
+    pairs = suite.n_pairs or 200
     further = sum(len(get_task(name).goal_offsets[1:]) for name in suite.tasks) if SUBJECT in agents else 0
     lines.append(
         f"  {n} evaluations on {pairs} pairs beside random and two ceilings; {further * len(suite.seeds)} of LeWM at "

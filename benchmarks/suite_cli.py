@@ -6,6 +6,8 @@ import argparse
 import importlib
 from pathlib import Path
 
+from benchmarks import options as shared
+from benchmarks.compare_cli import BUDGET_MIN
 from lewm_gym import cli
 from lewm_gym.tasks import TASKS
 
@@ -15,38 +17,16 @@ DESCRIPTION = (
     "and writes the report. Says what it will cost before it starts; the same command resumes."
 )
 
-BUDGET_MIN = 10.0  # of a training at laptop scale
-
 
 def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     """Adds `suite`."""
     p = commands.add_parser("suite", help="collect, train, measure and report in one command", description=DESCRIPTION)
     p.set_defaults(command=_run)
     p.add_argument("--tasks", nargs="+", default=["all"], metavar="TASK", help="all (default), or names")
-    p.add_argument("--agents", nargs="+", default=["all"], metavar="NAME", help="all (default), or names")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of training (default: 0 1 2)")
-    p.add_argument("--preset", default="laptop", metavar="NAME", help="laptop (default) or paper")
-    p.add_argument(
-        "--budget-min",
-        type=float,
-        metavar="MINUTES",
-        help="of optimiser steps for each training (default: 10 for laptop; the preset's steps for paper)",
-    )
+    shared.add_several(p, "suite", f"{BUDGET_MIN:g} for laptop; the preset's steps for paper")
     p.add_argument("--steps", type=int, metavar="N", help="optimiser steps instead, for every agent")
     p.add_argument("--episodes", type=int, metavar="N", help="of datasets still to collect (default: the preset's)")
-    p.add_argument("--pairs", type=int, metavar="N", help="number of pairs, from the first (default: all)")
-    p.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        dest="settings",
-        metavar="AGENT.NAME=VALUE",
-        help="settings of agents, as for compare",
-    )
     p.add_argument("--data", type=Path, default=Path("data"), metavar="FOLDER", help="datasets (default: %(default)s)")
-    p.add_argument(
-        "--runs", type=Path, default=Path("runs/suite"), metavar="FOLDER", help="run folders (default: %(default)s)"
-    )
     p.add_argument(
         "--out", type=Path, default=Path("results/suite"), metavar="FOLDER", help="results (default: %(default)s)"
     )
@@ -66,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         budget_min=(BUDGET_MIN if options.budget_min is None else options.budget_min) if by_time else None,
         steps=options.steps,
         episodes=options.episodes,
-        pairs=options.pairs,
+        n_pairs=options.n_pairs,
         settings=tuple(options.settings),
         data=options.data,
         runs=options.runs,

@@ -51,7 +51,7 @@ class Bench:
             )
         count = len(self.pairs.pairs)
         if self.n_pairs is not None and not 1 <= self.n_pairs <= count:
-            raise ValueError(f"--pairs must be within 1 and {count}, got {self.n_pairs}")
+            raise ValueError(f"--n-pairs must be within 1 and {count}, got {self.n_pairs}")
 
     def trial(self, name: str, settings: Mapping[str, Any], bars: Any) -> Result:
         """Returns the result of a training with these settings, training and measuring only what is missing."""

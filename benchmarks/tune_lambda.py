@@ -120,7 +120,7 @@ def tune(
     task = importlib.import_module("lewm_gym.data.dataset").Dataset.open(dataset).task
     record = Record("lambda")
     if n_pairs < 1:
-        raise ValueError(f"--pairs must be at least 1, got {n_pairs}")
+        raise ValueError(f"--n-pairs must be at least 1, got {n_pairs}")
     pairs = tuning_pairs(task, offset_steps, n_pairs, out.parent, lambda n, of: bars("pairs", n, of, "pair"))
     folder = out.with_suffix("")
     bench = trials.Bench(dataset, runs, folder, pairs, preset=preset, settings=settings or {}, device=device)

@@ -139,7 +139,7 @@ def test_lambda_is_tuned_by_one_command_that_uses_finished_trainings_again(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["tune-lambda", str(dataset), "--rounds", "0", "--pairs", "2", "--low", "0.01", *TOY]
+    command = ["tune-lambda", str(dataset), "--rounds", "0", "--n-pairs", "2", "--low", "0.01", *TOY]
     assert main(command) == 0
     assert "lambda by bisection" in capsys.readouterr().out
     record = json.loads((tmp_path / "results" / "tune-lambda-data.json").read_text())
@@ -172,7 +172,7 @@ def test_ablations_are_one_command_and_one_table(
     monkeypatch.chdir(tmp_path)
     studies = (ablate.Variant("5 knots", {"sigreg_knots": 5}), ablate.Variant("9 knots", {"sigreg_knots": 9}, 50.0))
     monkeypatch.setitem(ablate.STUDIES, "knots", studies)
-    assert main(["ablate", str(dataset), "--studies", "knots", "--pairs", "2", *TOY]) == 0
+    assert main(["ablate", str(dataset), "--studies", "knots", "--n-pairs", "2", *TOY]) == 0
     printed = capsys.readouterr().out
     assert "| as the preset |" in printed and "| 9 knots |" in printed and "*50*" in printed
     record = json.loads((tmp_path / "results" / "ablate-data.json").read_text())

@@ -197,8 +197,8 @@ def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({}, {"episodes": 11}, "--episodes must be within 1 and 10, got 11"),
-        ({}, {"episodes": 0}, "--episodes must be within 1 and 10, got 0"),
+        ({}, {"episodes": 11}, "--n-pairs must be within 1 and 10, got 11"),
+        ({}, {"episodes": 0}, "--n-pairs must be within 1 and 10, got 0"),
         ({}, {"n_envs": 0}, "--n-envs must be at least 1, got 0"),
         ({}, {"budget_steps": 0}, "--budget must be at least 1, got 0"),
         ({}, {"seed": -1}, "--seed must not be negative, got -1"),
@@ -216,7 +216,7 @@ def test_misfits_are_refused(
     assert not list(tmp_path.glob("r.json*"))
 
 
-@pytest.mark.parametrize("option", [("--n-envs", "0"), ("--budget", "0"), ("--seed", "-1"), ("--episodes", "0")])
+@pytest.mark.parametrize("option", [("--n-envs", "0"), ("--budget", "0"), ("--seed", "-1"), ("--n-pairs", "0")])
 def test_wrong_numbers_are_refused_before_anything_is_loaded_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str]
 ) -> None:
@@ -249,7 +249,7 @@ def test_curves_are_thinned_by_averaging() -> None:
 def test_command_line_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "run")
     out = tmp_path / "results" / "r.json"
-    assert main(["plan", str(run), "--episodes", "5", "--n-envs", "2", "--out", str(out)]) == 0
+    assert main(["plan", str(run), "--n-pairs", "5", "--n-envs", "2", "--out", str(out)]) == 0
     success = Result.load(out).success
     printed = capsys.readouterr().out
     assert f"success  {success}" in printed and "random   " in printed and "Wilson 95 %" in printed

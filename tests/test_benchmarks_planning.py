@@ -71,7 +71,7 @@ GRID = ["--planners", "cem", "gradient", "--candidates", "8", "--iterations", "1
 
 def test_tradeoff_measures_the_grid_and_goes_on_where_it_was_stopped(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "tradeoff.json"
-    command = ["tradeoff", str(run), "--episodes", "2", "--out", str(out), *GRID]
+    command = ["tradeoff", str(run), "--n-pairs", "2", "--out", str(out), *GRID]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "cem 8 x 1" in printed and "gradient 8 x 1" in printed
@@ -89,7 +89,7 @@ def test_tradeoff_measures_the_grid_and_goes_on_where_it_was_stopped(run, tmp_pa
     assert [settings["n_iterations"] for settings in measured] == [2, 2]
     assert json.loads(out.read_text())["points"][:2] == first["points"]
     with pytest.raises(ValueError, match="another measurement"):
-        main(["tradeoff", str(run), "--episodes", "3", "--out", str(out), *GRID])
+        main(["tradeoff", str(run), "--n-pairs", "3", "--out", str(out), *GRID])
 
 
 @pytest.mark.parametrize("wrong", [["--planners", "adam"], ["--candidates", "4"], ["--iterations", "0"]])
@@ -100,7 +100,7 @@ def test_impossible_grids_are_refused(wrong, run, tmp_path):
 
 def test_precision_measures_both_on_the_same_pairs_and_compares_them(run, tmp_path, capsys):
     folder = tmp_path / "results"
-    options = ["--episodes", "3", "--workers", "1", "--out", str(folder)]
+    options = ["--n-pairs", "3", "--workers", "1", "--out", str(folder)]
     assert main(["precision", str(run), *options]) == 0
     printed = capsys.readouterr().out
     assert "bf16 against float32: " in printed and "points [" in printed

@@ -197,7 +197,7 @@ def test_official_random_stream_is_one_for_all_and_restarts_with_the_evaluation(
         ({"folder": "nowhere"}, {}, "no dataset in nowhere, .*--dataset FOLDER"),
         ({"folder": None}, {}, "does not say which dataset"),
         ({}, {"episodes": 10_000}, "fewer than the 10000 that are asked"),
-        ({}, {"episodes": 0}, "--episodes must be at least 1"),
+        ({}, {"episodes": 0}, "--n-pairs must be at least 1"),
         ({}, {"budget_steps": 60}, "official protocol's budget is 50, got --budget 60"),
         ({}, {"offset_steps": 50}, "official protocol's distance is 25, got 50"),
         ({}, {"pairs": "x.json"}, "--pairs is for the audited protocol"),
@@ -246,7 +246,7 @@ def test_sampled_goals_need_neither_pairs_nor_a_dataset(
     run = a_run(tmp_path / "run")
     monkeypatch.setattr("benchmarks.protocols.load_pairs", lambda *_: pytest.fail("pairs were read"))
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", str(run), "--sampled-goals", "--episodes", "3", "--workers", "1"]) == 0
+    assert main(["plan", str(run), "--sampled-goals", "--n-pairs", "3", "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert "goals that the environment draws, budget 100 steps, protocol sampled" in printed and "strict" in printed
     result = Result.load(tmp_path / "results" / "run-sampled-seed0.json")
@@ -266,7 +266,7 @@ def test_sampled_pairs_are_a_function_of_seed_and_number() -> None:
 def test_several_distances_leave_a_result_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", str(run), "--offset", "25", "50", "--episodes", "1", "--workers", "1"]) == 0
+    assert main(["plan", str(run), "--offset", "25", "50", "--n-pairs", "1", "--workers", "1"]) == 0
     found = [json.loads(path.read_text()) for path in sorted((tmp_path / "results").glob("*.json"))]
     assert [(one["offset_steps"], one["budget_steps"]) for one in found] == [(25, 50), (50, 100)]
     with pytest.raises(ValueError, match="--out names one result"):

@@ -32,7 +32,7 @@ def folder(data):
 
 
 def command(folder, *options):
-    fixed = ["--agents", "gcbc", "lewm", "--seeds", "0", "1", "--pairs", "1", "--set", *SETTINGS]
+    fixed = ["--agents", "gcbc", "lewm", "--seeds", "0", "1", "--n-pairs", "1", "--set", *SETTINGS]
     places = ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
     return main(["compare", str(folder / "two_room"), *fixed, *places, *options])
 
@@ -145,8 +145,8 @@ def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
         (["--steps", "lewm=many"], "N at least 1"),
         (["--agents", "lewm", "--steps", "gcbc=2"], "'gcbc', which is not compared"),
         (["--set", "batch_size=3"], "AGENT.NAME=VALUE"),
-        (["--pairs", "201"], "within 1 and 200"),
-        (["--distance", "33"], "ship at 33 steps"),
+        (["--n-pairs", "201"], "within 1 and 200"),
+        (["--offset", "33"], "ship at 33 steps"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--device", "warp"], "cannot compute on device"),
     ],

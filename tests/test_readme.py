@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not wr
 SMALLER = {
     "collect": ["--episodes", "6", "--workers", "1"],
     "agents": ["--steps", "2"],
-    "benchmarks plan": ["--episodes", "2"],
+    "benchmarks plan": ["--n-pairs", "2"],
     "benchmarks report": [],
 }
 #: Programs that a README may name without our checking what follows them.
