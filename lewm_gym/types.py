@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import gymnasium
     import torch
 
-#: "pixels" and "goal", each (h, w, 3) uint8, or stacked with a leading environment dimension.
+#: "pixels" and "goal", each (h, w, 3) uint8, or stacked with a leading environment dimension; where environments are
+#: made with proprioception, also "proprioception" and "goal_proprioception", each (k,) float32.
 Obs = Mapping[str, NDArray[Any]]
 Info = Mapping[str, Any]
 
@@ -38,6 +39,20 @@ class Batch(NamedTuple):
 
     pixels: torch.Tensor
     actions: torch.Tensor
+
+
+class ProprioceptiveBatch(NamedTuple):
+    """Training clips with what the actor sensed of itself.
+
+    Attributes:
+        pixels: As in `Batch`.
+        actions: As in `Batch`.
+        proprioception: (B, T, k) float32, raw.
+    """
+
+    pixels: torch.Tensor
+    actions: torch.Tensor
+    proprioception: torch.Tensor
 
 
 class BehaviourPolicy(Protocol):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.tasks import IMAGE_SIZE
-from lewm_gym.types import Batch
+from lewm_gym.types import Batch, ProprioceptiveBatch
 
 MEMORY_BUDGET = 2 * 2**30  # bytes
 
@@ -43,6 +43,7 @@ class ClipSampler:
         image_size: Height and width delivered, px; divides 224.
         threads: That decode; None is one per CPU core, at most 4.
         memory_budget: Bytes that decoded, averaged frames may take.
+        proprioception: (n_frames, k) float32 of the whole dataset; batches are then `ProprioceptiveBatch`.
 
     Raises:
         ValueError: For values out of range, a dataset of states only, or episodes that are all too short.
@@ -58,6 +59,7 @@ class ClipSampler:
         image_size: int = IMAGE_SIZE,
         threads: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        proprioception: NDArray[np.float32] | None = None,
     ) -> None:
         for name, value, least in (("n_frames", n_frames, 2), ("frame_skip", frame_skip, 1), ("seed", seed, 0)):
             if value < least:
@@ -76,7 +78,7 @@ class ClipSampler:
         self._frame_shape = small if image_size < IMAGE_SIZE else self._stored.stored_shape
         self._starts_before = self._count_starts()
         self._orders = _Orders(self.n_clips, seed)
-        self._actions = dataset.actions
+        self._actions, self._proprioception = dataset.actions, proprioception
         self._buffers = _Buffers()
         lengths = dataset.lengths[self.episodes]
         self._rows_before = np.concatenate([[0], np.cumsum(lengths)])
@@ -105,7 +107,7 @@ class ClipSampler:
 
     # One batch -----------------------------------------------------------------------------------------------
 
-    def batch(self, step: int, batch_size: int) -> Batch:
+    def batch(self, step: int, batch_size: int) -> Batch | ProprioceptiveBatch:
         """Returns the batch of a training step: pixels (B, T, size, size, 3) uint8, raw actions (B, T - 1, A) float32.
 
         Raises:
@@ -121,7 +123,16 @@ class ClipSampler:
         self._fill(pixels.numpy(), which, starts)
         if self._frame_shape[0] == 3:
             pixels = pixels.permute(0, 1, 3, 4, 2)
-        return Batch(pixels, torch.from_numpy(np.ascontiguousarray(actions)))
+        return self._joined(pixels, torch.from_numpy(np.ascontiguousarray(actions)), rows)
+
+    def _joined(
+        self, pixels: torch.Tensor, actions: torch.Tensor, rows: NDArray[np.int64]
+    ) -> Batch | ProprioceptiveBatch:
+        """Returns the batch of clips that begin at (B,) rows of the dataset."""
+        if self._proprioception is None:
+            return Batch(pixels, actions)
+        sensed = self._proprioception[rows[:, None] + np.arange(self.n_frames) * self.frame_skip]
+        return ProprioceptiveBatch(pixels, actions, torch.from_numpy(sensed))
 
     def clips(self, step: int, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns which clips a batch holds: (B,) positions within `self.episodes`, (B,) first environment steps."""
@@ -188,7 +199,7 @@ class ClipSampler:
 
     def batches(
         self, start_step: int, n_steps: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Batch | ProprioceptiveBatch]:
         """Yields the batches of steps `start_step` to `start_step + n_steps - 1` in order, prepared in the background.
 
         Where CUDA is available they are in pinned memory. Closing the iterator (or leaving its loop) ends the threads.
@@ -203,7 +214,7 @@ class ClipSampler:
         steps = iter(range(start_step, start_step + n_steps))
         threads = 1 if self._in_memory else self.threads
         pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
-        ahead: deque[Future[Batch]] = deque()
+        ahead: deque[Future[Batch | ProprioceptiveBatch]] = deque()
         try:
             for step in steps:
                 ahead.append(pool.submit(self.batch, step * world_size + rank, batch_size // world_size))

@@ -17,6 +17,7 @@ from lewm_gym.data.header import Header
 from lewm_gym.data.manifest import Manifest, scan
 from lewm_gym.data.shard import Shard
 from lewm_gym.data.writer import PARTS
+from lewm_gym.tasks import TASKS
 
 
 class Dataset:
@@ -212,6 +213,25 @@ class Dataset:
     def quantities(self) -> dict[str, NDArray[np.float32]]:
         """Name -> (n_frames, k) float32, the physical quantities."""
         return {n: self.column(n) for n, column in self.header.columns.items() if column.role == "quantity"}
+
+    @property
+    def proprioception(self) -> NDArray[np.float32]:
+        """(n_frames, k) float32, what the task's environments show as `proprioception` (`Task.proprioception`).
+
+        Raises:
+            ValueError: If the task is none of TASKS, or a column is missing or of another size.
+        """
+        task = TASKS.get(self.task)
+        if task is None:
+            raise ValueError(f"nothing is known of the proprioception of {self.task!r}; it is of: {', '.join(TASKS)}")
+        sizes = {name: column.size for name, column in self.header.columns.items()}
+        if any(sizes.get(name) != size for name, size in task.proprioception.items()):
+            wanted = ", ".join(f"{name} ({size})" for name, size in task.proprioception.items())
+            raise ValueError(
+                f"{self.folder} lacks proprioception: {self.task}'s are the columns {wanted}; "
+                f"it has: {', '.join(f'{name} ({size})' for name, size in sizes.items())}"
+            )
+        return np.concatenate([self.column(name) for name in task.proprioception], axis=1)
 
     def split(self, validation_fraction: float = 0.1, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns positions of training and validation episodes, each sorted, disjoint, all together.

@@ -27,7 +27,7 @@ from lewm_gym.data.files import exclusive
 from lewm_gym.data.goals import GoalSampler
 from lewm_gym.files import make_folder
 from lewm_gym.nn.distributed import is_first, wait_for_all
-from lewm_gym.types import Batch
+from lewm_gym.types import Batch, ProprioceptiveBatch
 
 FOLDER = "features"
 CHUNK = 64  # frames encoded at once
@@ -124,14 +124,14 @@ class FeatureClips(_FromFeatures, ClipSampler):
         super().__init__(*arguments, **options)
         self.features = features
 
-    def batch(self, step: int, batch_size: int) -> Batch:
+    def batch(self, step: int, batch_size: int) -> Batch | ProprioceptiveBatch:
         """Returns the batch of a training step, of the clips that `ClipSampler` draws."""
         which, starts = self.clips(step, batch_size)
         steps = starts[:, None] + np.arange(self.n_frames) * self.frame_skip
         rows = self.dataset.starts[self.episodes[which]] + starts
         actions = self.dataset.actions[rows[:, None] + np.arange((self.n_frames - 1) * self.frame_skip)]
         actions = np.ascontiguousarray(actions.reshape(batch_size, self.n_frames - 1, -1))
-        return Batch(self._frames_at(which[:, None], steps), torch.from_numpy(actions))
+        return self._joined(self._frames_at(which[:, None], steps), torch.from_numpy(actions), rows)
 
 
 class FeatureGoals(_FromFeatures, GoalSampler):
