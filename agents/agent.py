@@ -18,7 +18,10 @@ class Agent(ABC):
         action_low: (action_size,) float32, smallest actions of the environment it was trained for.
         action_high: (action_size,) float32, largest ones.
         frame_size: Height and width of the frames that it takes, px.
+        proprioception: Whether it needs `proprioception` and `goal_proprioception` in observations, too.
     """
+
+    proprioception = False
 
     def __init__(self, action_low: Any, action_high: Any, frame_size: int) -> None:
         self.action_low = np.asarray(action_low, np.float32)

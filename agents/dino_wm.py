@@ -5,11 +5,21 @@
     L        = mean((z^_{t+1} - z_{t+1})^2)                                                loss
 
 An embedding of the action block is appended to every patch of its frame. The cost of a plan is the squared distance
-over all patches. Where we depart:
+over all patches.
+
+With `proprioception`, what the actor senses of itself, p_t (z-scored), is embedded linearly to 10 numbers, e_t = E p_t,
+appended to every patch too, and predicted along. A target passes no gradient on:
+
+    L    = (384 mean((z^_{t+1} - z_{t+1})^2) + 10 mean((e^_{t+1} - e_{t+1})^2)) / 394
+    cost = mean((z^ - z_goal)^2) + alpha mean((e^ - e_goal)^2),   alpha = 1     (of a plan)
+
+Where we depart:
 
 - paper: 196 patches, of frames scaled to 196 px; here 256, of frames of 224 px, as LeWM sees them; preset `laptop` 16.
-- paper: proprioception beside the patches; here pixels alone ("DINO-WM, pixels" in the LeWM paper's table), which is
-  all that an agent gets in these environments.
+- paper: proprioception always; here an option, off by default: pixels alone are "DINO-WM, pixels" in the LeWM paper's
+  table, and what every other agent gets.
+- authors' code: each patch goes on with its own prediction of e, and the cost reads the first patch's; here e^ is the
+  mean over patches.
 - paper: one block of 5 actions embedded linearly to 10 numbers; here z-scored first, as everywhere.
 - `random_vit` is the same with random weights in DINOv2's place: for tests, for timing, and as a control. Its runs and
   results bear that name, never DINO-WM's.
@@ -17,16 +27,20 @@ over all patches. Where we depart:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.actions import ActionModel, candidate_blocks
-from agents.planning import PlanningAgent, PlanningConfig
+from agents.planning import COSTS, LatentCost, PlanningAgent, PlanningConfig
 from agents.trainable import OnLoad, Preset, split_samplers
+from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.features import FeatureClips, cached_features
 from lewm_gym.data.files import sha256
@@ -36,7 +50,7 @@ from lewm_gym.nn.images import to_network
 from lewm_gym.nn.patch_predictor import PatchPredictor
 from lewm_gym.planning.cem import CEMConfig
 from lewm_gym.training import TrainingConfig
-from lewm_gym.types import Batch
+from lewm_gym.types import Batch, ProprioceptiveBatch
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,10 @@ class DinoWMConfig:
     dino_weights: str = ""  # file of DINOv2's weights; empty: where lewm_gym.nn.dino looks
     cache_features: bool = False  # compute features once, beside the dataset: 0.75 KiB for each patch of a frame
     action_width: int = 10  # numbers that say the action block to each patch
+    proprioception: bool = False  # use what the actor senses of itself, beside the patches
+    proprioception_size: int = 0  # numbers sensed, k; filled in from the dataset
+    proprioception_width: int = 10  # numbers that say them to each patch
+    proprioception_weight: float = 1.0  # of their part of a plan's cost, alpha
     predictor_depth: int = 6
     predictor_heads: int = 16
     predictor_head_width: int = 64
@@ -57,11 +75,14 @@ class DinoWMConfig:
     dropout: float = 0.1  # in the predictor
 
     def __post_init__(self) -> None:
-        for name in ("action_size", "frame_skip", "context", "action_width", "predictor_depth"):
+        sizes = ("action_size", "frame_skip", "context", "action_width", "proprioception_width", "predictor_depth")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.image_size % dino.PATCH_SIZE:
             raise ValueError(f"image_size must be a multiple of {dino.PATCH_SIZE} (56 or 224), got {self.image_size}")
+        if not 0 <= self.proprioception_weight < float("inf"):
+            raise ValueError(f"proprioception_weight must be at least 0, got {self.proprioception_weight}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be within [0, 1), got {self.dropout}")
 
@@ -82,8 +103,13 @@ class DinoWMConfig:
 
 
 class DinoWM(ActionModel):
-    """The world model. A latent is a frame's patches flattened, Z = P x 384; DINOv2 has random weights at first."""
+    """The world model. A latent is a frame's patches flattened, Z = P x 384; DINOv2 has random weights at first.
 
+    With proprioception a latent ends in its embedding, Z = P x 384 + 10.
+    """
+
+    proprioception_mean: Tensor  # (k,), of the training set's
+    proprioception_std: Tensor
     encoder_is_frozen = True  # its latents cannot collapse while training
 
     def __init__(self, config: DinoWMConfig) -> None:
@@ -91,8 +117,14 @@ class DinoWM(ActionModel):
         self.config = config
         self.encoder = freeze(dino.make_vit(config.image_size))
         self.action_encoder = nn.Linear(config.action_block_size, config.action_width)
+        self.sensed_width = config.proprioception_width if config.proprioception else 0
+        if config.proprioception:
+            self.register_buffer("proprioception_mean", torch.zeros(config.proprioception_size))
+            self.register_buffer("proprioception_std", torch.ones(config.proprioception_size))
+            self.proprioception_encoder = nn.Linear(config.proprioception_size, config.proprioception_width)
+        width = dino.WIDTH + self.sensed_width
         self.predictor = PatchPredictor(
-            dino.WIDTH + config.action_width,
+            width + config.action_width,
             config.context,
             config.n_patches,
             config.predictor_depth,
@@ -101,11 +133,29 @@ class DinoWM(ActionModel):
             config.predictor_mlp_width,
             config.dropout,
         )
-        self.out = nn.Linear(dino.WIDTH + config.action_width, dino.WIDTH)
+        self.out = nn.Linear(width + config.action_width, width)
+
+    def encode(self, pixels: Tensor, proprioception: Tensor | None = None) -> Tensor:
+        """Returns latents (..., Z) of frames (..., h, w, 3) uint8, or of their features as the cache holds them.
+
+        Args:
+            pixels: Frames or features.
+            proprioception: (..., k), raw; for a model with proprioception only.
+
+        Raises:
+            ValueError: If proprioception is missing, or the model has none.
+        """
+        if (proprioception is not None) != self.config.proprioception:
+            raise ValueError(f"this world model was made with proprioception={self.config.proprioception}")
+        patches = self.features(pixels)
+        if proprioception is None:
+            return patches
+        sensed = self.proprioception_encoder((proprioception - self.proprioception_mean) / self.proprioception_std)
+        return torch.cat([patches, sensed.float()], dim=-1)
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Returns latents (..., Z) of frames (..., h, w, 3) uint8, or of their features as the cache holds them."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """Returns the patches (..., P x 384) of frames (..., h, w, 3) uint8; those of the cache are that already."""
         if pixels.is_floating_point():
             return pixels.float()
         images = to_network(pixels.flatten(0, -4), self.config.image_size)
@@ -117,16 +167,48 @@ class DinoWM(ActionModel):
         Output t predicts the latent after latent t and block t, from inputs up to t. With `last_only` the last output
         alone is computed, (B, 1, Z).
         """
-        patches = latents.unflatten(-1, (self.config.n_patches, dino.WIDTH))
-        said = self.action_encoder(actions).unsqueeze(-2).expand(*patches.shape[:-1], -1)
-        return self.out(self.predictor(torch.cat([patches, said], dim=-1), last_only)).flatten(-2)
+        seen, sensed = self.split(latents)
+        patches = seen.unflatten(-1, (self.config.n_patches, dino.WIDTH))
+        said = torch.cat([sensed, self.action_encoder(actions)], dim=-1).unsqueeze(-2).expand(*patches.shape[:-1], -1)
+        tokens = self.out(self.predictor(torch.cat([patches, said], dim=-1), last_only))
+        if not self.sensed_width:
+            return tokens.flatten(-2)
+        seen, sensed = tokens[..., : dino.WIDTH], tokens[..., dino.WIDTH :]
+        return torch.cat([seen.flatten(-2), sensed.mean(dim=-2)], dim=-1)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the patches (..., P x 384) of latents (..., Z), and the embedded proprioception, of width 0 or 10."""
+        return latents.split([self.config.n_patches * dino.WIDTH, self.sensed_width], dim=-1)  # type: ignore[return-value]
+
+    def loss(self, batch: Batch | ProprioceptiveBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the prediction error of a batch of clips, and beside it that of predicting no change."""
-        latents = self.encode(batch.pixels)
+        latents = self.encode(batch.pixels, *batch[2:])
         predicted = self.predict(latents[:, :-1], self.normalize_actions(batch.actions))
-        prediction = (predicted - latents[:, 1:]).float().square().mean()
-        return prediction, {"prediction": prediction, "no_change": latents.diff(dim=1).float().square().mean()}
+        errors = self.split((predicted - latents[:, 1:].detach()).float().square())
+        changes = self.split(latents.detach().diff(dim=1).float().square())
+        prediction = errors[0].mean()
+        logs = {"prediction": prediction, "no_change": changes[0].mean()}
+        if not self.sensed_width:
+            return prediction, logs
+        sensed = errors[1].mean()
+        logs |= {"proprioception": sensed, "proprioception_no_change": changes[1].mean()}
+        return (dino.WIDTH * prediction + self.sensed_width * sensed) / (dino.WIDTH + self.sensed_width), logs
+
+    def weigh(self, cost: LatentCost) -> LatentCost:
+        """Returns a cost that gives the embedded proprioception its weight: `proprioception_weight` of the patches'.
+
+        Args:
+            cost: A sum over numbers, each of equal weight.
+        """
+        if not self.sensed_width:
+            return cost
+        weight = self.config.proprioception_weight * self.config.n_patches * dino.WIDTH / self.sensed_width
+
+        def weighed(predicted: Tensor, goal: Tensor) -> Tensor:
+            seen, sensed = zip(self.split(predicted), self.split(goal), strict=True)
+            return cost(*seen) + weight * cost(*sensed)
+
+        return weighed
 
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans, from the last N frames at each step.
@@ -176,6 +258,46 @@ class DinoWMAgent(PlanningAgent):
     model_class = DinoWM
     config_class = DinoWMConfig
 
+    def __init__(
+        self,
+        model: DinoWM,
+        planning: PlanningConfig,
+        description: dict[str, Any],
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        time_limit_s: float | None = None,
+        cost: LatentCost | None = None,
+    ) -> None:
+        cost = model.weigh(COSTS[planning.cost]) if cost is None else cost
+        super().__init__(model, planning, description, device, seed, time_limit_s, cost)
+        self.proprioception = model.config.proprioception
+
+    def _checked(self, obs: Any) -> tuple[NDArray[Any], NDArray[Any], bool]:
+        """Returns what is seen now and at the goal, each (B, h, w, 3); with proprioception, (B,) records of both."""
+        pixels, goals, single = super()._checked(obs)
+        if self.proprioception:
+            pixels = _records(pixels, self._sensed(obs, "proprioception", len(pixels)))
+            goals = _records(goals, self._sensed(obs, "goal_proprioception", len(goals)))
+        return pixels, goals, single
+
+    def _sensed(self, obs: Any, key: str, n_envs: int) -> NDArray[np.float32]:
+        if not hasattr(obs, "keys") or key not in obs:
+            raise ValueError(
+                f"this agent was trained with proprioception: an observation needs {key!r}, too; make the environment "
+                "with proprioception=True"
+            )
+        sensed = np.asarray(obs[key], np.float32)
+        size = self.model.config.proprioception_size
+        if sensed.size != n_envs * size or sensed.shape[-1] != size or not np.isfinite(sensed).all():
+            raise ValueError(f"obs[{key!r}] must be ({size},) finite numbers per environment, got shape {sensed.shape}")
+        return sensed.reshape(n_envs, size)
+
+    def _encode(self, frames: NDArray[Any]) -> Tensor:
+        if not self.proprioception:
+            return super()._encode(frames)
+        parts = (torch.from_numpy(np.ascontiguousarray(frames[name])).to(self.device) for name in _RECORD)
+        return self.model.encode(*parts)  # type: ignore[no-any-return]
+
     @classmethod
     def initialise(cls, model: DinoWM) -> None:
         """Loads DINOv2's weights.
@@ -186,17 +308,43 @@ class DinoWMAgent(PlanningAgent):
         dino.load_weights(model.encoder, model.config.dino_weights)
 
     @classmethod
+    def complete(cls, config: DinoWMConfig, dataset: Dataset) -> DinoWMConfig:
+        """Returns the configuration with the sizes of actions and of what is sensed.
+
+        Raises:
+            ValueError: If proprioception is asked for and the dataset has none.
+        """
+        size = dataset.proprioception.shape[1] if config.proprioception else 0
+        return dataclasses.replace(super().complete(config, dataset), proprioception_size=size)
+
+    @classmethod
+    def take_statistics(cls, model: DinoWM, dataset: Dataset) -> None:
+        """Gives a fresh model the statistics of actions and of what is sensed; what never changes is not scaled."""
+        super().take_statistics(model, dataset)
+        if model.config.proprioception:
+            sensed = dataset.proprioception.astype(np.float64)
+            std = sensed.std(axis=0)
+            model.proprioception_mean.copy_(torch.from_numpy(sensed.mean(axis=0)))
+            model.proprioception_std.copy_(torch.from_numpy(np.where(std > 1e-6, std, 1.0)))
+
+    @classmethod
     def samplers(cls, dataset: Dataset, model: DinoWM, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
         """Returns clips of frames, or of features from the cache, which is filled first."""
         config = model.config
-        if not config.cache_features:
-            return super().samplers(dataset, model, seed, on_load)
-        features = cached_features(dataset, model.encoder, model.encode, on_load)
-
-        def sampler(episodes: Any) -> FeatureClips:
-            return FeatureClips(features, dataset, episodes, config.context + 1, config.frame_skip, seed)
-
-        return split_samplers(dataset, sampler, None)
+        clips = config.context + 1, config.frame_skip, seed
+        sensed = dataset.proprioception if config.proprioception else None
+        if config.cache_features:
+            features = cached_features(dataset, model.encoder, model.features, on_load)
+            return split_samplers(
+                dataset,
+                lambda episodes: FeatureClips(features, dataset, episodes, *clips, proprioception=sensed),
+                None,
+            )
+        return split_samplers(
+            dataset,
+            lambda episodes: ClipSampler(dataset, episodes, *clips, config.image_size, proprioception=sensed),
+            on_load,
+        )
 
     @classmethod
     def describe(cls, config: DinoWMConfig) -> dict[str, Any]:
@@ -204,6 +352,17 @@ class DinoWMAgent(PlanningAgent):
         file = dino.find_file(config.dino_weights)
         source = {"file": Path(file).name, "sha256": sha256(file)} if file else {"file": f"timm/{dino.TIMM_NAME}"}
         return {"features": "DINOv2", "features_source": source}
+
+
+_RECORD = ("pixels", "proprioception")
+
+
+def _records(pixels: NDArray[np.uint8], sensed: NDArray[np.float32]) -> NDArray[Any]:
+    """Returns (B,) records of frames (B, h, w, 3) and what was sensed with them (B, k), for planning to pass on."""
+    kind = np.dtype([(_RECORD[0], pixels.dtype, pixels.shape[1:]), (_RECORD[1], sensed.dtype, sensed.shape[1:])])
+    records = np.empty(len(pixels), kind)
+    records[_RECORD[0]], records[_RECORD[1]] = pixels, sensed
+    return records
 
 
 RANDOM_VIT_SEED = 0

@@ -276,8 +276,7 @@ class PlanningAgent(Trainable, Agent):
     def _plan(self, requests: list[Request], deadline: float | None) -> list[Plan]:
         gradient = getattr(self._planner, "needs_gradient", False)
         with torch.no_grad() if gradient else torch.inference_mode():
-            frames = np.stack([np.concatenate([request.frames, request.goal[None]]) for request in requests])
-            latents = self.model.encode(torch.from_numpy(frames).to(self.device))
+            latents = self._encode(np.stack([np.stack([*request.frames, request.goal]) for request in requests]))
             context, goal = latents[:, :-1], latents[:, -1]
             past = self._past(requests)
 
@@ -292,6 +291,10 @@ class PlanningAgent(Trainable, Agent):
             blocks = self._within_bounds(found.actions)
             predicted = self._rollout(blocks.unsqueeze(1), context, *past)[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)
+
+    def _encode(self, frames: NDArray[Any]) -> Tensor:
+        """Returns latents (B, n + 1, Z) of past frames, the present one and the goal, (B, n + 1, h, w, 3)."""
+        return self.model.encode(torch.from_numpy(frames).to(self.device))  # type: ignore[no-any-return]
 
     def _rollout(self, actions: Tensor, context: Tensor, *past: Tensor) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidates (B, S, H, A)."""

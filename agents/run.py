@@ -115,7 +115,7 @@ def _configure(
         raise ValueError(f"unknown preset {preset!r} of agent {agent_class.name!r}; expected one of: {known}")
     recipe = agent_class.presets[preset]
     of_training = {f.name for f in dataclasses.fields(TrainingConfig)}
-    of_model = {f.name for f in dataclasses.fields(recipe.model)} - {"action_size"}
+    of_model = {f.name for f in dataclasses.fields(recipe.model)} - {"action_size", "proprioception_size"}
     unknown = sorted(set(overrides) - of_training - of_model)
     if unknown:
         raise ValueError(f"unknown settings {unknown}; expected some of {sorted(of_training | of_model)}")
@@ -201,6 +201,5 @@ def _make_model(agent_class: Any, config: Any, seed: int, dataset: Dataset) -> A
     torch.manual_seed(training.step_seed(seed, -1 % 2**32))  # a stream that no step uses
     model = agent_class.model_class(config)
     agent_class.initialise(model)
-    model.action_mean.copy_(torch.from_numpy(dataset.action_mean))
-    model.action_std.copy_(torch.from_numpy(dataset.action_std))
+    agent_class.take_statistics(model, dataset)
     return model

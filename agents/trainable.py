@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
+
 from lewm_gym import checkpoint
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.training import TrainingConfig
@@ -54,6 +56,12 @@ class Trainable:
     @classmethod
     def initialise(cls, model: Any) -> None:
         """Loads weights that do not come from this training (a frozen encoder's) into a fresh model: none."""
+
+    @classmethod
+    def take_statistics(cls, model: Any, dataset: Dataset) -> None:
+        """Gives a fresh model the means and standard deviations of its training set: those of actions."""
+        model.action_mean.copy_(torch.from_numpy(dataset.action_mean))
+        model.action_std.copy_(torch.from_numpy(dataset.action_std))
 
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def of_description(folder: Path, description: dict[str, Any], part: str, read: C
 
 def split_samplers(dataset: Dataset, make: Callable[[Any], Any], on_load: OnLoad | None) -> tuple[Any, Any]:
     """Returns `make(episodes)` of the training episodes and of those held out, each preloaded."""
-    fit, held_out = dataset.split(validation_fraction=0.1, seed=0)
+    fit, held_out = dataset.split()
     samplers = make(fit), make(held_out)
     for sampler in samplers:
         sampler.preload(on_load)

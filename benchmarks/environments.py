@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
@@ -47,12 +47,14 @@ class View(NamedTuple):
         goal: (h, w, 3) uint8, of a reset only.
         success: Whether the task's own test held, during the step or at its end.
         strict: Whether the stricter test holds now.
+        sensed: What else the observation holds (proprioception).
     """
 
     pixels: Frame | None
     goal: Frame | None
     success: bool
     strict: bool
+    sensed: Mapping[str, NDArray[np.float32]] = {}
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class Rules:
         render_quality: How carefully to draw: as the frames that the agent was trained on; None for the default.
         reference_rules: Whether the reference implementation's rules hold, its inexact restore among them.
         variations: What is changed in the environment, see `GoalEnv.variation_ranges`.
+        proprioception: Whether observations hold proprioception; `evaluate` sets it where the agent needs it.
     """
 
     render_quality: str | None = None
     reference_rules: bool = False
     variations: dict[str, Any] = field(default_factory=dict)
+    proprioception: bool = False
 
 
 class Cell:
@@ -85,6 +89,8 @@ class Cell:
             options["render_quality"] = rules.render_quality
         if rules.reference_rules:
             options["reference_rules"] = True
+        if rules.proprioception:
+            options["proprioception"] = True
         self._env = gymnasium.make(f"lewm_gym:{task.env_id}", **options)
         self._task_env: Any = self._env.unwrapped
         self._variations = {"variations": rules.variations} if rules.variations else {}
@@ -105,7 +111,9 @@ class Cell:
 
     def _view(self, obs: Any, info: dict[str, Any], look: bool, goal: Frame | None) -> View:
         strict = self._task_env.is_strict_goal(info["state"], info["goal_state"])
-        return View(obs["pixels"] if look else None, goal if look else None, bool(info["is_success"]), bool(strict))
+        sensed = {name: value for name, value in obs.items() if name not in ("pixels", "goal")}
+        pixels, goal = (obs["pixels"], goal) if look else (None, None)
+        return View(pixels, goal, bool(info["is_success"]), bool(strict), sensed)
 
     def close(self) -> None:
         """Closes the environment."""

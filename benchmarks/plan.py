@@ -8,7 +8,7 @@ change it; with the reference's one shared stream, the batch size flips a quarte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,8 @@ def evaluate(
     An agent with a method `keep(rows)` is told to go on with the unfinished environments of a batch only; any other is
     fed the last observation of the finished ones until the batch is over, and its actions for them are ignored. An
     agent with a method `looks()` says which of its environments' next frames it will look at; the others are black. One
-    that does not look at the first frame sees no goal either.
+    that does not look at the first frame sees no goal either. An agent whose `proprioception` is true gets environments
+    made with it.
 
     Args:
         agent: Its actions for an environment may depend on what it saw there since `reset(seeds)` and on that
@@ -105,6 +106,7 @@ def evaluate(
         return ()
     budget_steps = 2 * len(pairs[indices[0]].actions) if budget_steps is None else budget_steps
     how = Settings(budget_steps, **settings)
+    rules = replace(rules or Rules(), proprioception=getattr(agent, "proprioception", False))
     outcomes: dict[int, Outcome] = {}
     with open_environments(task, min(how.n_envs, len(indices)), rules, how.workers) as envs:
         if not how.solved_starts:
@@ -234,7 +236,7 @@ class _Batch:
     def _act(self, attempts: Sequence[_Attempt]) -> NDArray[np.float32]:
         observations = [_observation(attempt) for attempt in attempts]
         actions = np.asarray(
-            self.agent.act({key: np.stack([obs[key] for obs in observations]) for key in ("pixels", "goal")})
+            self.agent.act({key: np.stack([obs[key] for obs in observations]) for key in observations[0]})
         )
         expected = (len(observations), self.action_size)
         if actions.shape != expected:
@@ -244,4 +246,4 @@ class _Batch:
 
 def _observation(attempt: _Attempt) -> Obs:
     pixels = attempt.view.pixels
-    return {"pixels": _NOT_DRAWN if pixels is None else pixels, "goal": attempt.goal}
+    return {"pixels": _NOT_DRAWN if pixels is None else pixels, "goal": attempt.goal, **attempt.view.sensed}

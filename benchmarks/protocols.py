@@ -117,7 +117,8 @@ class Job:
         """Returns, ready for JSON, what outcomes are a function of, the agent aside; speed is not among it."""
         settings = {k: v for k, v in asdict(self.settings).items() if k not in ("n_envs", "workers")}
         source = {key: self.source[key] for key in ("hash", "seed")}
-        return {"task": self.task.name, "protocol": self.protocol, "pairs": source, **settings, **asdict(self.rules)}
+        rules = {k: v for k, v in asdict(self.rules).items() if k != "proprioception"}  # the agent's need
+        return {"task": self.task.name, "protocol": self.protocol, "pairs": source, **settings, **rules}
 
 
 def make_job(run: Path, description: dict[str, Any], request: Request) -> Job:
@@ -143,7 +144,7 @@ def _audited(run: Path, description: dict[str, Any], request: Request) -> Job:
         )
     count = len(pair_set.pairs)
     if request.episodes is not None and not 1 <= request.episodes <= count:
-        raise ValueError(f"--episodes must be within 1 and {count}, got {request.episodes}")
+        raise ValueError(f"--n-pairs must be within 1 and {count}, got {request.episodes}")
     return Job(
         task,
         "audited",
@@ -241,7 +242,7 @@ def _source_name(pairs: str | Path | PairSetLike | None) -> str:
 def _count(request: Request, default: int) -> int:
     count = default if request.episodes is None else request.episodes
     if count < 1:
-        raise ValueError(f"--episodes must be at least 1, got {count}")
+        raise ValueError(f"--n-pairs must be at least 1, got {count}")
     return count
 
 

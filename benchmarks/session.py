@@ -29,7 +29,7 @@ class TimedAgent:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self.seconds = 0.0
-        for name in ("keep", "looks", "share_stream"):
+        for name in ("keep", "looks", "share_stream", "proprioception"):
             if hasattr(agent, name):
                 setattr(self, name, getattr(agent, name))
 
