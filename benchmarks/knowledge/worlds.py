@@ -222,7 +222,7 @@ def _unseen(dataset: Dataset, world: World) -> NDArray[np.int64]:
     trained = dataset_of(world.description)
     everything = np.arange(dataset.n_episodes)
     if trained.get("hash") == dataset.content_hash:
-        return dataset.split(validation_fraction=0.1, seed=0)[1]
+        return dataset.split()[1]
     same = (trained.get("seed"), trained.get("policy")) == (dataset.header.seed, dataset.header.policy)
     return everything[dataset.episode_numbers >= trained["episodes"]] if same else everything
 
