@@ -92,7 +92,8 @@ def overview(groups: Sequence[Group]) -> str:
     for group in scenes:
         audited = [kind for kind in group.kinds() if kind.entries[0].result.protocol == "audited"]
         for kind in sorted(audited, key=page.weight):  # the last one stays: what was measured most
-            cells.setdefault(kind.entries[0].kind, {})[group.task] = kind
+            if kind.agent != "random":  # has a row of its own: every result measures it on its pairs
+                cells.setdefault(kind.entries[0].kind, {})[group.task] = kind
     if sum(map(len, cells.values())) < 2:
         return ""
     order = sorted(cells, key=lambda name: _rank(next(iter(cells[name].values())).agent))
@@ -113,15 +114,20 @@ def _rank(agent: str) -> tuple[bool, int]:
 def _cell(kind: Kind | None, task: str) -> str:
     if kind is None:
         return ""
-    theirs = [row.success for row in paper.published(task) if (row.agent, row.block) == (kind.agent, paper.BLOCKS[0])]
     std = f" ± {100 * kind.std:.1f}" if kind.std is not None else ""
-    return f"**{100 * kind.mean:.1f}**{std}" + (f" *({theirs[0]:g})*" if theirs else "")
+    return f"**{100 * kind.mean:.1f}**{std}{_theirs(kind.agent, task)}"
+
+
+def _theirs(agent: str, task: str) -> str:
+    """Returns the paper's number in italics, or nothing where it has none."""
+    found = [row.success for row in paper.published(task) if (row.agent, row.block) == (agent, paper.BLOCKS[0])]
+    return f" *({found[0]:g})*" if found else ""
 
 
 def _floor(group: Group) -> str:
     rates = [entry.result.floor_success for entry in group.entries if entry.result.protocol == "audited"]
     most = max((rate for rate in rates if rate), key=lambda rate: rate.episodes, default=None)
-    return f"{100 * most.rate:.1f}" if most else ""
+    return f"{100 * most.rate:.1f}{_theirs('random', group.task)}" if most else ""
 
 
 def _entries(paths: Sequence[Path], film: Path | None) -> list[Entry]:

@@ -225,11 +225,12 @@ def test_overview_has_agents_by_tasks_beside_the_papers_numbers(tmp_path: Path) 
     paths.append(save(tmp_path, "gcbc.json", judged(0, 7, 3, agent="gcbc")))
     paths.append(save(tmp_path, "pusht.json", judged(0, 5, 3, task="pusht")))
     paths.append(save(tmp_path, "official.json", judged(0, 10, 3, task="pusht", protocol="official")))
+    paths.append(save(tmp_path, "random.json", judged(0, 2, 1, agent="random")))  # as `compare` measures it too
     table = overview(group_entries([Entry(str(p), p, Result.load(p), None) for p in paths])).splitlines()
     assert table[0] == "| agent | Two-Room | Push-T |"
     assert table[2] == "| **LeWM, laptop** | **85.0** ± 7.1 *(87)* | **50.0** *(96)* |"  # the official one is not here
     assert table[3] == "| **GCBC, laptop** | **70.0** *(100)* |  |"
-    assert table[4] == "| random policy | 10.0 | 10.0 |"
+    assert table[4:] == ["| random policy | 10.0 *(0)* | 10.0 *(2)* |"]
 
 
 MADE = {"command": "python -m benchmarks x", "commit": {"hash": "c" * 40, "dirty": False}, "versions": {}}
