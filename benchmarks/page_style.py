@@ -46,7 +46,7 @@ details img{display:block;width:100%;max-width:43rem;margin-top:.75rem;border-ra
 background:var(--paper);border:2px solid var(--whisker)}
 .strict{display:block;font-size:.78rem}
 .seed .label{padding-left:1.1rem;font-size:.875rem}.seed .track{height:.5rem}.seed .track b{opacity:.55}
-.seed .value{font-weight:400;font-size:.875rem}.seed .strict{display:inline;margin-left:.3rem}
+.seed .value{font-weight:400;font-size:.875rem}
 .ceiling .track b{background:repeating-linear-gradient(135deg,var(--floor) 0 3px,transparent 3px 7px)}
 .floor .track b{background:var(--floor)}
 .floor .track i,.floor .track i::before,.floor .track i::after{background:var(--ink)}
@@ -55,8 +55,9 @@ background:var(--paper);border:2px solid var(--whisker)}
 .theirs .value{font-weight:400}
 .theirs-block{margin-top:1.25rem;padding:.75rem 0 0;border-top:1px dashed var(--line)}
 .theirs-block .row{padding:.12rem 0}.theirs-block .label{font-size:.875rem}
-.scale{color:var(--quiet);font-size:.75rem;padding-top:0}.ticks{display:flex;justify-content:space-between}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(21rem,100%),1fr));gap:1rem}
+.scale{color:var(--quiet);font-size:.75rem;padding-top:0}.ticks{display:grid;grid-template-columns:1fr auto 1fr}
+.ticks :last-child{text-align:right}
+.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:1rem}
 .curve{background:var(--card);border:1px solid var(--line);border-radius:.75rem;padding:.9rem 1rem}
 .curve svg{display:block;width:100%;height:auto}
 .curve text{font-size:11px;fill:var(--quiet)}
@@ -76,6 +77,7 @@ border-top:2px solid var(--c0)}
 .curve span.c5::before{border-color:var(--c5)}
 .curve span.c6::before{border-color:var(--c6)}
 .curve span.c7::before{border-color:var(--c7)}
+.curve span.grey::before{border-color:var(--quiet)}
 .curve span.dashed::before{border-top-style:dashed}
 .facts{margin-top:.5rem;padding:.6rem 1.25rem}.facts summary{color:var(--ink)}.facts dl{margin:.8rem 0 .4rem}
 dl{scroll-margin-top:4rem}
