@@ -113,24 +113,23 @@ def curve(title: str, lines: Sequence[Line], x_label: str = "training step") -> 
             parts.append(f'<polyline class="{style}" points="{points}"><title>{escape(line.label)}</title></polyline>')
     parts.append("</svg>")
     legend = _legend(lines)
-    heading = escape(title) + (" <small>log scale</small>" if log else "")
+    notes = ["held-out episodes"] * all(line.dashed for line in lines) + ["log scale"] * log
+    heading = escape(title) + (f" <small>{', '.join(notes)}</small>" if notes else "")
     return f'<figure class="curve"><h4>{heading}</h4>{"".join(parts)}<figcaption>{legend}</figcaption></figure>'
 
 
 def _legend(lines: Sequence[Line]) -> str:
-    """Returns what each line is; a dashed one of a solid one's name is what that was on held-out episodes."""
-    solid = {
-        line.label: f'<span class="c{line.colour % COLOURS}">{escape(line.label)}</span>'
-        for line in lines
-        if not line.dashed
-    }
-    dashed = {
-        "held-out episodes" if line.label in solid else line.label: f"c{0 if line.label in solid else line.colour}"
-        for line in lines
-        if line.dashed
-    }
-    spans = [f'<span class="{colour} dashed">{escape(label)}</span>' for label, colour in dashed.items()]
-    return "".join([*solid.values(), *spans])
+    """Returns what each line is; a dashed one of a solid one's name is what that was on held-out episodes.
+
+    Those share one entry, in grey, since each has the colour of its solid line.
+    """
+    solid = [line for line in lines if not line.dashed]
+    known = {line.label for line in solid}
+    alone = [line for line in lines if line.dashed and line.label not in known]
+    entries = [(f"c{line.colour % COLOURS}" + " dashed" * line.dashed, line.label) for line in [*solid, *alone]]
+    if len(solid) + len(alone) < len(lines):
+        entries.append(("grey dashed", "held-out episodes"))
+    return "".join(f'<span class="{style}">{escape(label)}</span>' for style, label in entries)
 
 
 def _bounds(low: float, high: float, log: bool) -> tuple[float, float]:

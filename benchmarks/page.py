@@ -14,7 +14,7 @@ from benchmarks.groups import REFERENCES, Block, Entry, Group, Kind
 from benchmarks.knowledge.section import to_html
 from benchmarks.page_style import STYLE
 from benchmarks.paper import OFFSET_STEPS
-from benchmarks.plots import Curves
+from benchmarks.plots import WINDOW, Curves
 from benchmarks.record_sections import Shown
 
 #: What LeWM is, for somebody who has never heard of it.
@@ -33,8 +33,11 @@ OVERVIEW = (
 FILM_CAPTION = (
     "Left, what the agent sees, ten steps a second; right, the picture it was asked to bring about. The frame turns "
     "green when the goal is met and red when the budget of {budget} steps is spent without it. Shown are the first "
-    "episodes by number, with up to a third of the places for the first failures; none was picked by hand."
+    "episodes by number, with up to a third of the places for the first failures; none was picked by hand, but so few, "
+    "chosen so, are not a sample of the success rate."
 )
+#: Task -> what its picture shows that could be taken for something else.
+FILM_MARKS = {"pusht": " The green T is a fixed mark of the environment, not the goal."}
 READING = (
     "Bars are success rates; the thin line is the Wilson 95 % interval, where the true rate plausibly lies given so "
     "few episodes. Audited pairs are held out from training and their start does not yet satisfy their goal; official "
@@ -46,7 +49,11 @@ THEIRS = "Published by others, not measured here, and under another protocol: a 
 CURVES = (
     "Both terms of the loss over training: prediction is the squared error of the predicted vectors; sigreg measures "
     "how far the vectors are from a standard normal distribution, about 1.05 when they follow it and far more when "
-    "they collapse to a point. Neighbouring steps are averaged; success is measured by acting, never read off a loss."
+    "they collapse to a point. Success is measured by acting, never read off a loss."
+)
+SMOOTHING = (
+    f"A training curve is the running mean over {WINDOW} neighbouring logged points (over a fifth of them where there "
+    f"are fewer than {5 * WINDOW}); curves of held-out episodes are as measured."
 )
 
 
@@ -172,7 +179,8 @@ def _film(title: str, entry: Entry) -> str:
         picture = _data_uri(sheet, "image/png")
         alt = "Start, middle and end of each episode of the film beside its goal."
         stills = f'<details><summary>The same as stills</summary><img src="{picture}" alt="{alt}"></details>'
-    caption = escape(FILM_CAPTION.format(budget=entry.result.budget_steps))
+    text = FILM_CAPTION.format(budget=entry.result.budget_steps) + FILM_MARKS.get(entry.result.task, "")
+    caption = escape(text)
     return (
         f'<h3>{escape(title)}</h3><figure class="film">'
         f'<video controls autoplay muted loop playsinline src="{video}"></video>'
@@ -241,7 +249,8 @@ def _training(curves: Curves) -> str:
     if not curves:
         return ""
     named = {name for _, columns in curves for name, _ in columns}
-    parts = [f'<p class="note">{escape(CURVES)}</p>' if {"prediction", "sigreg"} <= named else ""]
+    text = f"{CURVES} {SMOOTHING}" if {"prediction", "sigreg"} <= named else SMOOTHING
+    parts = [f'<p class="note">{escape(text)}</p>']
     for heading, columns in curves:
         drawn = "".join(charts.curve(name.replace("_", " "), lines) for name, lines in columns)
         parts.append(f'<h3>{escape(heading)}</h3><div class="curves">{drawn}</div>')

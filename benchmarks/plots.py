@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.charts import Line
 from benchmarks.groups import REFERENCES, Entry, Group, training_seed
+from benchmarks.runs import dataset_of
 from lewm_gym.tasks import TASKS
 
 #: Columns of a training log that are not shown: they help to debug a training, not to judge it.
 HIDDEN_CURVES = ("gradient_norm", "learning_rate", "lr", "epoch")
+WINDOW = 20  # neighbouring points of a training curve that are averaged; a fifth of a curve's points if it has few
 #: (heading, [(column, lines)]) of curves that stand together.
 Curves = list[tuple[str, list[tuple[str, list[Line]]]]]
 
@@ -30,17 +33,56 @@ def training_curves(entries: Sequence[Entry]) -> Curves:
 
 def _columns(entries: Sequence[Entry]) -> list[tuple[str, list[Line]]]:
     columns: dict[str, list[Line]] = {}
-    for colour, entry in enumerate(entries):
-        seed = training_seed(entry.result)
-        run = f"seed {seed}" if seed is not None else Path(str(entry.result.run.get("folder", "run"))).name
+    for colour, (entry, run) in enumerate(zip(entries, run_labels(entries), strict=True)):
         for name, data in entry.result.run["curves"].items():
             column = name.removeprefix("validation_").removeprefix("val_")
             if column in HIDDEN_CURVES:
                 continue
             held_out = column != name
-            line = Line("training" if len(entries) == 1 else run, data["step"], data["value"], colour, held_out)
+            only = "held-out episodes" if held_out else "training"
+            steps, values = (data[key] if held_out else smooth(data[key]) for key in ("step", "value"))
+            line = Line(only if len(entries) == 1 else run, steps, values, colour, held_out)
             columns.setdefault(column, []).append(line)
     return list(columns.items())
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Returns the running mean over WINDOW neighbours, fewer at the ends; to be taken of steps and values alike."""
+    window = max(1, min(WINDOW, len(values) // 5))
+    before, after = window // 2, window - window // 2
+    return [statistics.fmean(values[max(0, i - before) : i + after]) for i in range(len(values))]
+
+
+def run_labels(entries: Sequence[Entry]) -> list[str]:
+    """Returns a label of its own for each run: its seed, and of what else differs as much as it takes."""
+    labels = [""] * len(entries)
+    for detail in _DETAILS:
+        for label in set(labels):
+            same = [i for i, other in enumerate(labels) if other == label]
+            details = [detail(entries[i]) for i in same]
+            if len(set(details)) > 1 or not label:
+                for i, text in zip(same, details, strict=True):
+                    labels[i] = ", ".join(filter(None, (label, text)))
+    return labels
+
+
+def _seed(entry: Entry) -> str:
+    seed = training_seed(entry.result)
+    return "" if seed is None else f"seed {seed}"
+
+
+def _count(number: Any, unit: str) -> str:
+    return f"{number:,} {unit}" if isinstance(number, int) else ""
+
+
+#: What tells runs of one task, agent and preset from each other, the most telling first; the last one always does.
+_DETAILS: tuple[Callable[[Entry], str], ...] = (
+    _seed,
+    lambda entry: _count(entry.result.run.get("steps"), "steps"),
+    lambda entry: _count(dataset_of(entry.result.run.get("description") or {}).get("episodes"), "episodes"),
+    lambda entry: entry.path.stem,
+    lambda entry: str(entry.path.parent),
+)
 
 
 def by_distance(groups: Sequence[Group]) -> list[tuple[str, list[Line]]]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_results import make_result
 
-from benchmarks import charts, paper
+from benchmarks import charts, paper, plots
 from benchmarks.charts import Line
 from benchmarks.groups import Entry, group_entries
 from benchmarks.report import find_results, overview, write_report
@@ -134,6 +134,48 @@ def test_seeds_are_averaged_and_distances_kept_apart(tmp_path: Path) -> None:
     page = out.read_text()
     assert page.count('<figure class="curve">') == 3  # seeds share a drawing, a run is drawn once; and distances
     assert page.count("<polyline") == 6 + 2 and page.count("<circle") == 3
+
+
+def test_every_run_has_a_label_of_its_own(tmp_path: Path) -> None:
+    def entry(name: str, seed: int | None, steps: int, episodes: int) -> Entry:
+        description = {"training": {"seed": seed}, "dataset": {"episodes": episodes}}
+        run = {"steps": steps, "description": description}
+        return Entry(name, tmp_path / f"{name}.json", make_result(run=run), None)
+
+    short, long = entry("a", 0, 300, 1000), entry("b", 0, 7500, 1000)
+    assert plots.run_labels([short, entry("c", 1, 300, 1000)]) == ["seed 0", "seed 1"]
+    assert plots.run_labels([short, long]) == ["seed 0, 300 steps", "seed 0, 7,500 steps"]
+    assert plots.run_labels([short, entry("d", 0, 300, 50)]) == ["seed 0, 1,000 episodes", "seed 0, 50 episodes"]
+    assert plots.run_labels([short, long, entry("e", 0, 300, 1000)]) == [
+        "seed 0, 300 steps, a",
+        "seed 0, 7,500 steps",
+        "seed 0, 300 steps, e",
+    ]
+    assert plots.run_labels([entry("f", None, 300, 50), entry("g", None, 300, 50)]) == [
+        "300 steps, f",
+        "300 steps, g",
+    ]
+
+
+def test_running_means_keep_a_straight_line_and_remove_noise() -> None:
+    line = [2.0 * k + 1.0 for k in range(100)]
+    steps, values = plots.smooth(range(100)), plots.smooth(line)
+    assert values == pytest.approx([2.0 * step + 1.0 for step in steps])
+    assert plots.smooth([(-1.0) ** k for k in range(100)])[10:90] == pytest.approx([0.0] * 80)
+    assert plots.smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]  # too few to average
+
+
+def test_a_legend_names_every_line_and_held_out_curves_as_such() -> None:
+    solid = [Line("a", [1, 2], [1, 2], 3), Line("b", [1, 2], [1, 2], 4)]
+    both = charts.curve("loss", [*solid, Line("a", [2], [1], 3, dashed=True)])
+    assert re.findall(r'<span class="(.*?)">(.*?)</span>', both) == [
+        ("c3", "a"),
+        ("c4", "b"),
+        ("grey dashed", "held-out episodes"),
+    ]
+    alone = charts.curve("rank", [replace(line, dashed=True) for line in solid])
+    assert "<h4>rank <small>held-out episodes</small></h4>" in alone
+    assert re.findall(r'<span class="(.*?)">(.*?)</span>', alone) == [("c3 dashed", "a"), ("c4 dashed", "b")]
 
 
 def test_the_same_seed_twice_is_not_averaged(tmp_path: Path) -> None:
