@@ -32,6 +32,7 @@ from lewm_gym.progress import Bars
 from lewm_gym.results import Result, write_json
 from lewm_gym.training import TrainingDiverged
 
+RECORD = "compare.json"  # in the folder of results
 TRAINABLE = tuple(name for name in AGENTS if name not in REFERENCES)
 EVALUATION_SEED = 0
 Say = Callable[[str], None]
@@ -243,6 +244,7 @@ def compare(comparison: Comparison, say: Say = print, bars: Any = None, dry_run:
         OSError: If a dataset is missing, or a folder cannot be written.
     """
     scenes = open_scenes(comparison)
+    _check_out(comparison.out / RECORD, {scene.task for scene in scenes})
     calibrations = Calibrations(comparison)
     bars = bars or Bars(disable=True)
     if dry_run:
@@ -316,12 +318,24 @@ def _paths(comparison: Comparison, cell: Cell) -> tuple[Path, Path]:
     return comparison.out / f"{cell.name}{distance}{some}.json", comparison.runs / run
 
 
+def _check_out(record: Path, tasks: set[str]) -> None:
+    """Refuses to write over a comparison of tasks that this one does not have."""
+    if not record.exists():
+        return
+    others = {row["task"] for row in json.loads(record.read_text())["rows"]} - tasks
+    if others:
+        raise ValueError(
+            f"{record} compares {', '.join(sorted(others))}: name the datasets together, or choose another --out"
+        )
+
+
 def _tabulate(
     comparison: Comparison, cells: list[Cell], results: Mapping[str, Result], diverged: Mapping[str, str]
 ) -> None:
     rows = compare_table.rows(cells, results)
-    write_json(comparison.out / "compare.json", compare_table.to_json(comparison, rows, diverged))
-    text = compare_table.markdown(comparison, rows, len(cells) - len(results) - len(diverged), diverged)
+    n_missing = len(cells) - len(results) - len(diverged)
+    write_json(comparison.out / RECORD, compare_table.to_json(comparison, rows, n_missing, diverged))
+    text = compare_table.markdown(comparison, rows, n_missing, diverged)
     checkpoint.write_atomically(comparison.out / "compare.md", text.encode())
 
 

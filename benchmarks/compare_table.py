@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from benchmarks import paper
 from benchmarks.report import AGENT_TITLES
 from lewm_gym import provenance
@@ -128,7 +130,9 @@ def _seed(cell: Cell, result: Result) -> dict[str, Any]:
     }
 
 
-def to_json(comparison: Comparison, table: Sequence[dict[str, Any]], diverged: Mapping[str, str]) -> dict[str, Any]:
+def to_json(
+    comparison: Comparison, table: Sequence[dict[str, Any]], n_missing: int, diverged: Mapping[str, str]
+) -> dict[str, Any]:
     """Returns the table with what made it."""
     from benchmarks.compare import options_json
 
@@ -138,6 +142,7 @@ def to_json(comparison: Comparison, table: Sequence[dict[str, Any]], diverged: M
         "options": options_json(comparison),
         "repeat": repeat(comparison, table),
         "rows": list(table),
+        "missing": n_missing,
         "diverged": dict(diverged),
     }
 
@@ -148,6 +153,7 @@ def repeat(comparison: Comparison, table: Sequence[dict[str, Any]]) -> str:
     words = [*map(str, comparison.datasets), "--agents", *comparison.agents]
     words += ["--seeds", *map(str, comparison.seeds), "--preset", comparison.preset]
     words += ["--offset", str(comparison.offset_steps)] + (["--steps", *steps] if steps else [])
+    words += ["--threads", str(torch.get_num_threads())]
     words += [] if comparison.n_pairs is None else ["--n-pairs", str(comparison.n_pairs)]
     settings = [f"{a}.{k}={json.dumps(v)}" for a, values in comparison.settings.items() for k, v in values.items()]
     words += ["--set", *settings] if settings else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,13 +59,28 @@ class Entry:
         description = result.run.get("description") or {}
         dataset = description.get("dataset")
         episodes = dataset.get("episodes") if isinstance(dataset, dict) else None
+        took = f" ({result.run['seconds'] / 60:.1f} min)" if result.run.get("seconds") else ""
         trained = [
-            f"{result.run['steps']:,} steps" if result.run.get("steps") else "",
+            f"{result.run['steps']:,} steps{took}" if result.run.get("steps") else "",
             f"{episodes:,} episodes" if isinstance(episodes, int) else "",
         ]
-        measured = f"{result.success.episodes} {result.protocol} pairs, budget {result.budget_steps} steps"
         recipe = " on ".join(filter(None, trained))
-        return f"trained {recipe}; {measured}" if recipe else measured
+        parts = [
+            f"trained {recipe}" + (f" with {self.training_changes}" if self.training_changes else "") if recipe else "",
+            f"planned with {self.planning_changes}" if self.planning_changes else "",
+            f"{result.success.episodes} {result.protocol} pairs, budget {result.budget_steps} steps",
+        ]
+        return "; ".join(filter(None, parts))
+
+    @property
+    def training_changes(self) -> str:
+        """Returns the settings that the training had in place of its preset's, as its command names them."""
+        return values_of((self.result.run.get("description") or {}).get("command", ""), "--set")
+
+    @property
+    def planning_changes(self) -> str:
+        """Returns the settings of planning in place of the run's own, as the evaluation's command names them."""
+        return values_of(self.result.command, "--planning")
 
     @property
     def recipe(self) -> tuple[Any, ...]:
@@ -72,7 +89,23 @@ class Entry:
         dataset = (result.run.get("description") or {}).get("dataset")
         data = dataset.get("hash") if isinstance(dataset, dict) else None
         evaluation = (result.protocol, result.budget_steps, result.success.episodes)
-        return (self.kind, result.run.get("steps"), data, *evaluation)
+        return (
+            self.kind,
+            result.run.get("steps"),
+            data,
+            self.training_changes,
+            self.planning_changes,
+            *evaluation,
+        )
+
+
+def values_of(command: str, option: str) -> str:
+    """Returns what a command gives an option of several values, or "" where it does not have it."""
+    words = shlex.split(command)
+    if option not in words:
+        return ""
+    rest = words[words.index(option) + 1 :]
+    return " ".join(itertools.takewhile(lambda word: not word.startswith("--"), rest))
 
 
 def training_seed(result: Result) -> Any:

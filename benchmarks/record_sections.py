@@ -116,33 +116,49 @@ def environments_section(record: Record, folder: Path) -> Section:
 
 
 #: What `how` of a figure means.
-HOW = {"ours": "this repository", "plain": "a plain implementation", "reference": "stable-worldmodel's rollout"}
+HOW = {"ours": "this repository", "plain": "a plain implementation", "reference": "stable-worldmodel"}
 
 
 def models_section(record: Record, folder: Path) -> Section:
     """Returns how long training steps or plans take, beside a plain implementation; published plans as theirs."""
     figures = record["figures"]
-    what = figures[0]["what"] if figures else "train"
+    training = bool(figures) and figures[0]["what"] == "train"
     rows = []
     for figure in figures:
         flops = f"{figure['flops'] / figure['seconds'] / 1e9:,.0f}" if figure.get("flops") else ""
+        size = [f"{figure['per']:,}"] if training else [_search(figure), f"{figure['per']:,}"]
         rows.append(
             [
-                plain(" ".join(str(figure[key]) for key in ("agent", "preset", "planner") if key in figure)),
+                plain(" ".join(str(figure[key]) for key in ("agent", "preset") if key in figure)),
+                *size,
                 HOW[figure["how"]],
                 plain(figure["precision"]),
                 f"{1000 * figure['seconds']:,.0f}",
                 f"{1000 * figure['fastest']:,.0f}",
+                str(figure["repeats"]),
                 flops,
             ]
         )
-    header = ["preset", "of", "precision", "median ms", "fastest ms", "GFLOP/s"]
-    if what == "train":
-        per = sorted({figure["per"] for figure in figures})
-        text = f"An optimiser step of LeWM with {' or '.join(f'{n:,}' for n in per)} clips of 4 frames."
-        return Section("A training step", f"{text} {_where(record)}\n\n{table(header, rows)}", [])
-    text = f"One plan of LeWM from an observation and a goal. {_where(record)}"
-    return Section("A plan", f"{text}\n\n{table(header, rows)}", [])
+    size = ["clips"] if training else ["search", "environments"]
+    header = ["preset", *size, "of", "precision", "median ms", "fastest ms", "repeats", "GFLOP/s"]
+    names = ", ".join(sorted({" ".join(filter(None, (f.get("agent"), f["preset"]))) for f in figures}))
+    if training:
+        text = "An optimiser step, with so many clips of 4 frames."
+        return Section(f"A training step: {plain(names)}", f"{text} {_where(record)}\n\n{table(header, rows)}", [])
+    text = (
+        "One plan, from an observation and a goal to actions; where several environments are planned for in one call, "
+        "the time of each. Numbers of different tables were not measured in one run."
+    )
+    if any(figure["measured"] != [figure["candidates"], figure["iterations"]] for figure in figures):
+        text += " \\*: extrapolated linearly from fewer candidates or iterations."
+    return Section(f"A plan: {plain(names)}", f"{text} {_where(record)}\n\n{table(header, rows)}", [])
+
+
+def _search(figure: Record) -> str:
+    size = f"{plain(figure['planner'])} {figure['candidates']} x {figure['iterations']}"
+    candidates, iterations = figure["measured"]
+    whole = figure["measured"] == [figure["candidates"], figure["iterations"]]
+    return size if whole else f"{size}, \\* of {candidates} x {iterations}"
 
 
 def published_latencies() -> str:
@@ -175,10 +191,15 @@ def comparison_section(record: Record, folder: Path) -> Section:
         parts += [f"**{plain(title)}**", table(header, [_compared(row) for row in mine])]
         pictures.append((f"{title}: mean over seeds, with the range of the seeds' Wilson intervals", _bars(mine)))
     options = record.get("options", {})
+    missing = f"Unfinished: {record['missing']} rows are missing. " if record.get("missing") else ""
+    budget = options.get("budget_min")
+    fitted = f"{budget:g} minutes" if budget else "the budget"
     text = (
-        f"Every agent with the same preset ({plain(options.get('preset', '?'))}), data and pairs, "
-        f"{options.get('offset_steps', '?')} steps apart; the floor and the ceilings below. In italics the paper's "
-        f"number, under its own protocol and at its own scale. Again, with the same steps: `{record.get('repeat', '')}`"
+        f"{missing}Every agent with the same preset ({plain(options.get('preset', '?'))}), data and pairs, "
+        f"{options.get('offset_steps', '?')} steps apart; the steps of each training are what a calibration fitted "
+        f"into {fitted} of optimiser steps (what they took: under training). Below, the floor and the ceilings. In "
+        "italics the paper's number, under its own protocol and at its own scale. Again, with the same steps: "
+        f"`{record.get('repeat', '')}`"
     )
     diverged = [f"{plain(name)} diverged: {plain(why)}" for name, why in record.get("diverged", {}).items()]
     return Section("Agents side by side", "\n\n".join([text, *parts, *diverged]), pictures)

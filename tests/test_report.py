@@ -278,11 +278,12 @@ def test_overview_has_agents_by_tasks_beside_the_papers_numbers(tmp_path: Path) 
 MADE = {"command": "python -m benchmarks x", "commit": {"hash": "c" * 40, "dirty": False}, "versions": {}}
 MACHINE = {"cpu": "slide rule", "cores": 2, "memory_gib": 8.0, "system": "Linux", "gpu": None}
 FIGURE = {"preset": "laptop", "how": "ours", "precision": "float32", "seconds": 0.25, "fastest": 0.2, "flops": 5e9}
+SEARCH = {"what": "plan", "agent": "lewm", "planner": "cem", "candidates": 300, "iterations": 30, "measured": [300, 2]}
 SEED = {"seed": 0, "rate": 0.9, "low": 0.8, "high": 0.95, "training_seconds": 600.0, "act_seconds_per_pair": 0.5}
 ROW = {"task": "pusht", "agent": "gcbc", "steps": 900, "success_mean": 0.9, "success_std": None, "published": 75}
 RECORDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "speed": (
-        {"format": "lewm-gym model speed", "figures": [FIGURE | {"what": "plan", "per": 1}], "device": "cpu"},
+        {"format": "lewm-gym model speed", "figures": [FIGURE | SEARCH | {"per": 1, "repeats": 3}], "device": "cpu"},
         ("A plan", "250", "20", "NVIDIA L40S", "0.98 s"),
     ),
     "environments": (
@@ -316,6 +317,18 @@ def test_other_measurements_are_shown_with_what_made_them(tmp_path: Path, name: 
         assert text in page.text, text
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.ids
     assert "slide rule" in out.with_suffix(".md").read_text()
+
+
+def test_markdown_links_the_pictures_that_lie_beside_a_record(tmp_path: Path) -> None:
+    record = {"format": "lewm-gym latent map", "task": "two_room", "points": 9, "models": [{"title": "LeWM"}]}
+    changes = {"schema": 1, "method": "t-SNE", "hardware": MACHINE, "picture": "the map.png"}
+    write_json(tmp_path / "records" / "m.json", record | MADE | changes)
+    out = write_report([tmp_path / "records" / "m.json"], tmp_path / "page.html")
+    assert "![" not in out.with_suffix(".md").read_text()  # there is none yet
+    (tmp_path / "records" / "the map.png").write_bytes(b"png")
+    out = write_report([tmp_path / "records" / "m.json"], tmp_path / "page.html")
+    assert "![Map of the latents: Two-Room](records/the%20map.png)" in out.with_suffix(".md").read_text()
+    assert "keeps neighbourhoods (t-SNE does not keep distances)" in Page(out.read_text()).text
 
 
 def test_measurements_of_another_schema_or_damaged_are_refused(tmp_path: Path) -> None:
