@@ -26,9 +26,12 @@ ABOUT = (
     "around those that end closest to the goal, and carries out the average of the best.",
 )
 OVERVIEW = (
-    "Success in percent on held-out pairs, goals {offset} steps away, none of them met at the start; the mean where an "
-    "agent was trained with several seeds. In italics the paper's number, published and not measured here: another "
-    "protocol (50 episodes from the training data) and far more data and training than a laptop's."
+    "Success in percent on held-out pairs, goals {offset} steps away, none of them met at the start; the mean, ± the "
+    "sample standard deviation, where an agent was trained with several seeds. Where it was trained in several ways: "
+    "that of most seeds, then most pairs, then the latest, never the best. Agents differ in pairs, data and time of "
+    "training: those trained and measured alike stand under Comparison. In italics the paper's number, published and "
+    "not measured here: another protocol (50 episodes from the training data) and far more data and training than a "
+    "laptop's."
 )
 FILM_CAPTION = (
     "Left, what the agent sees, ten steps a second; right, the picture it was asked to bring about. The frame turns "
