@@ -1,4 +1,4 @@
-"""The report as Markdown: the same numbers as the page, without its drawings."""
+"""The report as Markdown: the same numbers as the page, with links to pictures and films."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER = ("| | success % | Wilson 95 % | strict % | how |", "|---|---|---|---|-
 
 
 def render(content: page.Content, folder: Path) -> str:
-    """Returns the report; links to films are relative to `folder`."""
+    """Returns the report; links to films and pictures are relative to `folder`."""
     lines = [f"# {plain(content.title)}", "", " ".join(page.ABOUT), ""]
     if content.intro:
         lines += [plain(content.intro), ""]
@@ -26,10 +26,22 @@ def render(content: page.Content, folder: Path) -> str:
     for part, mine in record_sections.by_part(list(content.records)):
         lines += [f"## {plain(part)}", ""]
         for shown in mine:
-            lines += [f"### {plain(shown.section.title)}", "", shown.section.markdown, ""]
+            lines += [f"### {plain(shown.section.title)}", "", shown.section.markdown, "", *_pictures(shown, folder)]
         if part in record_sections.PUBLISHED:
             lines += [record_sections.PUBLISHED[part](), ""]
     return "\n".join([*lines, *_made_by(content, folder)])
+
+
+def _pictures(shown: Shown, folder: Path) -> list[str]:
+    """Returns the pictures that lie beside a record and that it names."""
+    named = shown.record.get("pictures") or {"": shown.record.get("picture")}
+    paths = [shown.path.parent / Path(str(name)).name for name in named.values() if name]
+    alt = plain(shown.section.title)
+    return [line for path in paths if path.is_file() for line in (f"![{alt}]({_link(path, folder)})", "")]
+
+
+def _link(path: Path, folder: Path) -> str:
+    return os.path.relpath(path, folder).replace(" ", "%20")
 
 
 def _success(group: Group) -> list[str]:
@@ -54,8 +66,7 @@ def _made_by(content: page.Content, folder: Path) -> list[str]:
         lines += [f"### {plain(entry.title)}: {plain(entry.path.name)}", ""]
         lines += _facts(facts.of_result(entry))
         if entry.film is not None:
-            where = os.path.relpath(entry.film, folder).replace(" ", "%20")
-            lines.append(f"- film: [{plain(entry.film.name)}]({where})")
+            lines.append(f"- film: [{plain(entry.film.name)}]({_link(entry.film, folder)})")
         lines.append("")
     for shown in content.records:
         lines += [f"### {plain(shown.section.title)}: {plain(shown.path.name)}", "", *_of_record(shown), ""]
