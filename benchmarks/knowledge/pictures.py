@@ -15,6 +15,7 @@ from lewm_gym.tasks import TASKS
 
 COLOURS = ("#0f766e", "#c2410c", "#4f46e5", "#a21caf")  # as on the report's page
 QUIET = "#6b645f"
+ROUNDED_TO_ZERO = 5e-4  # where an error published as 0.000 stands on a logarithmic axis: the most that it can be
 PLACE_UNITS = {"two_room": "px", "pusht": "px of the arena", "cube": "m", "reacher": "lengths of a link"}
 STYLE = {
     "font.size": 9.5,
@@ -78,12 +79,11 @@ def draw_probes(record: dict[str, Any], path: Path) -> None:
     known = PROBED.get(record["task"], {})
     height = 1.5 + len(names) * (0.28 + 0.2 * len(models))
     with figure(path, 1, 2, 9.5, height, f"{title_of(record['task'])}: what a frozen latent tells") as (drawn, axes):
-        for axis, key, label in zip(
-            axes[0],
-            ("r", "mse"),
-            ("Pearson's correlation r", "mean squared error on standardised targets (the mean has 1)"),
-            strict=True,
-        ):
+        drawn.get_layout_engine().set(wspace=0.06)
+        errors = "mean squared error on standardised targets,\nlog scale; the mean has 1"
+        if any(0.0 in figures for figures in known.values()):
+            errors += f", published 0.000 stands at {ROUNDED_TO_ZERO:g}"
+        for axis, key, label in zip(axes[0], ("r", "mse"), ("Pearson's correlation r", errors), strict=True):
             for row, name in enumerate(names):
                 _dots(axis, row, key, [model["quantities"].get(name) for model in models])
                 if name in known:
@@ -91,9 +91,10 @@ def draw_probes(record: dict[str, Any], path: Path) -> None:
             axis.set(xlabel=label, yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6))
             axis.set_yticklabels([name_of(name) for name in names] if axis is axes[0][0] else [])
             axis.grid(axis="y", visible=False)
-        axes[0][0].set_xlim(min(-0.05, axes[0][0].get_xlim()[0]), 1.03)
+        axes[0][0].set_xlim(min(0.5, axes[0][0].get_xlim()[0]), 1.02)
         axes[0][1].axvline(1.0, color=QUIET, linewidth=0.8, linestyle=":")
-        axes[0][1].set_xlim(0.0, max(1.1, axes[0][1].get_xlim()[1]))
+        axes[0][1].set_xscale("log")
+        axes[0][1].set_xlim(right=max(1.5, axes[0][1].get_xlim()[1]))
         drawn.legend(handles=_probe_legend(models, bool(known)), loc="outside lower center", ncols=4)
 
 
@@ -110,10 +111,12 @@ def _dots(axis: Any, row: int, key: str, scores: Sequence[dict[str, Any] | None]
 
 
 def _published(axis: Any, row: int, key: str, figures: Any) -> None:
+    lowest = ROUNDED_TO_ZERO if key == "mse" else -1.0
     for probe, marker in (("linear", "x"), ("mlp", "+")):
         value = getattr(figures, f"{probe}_{key}")
         if value is not None:
-            axis.plot(value, row + 0.42, marker, color=QUIET, markersize=5.5, markeredgewidth=1.2, clip_on=False)
+            at = max(value, lowest), row + 0.42
+            axis.plot(*at, marker, color=QUIET, markersize=5.5, markeredgewidth=1.2, clip_on=False)
 
 
 def _probe_legend(models: Sequence[dict[str, Any]], published: bool) -> list[Any]:
@@ -172,11 +175,8 @@ def draw_rollout_error(record: dict[str, Any], path: Path) -> None:
     steps = [record["frame_skip"] * (k + 1) for k in range(record["horizon_blocks"])]
     title = f"{title_of(record['task'])}: error of open-loop prediction"
     with figure(path, 1, len(models), max(5.2, 4.2 * len(models)), 3.4, title) as (drawn, axes):
-        for number, (axis, model) in enumerate(zip(axes[0], models, strict=True)):
-            for name, label, colour in (
-                ("copy", "the last frame again", QUIET),
-                ("prediction", "model", COLOURS[number % len(COLOURS)]),
-            ):
+        for axis, model in zip(axes[0], models, strict=True):
+            for name, label, colour in (("copy", "the last frame again", QUIET), ("prediction", "model", COLOURS[0])):
                 line = model[name]
                 axis.fill_between(steps, line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
                 axis.plot(steps, line["value"], color=colour, marker="o", markersize=3, label=label)
@@ -234,7 +234,7 @@ def draw_map(record: dict[str, Any], path: Path) -> None:
     places = {name: np.array(values) for name, values in record["places"].items()}
     title = f"{title_of(record['task'])}, {record['models'][0]['title']}: map of the latents ({record['method']})"
     size = 9 if len(layout) < 800 else 4
-    with figure(path, 1, 2 * len(places), 6.4 * len(places), 4.4, wrapped(title, 90)) as (drawn, axes):
+    with figure(path, 1, 2 * len(places), max(9.5, 6.4 * len(places)), 4.8, wrapped(title, 90)) as (drawn, axes):
         for number, (name, values) in enumerate(places.items()):
             key, axis = axes[0][2 * number], axes[0][2 * number + 1]
             colours = plane_colours(values)
