@@ -28,10 +28,10 @@ ABOUT = (
 OVERVIEW = (
     "Success in percent on held-out pairs, goals {offset} steps away, none of them met at the start; the mean, ± the "
     "sample standard deviation, where an agent was trained with several seeds. Where it was trained in several ways: "
-    "that of most seeds, then most pairs, then the latest, never the best. Agents differ in pairs, data and time of "
-    "training: those trained and measured alike stand under Comparison. In italics the paper's number, published and "
-    "not measured here: another protocol (50 episodes from the training data) and far more data and training than a "
-    "laptop's."
+    "that of most seeds, then most pairs, then the latest, never the best. Minutes are of training. Agents differ in "
+    "them, and in pairs and data: those trained and measured alike stand under Comparison. In italics the paper's "
+    "number, published and not measured here: another protocol (50 episodes from the training data) and far more data "
+    "and training than a laptop's."
 )
 FILM_CAPTION = (
     "Left, what the agent sees, ten steps a second; right, the picture it was asked to bring about. The frame turns "
@@ -56,7 +56,7 @@ CURVES = (
 )
 SMOOTHING = (
     f"A training curve is the running mean over {WINDOW} neighbouring logged points (over a fifth of them where there "
-    f"are fewer than {5 * WINDOW}); curves of held-out episodes are as measured."
+    f"are fewer than {5 * WINDOW}), which smears a steep first fall; curves of held-out episodes are as measured."
 )
 
 
@@ -169,7 +169,8 @@ def _card(kind: Kind, heading: str) -> str:
     return (
         f'<article class="card"><h3>{escape(heading)}</h3><div class="big">{100 * kind.mean:.1f}<small> %</small>'
         f"</div><p><b>{escape(kind.title)}</b> {met}</p>{floor_text}"
-        f'<p class="note"><a href="#{kind.entries[0].anchor}">what made {plural}</a></p></article>'
+        f'<p class="note">{escape(kind.entries[0].note)}. '
+        f'<a href="#{kind.entries[0].anchor}">What made {plural}</a></p></article>'
     )
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -115,7 +116,13 @@ def _cell(kind: Kind | None, task: str) -> str:
     if kind is None:
         return ""
     std = f" ± {100 * kind.std:.1f}" if kind.std is not None else ""
-    return f"**{100 * kind.mean:.1f}**{std}{_theirs(kind.agent, task)}"
+    return f"**{100 * kind.mean:.1f}**{std}{_theirs(kind.agent, task)}{_minutes(kind)}"
+
+
+def _minutes(kind: Kind) -> str:
+    """Returns the mean time of training, or nothing where there was none."""
+    seconds = [entry.result.run["seconds"] for entry in kind.entries if entry.result.run.get("seconds")]
+    return f", {statistics.fmean(seconds) / 60:.2g} min" if seconds else ""
 
 
 def _theirs(agent: str, task: str) -> str:
