@@ -80,6 +80,7 @@ _DETAILS: tuple[Callable[[Entry], str], ...] = (
     _seed,
     lambda entry: _count(entry.result.run.get("steps"), "steps"),
     lambda entry: _count(dataset_of(entry.result.run.get("description") or {}).get("episodes"), "episodes"),
+    lambda entry: str(entry.result.run.get("folder") or ""),
     lambda entry: entry.path.stem,
     lambda entry: str(entry.path.parent),
 )

@@ -137,15 +137,17 @@ def test_seeds_are_averaged_and_distances_kept_apart(tmp_path: Path) -> None:
 
 
 def test_every_run_has_a_label_of_its_own(tmp_path: Path) -> None:
-    def entry(name: str, seed: int | None, steps: int, episodes: int) -> Entry:
+    def entry(name: str, seed: int | None, steps: int, episodes: int, folder: str | None = None) -> Entry:
         description = {"training": {"seed": seed}, "dataset": {"episodes": episodes}}
-        run = {"steps": steps, "description": description}
+        run = {"steps": steps, "description": description, "folder": folder}
         return Entry(name, tmp_path / f"{name}.json", make_result(run=run), None)
 
     short, long = entry("a", 0, 300, 1000), entry("b", 0, 7500, 1000)
     assert plots.run_labels([short, entry("c", 1, 300, 1000)]) == ["seed 0", "seed 1"]
     assert plots.run_labels([short, long]) == ["seed 0, 300 steps", "seed 0, 7,500 steps"]
     assert plots.run_labels([short, entry("d", 0, 300, 50)]) == ["seed 0, 1,000 episodes", "seed 0, 50 episodes"]
+    again = [entry("e", 0, 300, 1000, "runs/demo"), entry("h", 0, 300, 1000, "runs/0")]
+    assert plots.run_labels(again) == ["seed 0, runs/demo", "seed 0, runs/0"]
     assert plots.run_labels([short, long, entry("e", 0, 300, 1000)]) == [
         "seed 0, 300 steps, a",
         "seed 0, 7,500 steps",
