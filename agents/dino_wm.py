@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.actions import ActionModel, candidate_blocks
-from agents.planning import COSTS, LatentCost, PlanningAgent, PlanningConfig
+from agents.planning import LatentCost, PlanningAgent, PlanningConfig
 from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
@@ -258,19 +258,13 @@ class DinoWMAgent(PlanningAgent):
     model_class = DinoWM
     config_class = DinoWMConfig
 
-    def __init__(
-        self,
-        model: DinoWM,
-        planning: PlanningConfig,
-        description: dict[str, Any],
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        time_limit_s: float | None = None,
-        cost: LatentCost | None = None,
-    ) -> None:
-        cost = model.weigh(COSTS[planning.cost]) if cost is None else cost
-        super().__init__(model, planning, description, device, seed, time_limit_s, cost)
-        self.proprioception = model.config.proprioception
+    @property
+    def proprioception(self) -> bool:  # type: ignore[override]
+        """Whether its observations must hold what is sensed."""
+        return bool(self.model.config.proprioception)
+
+    def _named_cost(self) -> LatentCost:
+        return self.model.weigh(super()._named_cost())  # type: ignore[no-any-return]
 
     def _checked(self, obs: Any) -> tuple[NDArray[Any], NDArray[Any], bool]:
         """Returns what is seen now and at the goal, each (B, h, w, 3); with proprioception, (B,) records of both."""

@@ -176,7 +176,7 @@ class PlanningAgent(Trainable, Agent):
         self.planning, self.description, self.device = planning, description, torch.device(device)
         self.time_limit_s = time_limit_s
         self.plans = 0  # made since the start
-        self._cost = cost or COSTS[planning.cost]
+        self._cost = cost or self._named_cost()
         graphed = planning.cuda_graph and self.device.type == "cuda"
         self._graphed: Callable[..., Tensor] = Graphs(self._judge) if graphed else self._judge
         self._planner = PLANNERS[planning.planner_name][0](planning.search)
@@ -295,6 +295,10 @@ class PlanningAgent(Trainable, Agent):
     def _encode(self, frames: NDArray[Any]) -> Tensor:
         """Returns latents (B, n + 1, Z) of past frames, the present one and the goal, (B, n + 1, h, w, 3)."""
         return self.model.encode(torch.from_numpy(frames).to(self.device))  # type: ignore[no-any-return]
+
+    def _named_cost(self) -> LatentCost:
+        """Returns the cost that the settings of planning name."""
+        return COSTS[self.planning.cost]
 
     def _rollout(self, actions: Tensor, context: Tensor, *past: Tensor) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidates (B, S, H, A)."""
