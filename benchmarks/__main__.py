@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 
 from benchmarks import compare_cli, lab_cli, plan_cli, planning_cli, speed_data_cli, speed_plan_cli, suite_cli
+from benchmarks import options as shared
 from benchmarks.knowledge import cli as knowledge_cli
 from lewm_gym import cli
 from lewm_gym.progress import Bars
@@ -67,24 +68,7 @@ def _add_speed(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     speed_plan_cli.add_command(subjects)
     models = subjects.add_parser("train", help="time a training step of LeWM", description=SPEED_MODELS_DESCRIPTION)
     models.set_defaults(command=_speed_models)
-    models.add_argument(
-        "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="sizes (default: laptop paper)"
-    )
-    models.add_argument(
-        "--repeats",
-        type=int,
-        default=5,
-        metavar="N",
-        help="timings of each figure, after a warm-up (default: %(default)s)",
-    )
-    models.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
-    models.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/speed-train.json"),
-        metavar="FILE",
-        help="record, JSON (default: %(default)s)",
-    )
+    shared.add_timing(models, "speed-train.json")
     models.add_argument(
         "--batch-size", type=int, default=128, metavar="N", help="clips per step, of 4 frames (default: %(default)s)"
     )

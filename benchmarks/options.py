@@ -84,3 +84,30 @@ def add_several(parser: argparse.ArgumentParser, name: str, budget_default: str)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs", name), metavar="FOLDER", help="run folders (default: %(default)s)"
     )
+
+
+def add_timing(parser: argparse.ArgumentParser, out: str) -> None:
+    """Adds what every measurement of a model's speed takes.
+
+    Args:
+        parser: The command's.
+        out: Name of the record in results/ by default.
+    """
+    parser.add_argument(
+        "--presets", nargs="+", default=["laptop", "paper"], metavar="NAME", help="sizes (default: laptop paper)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timings of each figure, after a warm-up (default: %(default)s)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results", out),
+        metavar="FILE",
+        help="record, JSON (default: %(default)s)",
+    )

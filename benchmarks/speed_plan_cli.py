@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
-from pathlib import Path
 from typing import Any
 
+from benchmarks import options as shared
 from lewm_gym import cli
 
 DESCRIPTION = (
@@ -24,7 +24,6 @@ def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
     plan.set_defaults(command=_run)
     lists: dict[str, tuple[list[Any], type, str]] = {
         "agents": (["lewm"], str, "agents that plan: lewm, pldm, dino_wm"),
-        "presets": (["laptop", "paper"], str, "their sizes"),
         "planners": (["cem"], str, "cem, icem, mppi, gradient; each with its default settings"),
         "precisions": (["float32", "bf16"], str, "of the rollout"),
         "n-envs": ([1], int, "environments planned for in one call"),
@@ -45,21 +44,7 @@ def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
     plan.add_argument(
         "--iterations", type=int, metavar="N", help="time only so many, and extrapolate linearly (default: all)"
     )
-    plan.add_argument(
-        "--repeats",
-        type=int,
-        default=5,
-        metavar="N",
-        help="timings of each figure, after a warm-up (default: %(default)s)",
-    )
-    plan.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
-    plan.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/speed-plan.json"),
-        metavar="FILE",
-        help="record, JSON (default: %(default)s)",
-    )
+    shared.add_timing(plan, "speed-plan.json")
 
 
 def _run(options: argparse.Namespace) -> int:

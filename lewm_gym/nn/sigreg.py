@@ -78,6 +78,7 @@ class _EppsPulley(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, projected: Tensor, knots: Tensor, gaussian: Tensor, weights: Tensor) -> Tensor:
+        """Returns T, and keeps its gradient where one is wanted."""
         cos_step, sin_step = (projected * knots[1]).cos(), (projected * knots[1]).sin()
         cos, sin = cos_step, sin_step
         distance = torch.zeros_like(projected[..., 0, :])
