@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lewm_gym.planning.noise import white
+from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 
 
@@ -51,9 +51,7 @@ class CEM:
         costs, spreads = [], []
         clock = Deadline(deadline)
         for _ in range(config.n_iterations):
-            noise = white(generators, config.n_samples, mean)
-            noise[:, 0] = 0.0
-            samples = mean.unsqueeze(1) + std.unsqueeze(1) * noise
+            samples = candidates(generators, config.n_samples, mean, std)
             elites, elite_values = best(samples, cost(samples), config.n_elites)
             mean, std = elites.mean(dim=1), elites.std(dim=1)
             costs.append(elite_values.mean(dim=1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lewm_gym.planning.cem import Deadline, best
-from lewm_gym.planning.noise import white
+from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 
 
@@ -48,10 +48,8 @@ class GradientPlanner:
         deadline: float | None = None,
     ) -> PlanResult:
         """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`."""
-        noise = white(generators, self.config.n_starts, mean)
-        noise[:, 0] = 0.0
         with torch.enable_grad():
-            samples = (mean.unsqueeze(1) + std.unsqueeze(1) * noise).requires_grad_()
+            samples = candidates(generators, self.config.n_starts, mean, std).requires_grad_()
             # Adam moves each number by its own gradient: candidates and environments do not affect one another.
             optimizer = torch.optim.Adam([samples], lr=self.config.learning_rate)
             found, found_cost = samples.detach()[:, 0], torch.full((len(mean),), torch.inf, device=mean.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lewm_gym.planning.cem import Deadline
-from lewm_gym.planning.noise import white
+from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 
 
@@ -51,9 +51,7 @@ class MPPI:
         costs, spreads = [], []
         clock = Deadline(deadline)
         for _ in range(config.n_iterations):
-            noise = white(generators, config.n_samples, mean)
-            noise[:, 0] = 0.0
-            samples = mean.unsqueeze(1) + std.unsqueeze(1) * noise
+            samples = candidates(generators, config.n_samples, mean, std)
             values = cost(samples)
             finite = torch.isfinite(values)
             usable = torch.where(finite, values, torch.zeros_like(values))

@@ -6,24 +6,28 @@ import torch
 from torch import Tensor
 
 
-def white(generators: list[torch.Generator], n_samples: int, like: Tensor) -> Tensor:
-    """Returns standard normal noise (B, n_samples, H, A), row b from stream b alone.
+def candidates(generators: list[torch.Generator], n_samples: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Returns samples (B, n_samples, H, A) of N(mean, std), the mean itself first, row b from stream b alone.
 
     Args:
         generators: B streams, one per environment.
-        n_samples: Samples per environment.
-        like: (B, H, A), for the shape and the device.
+        n_samples: Samples per environment, the mean among them.
+        mean: (B, H, A).
+        std: (B, H, A).
     """
-    rows = [torch.randn(n_samples, *like.shape[1:], generator=g, device=g.device) for g in generators]
-    return torch.stack(rows).to(like.device)
+    rows = [torch.randn(n_samples, *mean.shape[1:], generator=g, device=g.device) for g in generators]
+    noise = torch.stack(rows).to(mean.device)
+    noise[:, 0] = 0.0
+    return mean.unsqueeze(1) + std.unsqueeze(1) * noise
 
 
 def coloured(
     generators: list[torch.Generator], n_samples: int, like: Tensor, exponent: float, steps_per_block: int
 ) -> Tensor:
-    """Returns noise like `white`, with a power spectrum 1 / frequency ** exponent along environment steps.
+    """Returns noise (B, n_samples, H, A) with a power spectrum 1 / frequency ** exponent along environment steps.
 
-    Each block holds `steps_per_block` consecutive actions; the colour runs through all H * steps_per_block of them.
+    Row b comes from stream b alone; `like`, (B, H, A), gives shape and device. Each block holds `steps_per_block`
+    consecutive actions; the colour runs through all H * steps_per_block of them.
     Each has variance 1.
     """
     n_steps = like.shape[1] * steps_per_block
