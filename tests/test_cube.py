@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collect.policies.cube import OraclePolicy
+from collect.policies.cube import OraclePolicy, WanderingPolicy
 from envs import cube_models, cube_simulation
 from envs.cube import CubeEnv
 from envs.cube_simulation import CUBE_POSITION, CUBE_QUATERNION, WARM_START, Simulation, quaternion_yaw
@@ -167,6 +167,18 @@ def test_the_oracle_takes_a_noise_level() -> None:
     assert OraclePolicy().noise == 0.1
     with pytest.raises(ValueError, match="noise"):
         OraclePolicy(noise=-0.1)
+
+
+def test_the_wandering_policy_closes_its_gripper_on_nothing() -> None:
+    env = make()
+    nothing = 0
+    for episode in range(3):
+        policy = WanderingPolicy()
+        _, info = policy.begin(env, np.random.default_rng([7, episode]))
+        for _ in range(policy.max_steps):
+            *_, info = env.step(policy.act(info))
+            nothing += env.quantities(info["state"])["gripper_opening"][0] > 0.85
+    assert nothing > 10  # the oracle: never in 8 episodes; a gripper that holds the cube is at 0.56
 
 
 def test_quaternion_yaw_agrees_with_ogbench() -> None:

@@ -7,6 +7,10 @@ stable-worldmodel collects the same way but repeats the first target for the who
 
 The oracle sees what follows from a state, not what the environment remembers: actions are a function of the recorded
 states and the random stream.
+
+`wandering` is for world models that are planned with. The oracle hardly ever closes its gripper on nothing or lets go
+half-way, so that a model of its episodes believes that the cube follows the hand, and a planner makes use of that
+(docs/evaluation.md). This policy leaves the oracle's path again and again for a stretch of other actions.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from lewm_gym.types import BehaviourPolicy, Info, Obs
 NOISE = 0.1  # highest noise level of an episode
 NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # of x, y, z, yaw, gripper
 MIN_NORM = 0.4  # of a movement, as OGBench's command lines have it
+MOST_STRETCHES = 0.125  # of `wandering`: highest probability that a step of the oracle's becomes a stretch of others
 
 
 class OraclePolicy:
@@ -111,6 +116,32 @@ class OraclePolicy:
             self._oracle.reset(None, None)
 
 
+class WanderingPolicy(OraclePolicy):
+    """The oracle with stretches of 5 to 15 steps in which the gripper goes somewhere else, open, closed or as it is.
+
+    In a stretch the movement is constant, uniform within the bounds, the gripper's command -1, 0 or 1, and the oracle's
+    noise comes on top; afterwards the oracle goes on from where it is. An episode draws how often that happens, up to
+    one step in eight that begins a stretch, so that episodes lie between the oracle's own and ones that mostly wander.
+    """
+
+    def _prepare(self, rng: np.random.Generator) -> None:
+        super()._prepare(rng)
+        self._rate = rng.uniform(0.0, MOST_STRETCHES)
+        self._left = 0
+
+    def act(self, info: Info) -> NDArray[np.float32]:
+        """Returns the present stretch's action (5,) with noise, or the oracle's."""
+        rng = self._rng
+        if self._left == 0 and rng.uniform() < self._rate:
+            self._left = int(rng.integers(5, 16))
+            self._stretch = np.append(rng.uniform(-1.0, 1.0, 4), rng.integers(-1, 2))
+        if self._left == 0:
+            return super().act(info)
+        self._left -= 1
+        action = self._stretch + rng.normal(0.0, self._level * NOISE_SHAPE)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
 class _Workspace:
     """All that the oracle asks an environment for: where to go when the cube is in place."""
 
@@ -132,6 +163,6 @@ def _global_seed(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
-POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"oracle": OraclePolicy}
+POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"oracle": OraclePolicy, "wandering": WanderingPolicy}
 #: What pursues a goal as well as it can.
 PURSUER = partial(OraclePolicy, noise=0.0)
