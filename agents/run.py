@@ -20,6 +20,9 @@ from lewm_gym.training import OnLog, Sink, TrainingConfig
 #: What a resumed run may have otherwise: it goes on, if not bit for bit.
 MAY_CHANGE = ("device", "threads", "processes")
 
+#: Configurations of the model, of planning (None for agents that do not plan) and of training.
+Recipe = tuple[Any, Any, TrainingConfig]
+
 
 def train_run(
     agent_class: Any,
@@ -53,8 +56,42 @@ def train_run(
     device = choose_device(device)
     dataset = Dataset.open(dataset_folder)
     folder = Path(folder)
-    model_config, planning, config = _configure(agent_class, preset, overrides or {}, dataset)
-    description = {
+    recipe = _configure(agent_class, preset, overrides or {}, dataset)
+    description = _describe(agent_class, preset, recipe, dataset, device)
+    if not _finished(agent_class, folder, description):
+        model_config, _, config = recipe
+        model = _make_model(agent_class, model_config, config.seed, dataset).to(device)
+        clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
+        _claim(folder, description)  # only now: a command that fails leaves nothing behind
+        sinks = make_sinks(description)
+        seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks)
+        if is_first():
+            _finish(folder, description, seconds)
+        wait_for_all()
+    return agent_class.load(folder, device=device)
+
+
+def is_finished(
+    agent_class: Any,
+    dataset: Dataset,
+    folder: str | Path,
+    preset: str,
+    overrides: dict[str, Any] | None = None,
+    device: str | None = None,
+) -> bool:
+    """Returns whether `train_run` with these arguments would find its work done; False where there is nothing yet.
+
+    Raises:
+        ValueError: As `train_run`: if an argument is wrong, or the folder holds another run.
+    """
+    recipe = _configure(agent_class, preset, overrides or {}, dataset)
+    return _finished(agent_class, Path(folder), _describe(agent_class, preset, recipe, dataset, choose_device(device)))
+
+
+def _describe(agent_class: Any, preset: str, recipe: Recipe, dataset: Dataset, device: str) -> dict[str, Any]:
+    """Returns what makes a run this one and no other, with where it runs."""
+    model_config, planning, config = recipe
+    return {
         "agent": agent_class.name,
         "preset": preset,
         "model": dataclasses.asdict(model_config),
@@ -66,17 +103,6 @@ def train_run(
         "processes": world_size(),
         **_describe_dataset(dataset),
     }
-    defaults = {"model": _defaults(agent_class.config_class), "training": _defaults(TrainingConfig)}
-    if not _finished(folder, description, defaults):
-        model = _make_model(agent_class, model_config, config.seed, dataset).to(device)
-        clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
-        _claim(folder, description)  # only now: a command that fails leaves nothing behind
-        sinks = make_sinks(description)
-        seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks)
-        if is_first():
-            _finish(folder, description, seconds)
-        wait_for_all()
-    return agent_class.load(folder, device=device)
 
 
 def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -106,9 +132,7 @@ def _finish(folder: Path, description: dict[str, Any], seconds: float) -> None:
     checkpoint.save_description(folder, done)
 
 
-def _configure(
-    agent_class: Any, preset: str, overrides: dict[str, Any], dataset: Dataset
-) -> tuple[Any, Any, TrainingConfig]:
+def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset: Dataset) -> Recipe:
     """Returns the preset's three configurations with the dataset's action size and the overrides filled in."""
     if preset not in agent_class.presets:
         known = ", ".join(agent_class.presets)
@@ -150,7 +174,7 @@ def _defaults(config_class: Any) -> dict[str, Any]:
     return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
 
-def _finished(folder: Path, description: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> bool:
+def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bool:
     """Returns whether `folder` holds this run, finished; False if there is nothing yet.
 
     A finished run whose weights were deleted is not: they are made again from its checkpoint. A run of a version that
@@ -162,6 +186,7 @@ def _finished(folder: Path, description: dict[str, Any], defaults: dict[str, dic
     if not (folder / checkpoint.DESCRIPTION).exists():
         return False
     found = _identity(checkpoint.load_description(folder))
+    defaults = {"model": _defaults(agent_class.config_class), "training": _defaults(TrainingConfig)}
     for part, values in json.loads(json.dumps(defaults)).items():
         if isinstance(found.get(part), dict):
             found[part] = {**values, **found[part]}
