@@ -74,18 +74,19 @@ def train_run(
 def is_finished(
     agent_class: Any,
     dataset: Dataset,
-    folder: str | Path,
+    folder: Path | None,
     preset: str,
     overrides: dict[str, Any] | None = None,
     device: str | None = None,
 ) -> bool:
-    """Returns whether `train_run` with these arguments would find its work done; False where there is nothing yet.
+    """Returns whether `train_run` with these arguments would find its work done; without a folder False.
 
     Raises:
         ValueError: As `train_run`: if an argument is wrong, or the folder holds another run.
     """
     recipe = _configure(agent_class, preset, overrides or {}, dataset)
-    return _finished(agent_class, Path(folder), _describe(agent_class, preset, recipe, dataset, choose_device(device)))
+    description = _describe(agent_class, preset, recipe, dataset, choose_device(device))
+    return folder is not None and _finished(agent_class, folder, description)
 
 
 def _describe(agent_class: Any, preset: str, recipe: Recipe, dataset: Dataset, device: str) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bo
     different = [k for k in wanted if k not in MAY_CHANGE and found.get(k) != wanted[k]]
     if different:
         what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
-        raise ValueError(f"{folder} holds another run ({what}); choose another --out, or delete the folder")
+        raise ValueError(f"{folder} holds another run ({what}); choose another folder, or delete this one")
     return bool(found.get("finished")) and (folder / checkpoint.WEIGHTS).exists()
 
 

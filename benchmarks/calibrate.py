@@ -84,10 +84,14 @@ def calibrate(
 
 def _seconds_per_choice(agent: Any) -> float:
     frame = np.random.default_rng(0).integers(0, 256, (agent.frame_size, agent.frame_size, 3), dtype=np.uint8)
+    obs = {"pixels": frame, "goal": frame}
+    if agent.proprioception:
+        sensed = np.zeros(agent.model.config.proprioception_size, np.float32)
+        obs |= {"proprioception": sensed, "goal_proprioception": sensed}
     times = []
     for _ in range(3):
         agent.reset([0])
         start = time.perf_counter()
-        agent.act({"pixels": frame, "goal": frame})
+        agent.act(obs)
         times.append(time.perf_counter() - start)
     return min(times)

@@ -8,226 +8,25 @@ down and used again, so that the same command gives the same steps, and `--steps
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from agents import AGENTS, agent_class
-from agents.devices import choose_device
+from agents import agent_class
 from agents.run import train_run
 from benchmarks import compare_table
-from benchmarks.calibrate import Calibration, calibrate
+from benchmarks.comparison import ANEW, Calibrations, Cell, Comparison, lay_out, open_scenes
 from benchmarks.measure import measure, weights_hash
-from benchmarks.references import REFERENCES, make_reference
+from benchmarks.references import make_reference
 from lewm_gym import checkpoint
-from lewm_gym.data.dataset import Dataset
-from lewm_gym.files import make_folder
-from lewm_gym.nn import dino
-from lewm_gym.pairs import PairSet, load_shipped
+from lewm_gym.files import make_folder, read_json
 from lewm_gym.progress import Bars
 from lewm_gym.results import Result, write_json
 from lewm_gym.training import TrainingDiverged
 
 RECORD = "compare.json"  # in the folder of results
-TRAINABLE = tuple(name for name in AGENTS if name not in REFERENCES)
 EVALUATION_SEED = 0
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared, on what, and for how long.
-
-    Attributes:
-        datasets: Folders.
-        agents: Names, of TRAINABLE; the references come by themselves.
-        seeds: Of the trainings.
-        preset: Of every agent.
-        budget_min: Minutes of optimiser steps for each training.
-        steps: Optimiser steps instead: by "task/agent", by "agent", or for all under "".
-        offset_steps: Distance of the shipped pairs.
-        n_pairs: How many pairs, from the first; None is all.
-        runs: Folder of the run folders.
-        out: Folder of results, calibration and tables.
-        device: Where to compute.
-        settings: Agent -> settings in place of the preset's.
-    """
-
-    datasets: tuple[Path, ...]
-    agents: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
-    preset: str = "laptop"
-    budget_min: float = 10.0
-    steps: Mapping[str, int] = field(default_factory=dict)
-    offset_steps: int = 25
-    n_pairs: int | None = None
-    runs: Path = Path("runs/compare")
-    out: Path = Path("results/compare")
-    device: str | None = None
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in self.agents:
-            if name not in TRAINABLE:
-                raise ValueError(f"unknown agent {name!r}; expected all, or some of: {', '.join(TRAINABLE)}")
-            if self.preset not in agent_class(name).presets:
-                raise ValueError(f"agent {name!r} has no preset {self.preset!r}")
-        for what, values in (("dataset", self.datasets), ("agent", self.agents), ("seed", self.seeds)):
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"expected at least one {what}, and none twice; got {', '.join(map(str, values))}")
-        for key in (*self.steps, *self.settings):
-            if key and key.rpartition("/")[2] not in self.agents:
-                raise ValueError(f"steps or settings of {key!r}, which is not compared: {', '.join(self.agents)}")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must not be negative, got {min(self.seeds)}")
-        if not 0 < self.budget_min < float("inf"):
-            raise ValueError(f"the budget must be a positive number of minutes, got {self.budget_min}")
-        if self.steps and min(self.steps.values()) < 1:
-            raise ValueError(f"steps must be at least 1, got {min(self.steps.values())}")
-        object.__setattr__(self, "device", choose_device(self.device))
-
-
-def with_available_features(agents: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the agents with `random_vit` in the place of `dino_wm` where there are no DINOv2 weights."""
-    if dino.available():
-        return agents
-    return tuple(dict.fromkeys("random_vit" if name == "dino_wm" else name for name in agents))
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A dataset with the pairs of its task that agents are measured on."""
-
-    folder: Path
-    dataset: Dataset
-    pairs: PairSet
-    n_pairs: int
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-        return self.dataset.task
-
-    @property
-    def budget_steps(self) -> int:
-        """Environment steps allowed for a pair."""
-        return 2 * self.pairs.offset_steps
-
-
-def open_scenes(comparison: Comparison) -> list[Scene]:
-    """Returns the datasets with their pairs.
-
-    Raises:
-        FileNotFoundError: If there is no dataset.
-        ValueError: If two are of the same task, or there are no pairs at the distance, or not as many.
-    """
-    scenes: list[Scene] = []
-    for folder in comparison.datasets:
-        dataset = Dataset.open(folder)
-        if dataset.task in [scene.task for scene in scenes]:
-            raise ValueError(f"{folder} is a second dataset of {dataset.task}: compare them in two calls")
-        pairs = load_shipped(dataset.task, comparison.offset_steps)
-        wanted = len(pairs.pairs) if comparison.n_pairs is None else comparison.n_pairs
-        if not 1 <= wanted <= len(pairs.pairs):
-            raise ValueError(f"--n-pairs must be within 1 and {len(pairs.pairs)}, got {wanted}")
-        scenes.append(Scene(folder, dataset, pairs, wanted))
-    return scenes
-
-
-# How long ----------------------------------------------------------------------------------------------------
-
-
-class Calibrations:
-    """The calibrations of a comparison, on disk: what was timed once is used again."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self.path = comparison.out / "calibration.json"
-        self._comparison = comparison
-        self._known: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-
-    def known(self, scene: Scene, agent: str) -> Calibration | None:
-        """Returns the calibration of an agent on a dataset, None if it has not been timed under these conditions."""
-        entry = self._known.get(f"{scene.task}/{agent}")
-        if entry is None or entry["of"] != self._conditions(scene, agent):
-            return None
-        return Calibration(**entry["timed"])
-
-    def measure(self, scene: Scene, agent: str, on_load: Any) -> Calibration:
-        """Returns the same, timed now if it has to be."""
-        found = self.known(scene, agent)
-        if found is not None:
-            return found
-        comparison = self._comparison
-        settings = comparison.settings.get(agent, {})
-        made = calibrate(
-            agent_class(agent), scene.folder, comparison.preset, settings, comparison.device, on_load
-        ).to_json()
-        self._known[f"{scene.task}/{agent}"] = {"of": self._conditions(scene, agent), "timed": made}
-        write_json(self.path, self._known)
-        return Calibration(**made)
-
-    def _conditions(self, scene: Scene, agent: str) -> dict[str, Any]:
-        conditions = {
-            "dataset": scene.dataset.content_hash,
-            "preset": self._comparison.preset,
-            "settings": dict(self._comparison.settings.get(agent, {})),
-            "device": self._comparison.device,
-            "threads": torch.get_num_threads(),
-        }
-        return dict(json.loads(json.dumps(conditions)))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training and its evaluation, or one reference's.
-
-    Attributes:
-        scene: Dataset and pairs.
-        agent: Its name.
-        seed: Of the training; None for a reference.
-        steps: Optimiser steps; None for a reference.
-        calibration: None where there was nothing to time.
-    """
-
-    scene: Scene
-    agent: str
-    seed: int | None = None
-    steps: int | None = None
-    calibration: Calibration | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder and of the result file."""
-        parts = [self.scene.task, self.agent]
-        if self.seed is not None:
-            parts += [f"{self.steps}steps", f"seed{self.seed}"]
-        return "-".join(parts)
-
-
-def lay_out(comparison: Comparison, scenes: list[Scene], calibrations: Calibrations, bars: Any) -> Iterator[Cell]:
-    """Yields all cells, references first, calibrating where it has not been done."""
-    for scene in scenes:
-        yield from (Cell(scene, name) for name in REFERENCES)
-        for agent in comparison.agents:
-            given = _given_steps(comparison, scene.task, agent)
-            timed = calibrations.known(scene, agent)
-            if timed is None and given is None:
-                timed = calibrations.measure(
-                    scene, agent, lambda n, of, a=agent: bars(f"load for {a}", n, of, "episode")
-                )
-            steps = given or timed.steps_within(comparison.budget_min)  # type: ignore[union-attr]  # one of them is there
-            yield from (Cell(scene, agent, seed, steps, timed) for seed in comparison.seeds)
-
-
-def _given_steps(comparison: Comparison, task: str, agent: str) -> int | None:
-    return next((comparison.steps[key] for key in (f"{task}/{agent}", agent, "") if key in comparison.steps), None)
-
-
-# Doing it ----------------------------------------------------------------------------------------------------
 
 
 def compare(comparison: Comparison, say: Say = print, bars: Any = None, dry_run: bool = False) -> list[Result]:
@@ -274,8 +73,14 @@ def compare(comparison: Comparison, say: Say = print, bars: Any = None, dry_run:
 
 
 def find_result(comparison: Comparison, cell: Cell) -> Result | None:
-    """Returns the stored result of a cell, None if it is missing or not what would be measured now."""
+    """Returns the stored result of a cell, None if it is missing or not what would be measured now.
+
+    Raises:
+        ValueError: If the cell's run folder holds another training: on other data, or with other settings.
+    """
     path, run = _paths(comparison, cell)
+    if cell.seed is not None and not cell.is_trained(comparison, run):
+        return None
     if not path.is_file() or not (run / checkpoint.DESCRIPTION).is_file():
         return None
     result, scene = Result.load(path), cell.scene
@@ -291,8 +96,7 @@ def _do(comparison: Comparison, cell: Cell, bars: Any) -> Result:
         pairs = scene.pairs.pairs[: scene.n_pairs]
         make_reference(cell.agent, run, scene.task, pairs, EVALUATION_SEED, scene.budget_steps)
     else:
-        settings = {**comparison.settings.get(cell.agent, {}), "seed": cell.seed, "steps": cell.steps}
-        kind = agent_class(cell.agent)
+        kind, settings = agent_class(cell.agent), cell.settings(comparison)
         agent = train_run(
             kind, scene.folder, run, comparison.preset, settings, comparison.device, bars.on_log, bars.on_load
         )
@@ -322,7 +126,10 @@ def _check_out(record: Path, tasks: set[str]) -> None:
     """Refuses to write over a comparison of tasks that this one does not have."""
     if not record.exists():
         return
-    others = {row["task"] for row in json.loads(record.read_text())["rows"]} - tasks
+    try:
+        others = {row["task"] for row in read_json(record, ANEW)["rows"]} - tasks
+    except (KeyError, TypeError):
+        raise ValueError(f"{record} is not the record of a comparison: {ANEW}") from None
     if others:
         raise ValueError(
             f"{record} compares {', '.join(sorted(others))}: name the datasets together, or choose another --out"

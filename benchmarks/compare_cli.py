@@ -52,14 +52,12 @@ def run(options: argparse.Namespace) -> int:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         importlib.import_module("torch").set_num_threads(options.threads)
-    compare = importlib.import_module("benchmarks.compare")
-    asked = compare.TRAINABLE if options.agents == ["all"] else tuple(options.agents)
-    agents = compare.with_available_features(tuple(asked))
-    if options.agents == ["all"]:  # the control is asked for by name, or where it stands in
-        agents = tuple(name for name in agents if name != "random_vit" or "dino_wm" not in agents)
-    if "dino_wm" in asked and "dino_wm" not in agents:
+    comparison = importlib.import_module("benchmarks.comparison")
+    settings = _settings(options.settings)
+    agents = comparison.named_agents(options.agents, settings)
+    if "dino_wm" not in agents and not {"all", "dino_wm"}.isdisjoint(options.agents):
         print("no DINOv2 weights here: random_vit, on the features of a random ViT, stands in for dino_wm")
-    comparison = compare.Comparison(
+    asked_for = comparison.Comparison(
         datasets=tuple(options.datasets),
         agents=agents,
         seeds=tuple(options.seeds),
@@ -71,10 +69,10 @@ def run(options: argparse.Namespace) -> int:
         runs=options.runs,
         out=options.out,
         device=options.device,
-        settings=_settings(options.settings),
+        settings=settings,
     )
     with Bars() as bars:
-        compare.compare(comparison, print, bars, options.dry_run)
+        importlib.import_module("benchmarks.compare").compare(asked_for, print, bars, options.dry_run)
     return 0
 
 

@@ -17,7 +17,7 @@ from lewm_gym.results import Result
 from lewm_gym.tasks import TASKS
 
 if TYPE_CHECKING:
-    from benchmarks.compare import Calibrations, Cell, Comparison, Scene
+    from benchmarks.comparison import Calibrations, Cell, Comparison, Scene
 
 TITLES = AGENT_TITLES | {
     "random_vit": "random-ViT",
@@ -46,15 +46,14 @@ def expected_cost(comparison: Comparison, scenes: Sequence[Scene], calibrations:
     if comparison.steps:
         told = ", ".join(f"{key or 'each'} {steps}" for key, steps in comparison.steps.items())
         lines.append(f"training: optimiser steps as given ({told})")
-    else:
-        lines.append(f"training: {n} x {comparison.budget_min:g} min = {duration(60 * n * comparison.budget_min)}")
-    unknown = [
-        f"{scene.task}/{agent}"
-        for scene in scenes
-        for agent in comparison.agents
-        if calibrations.known(scene, agent) is None
+    limited = [
+        (s, agent) for s in scenes for agent in comparison.agents if comparison.given_steps(s.task, agent) is None
     ]
-    if unknown and not comparison.steps:
+    if limited:
+        n = len(limited) * len(comparison.seeds)
+        lines.append(f"training: {n} x {comparison.budget_min:g} min = {duration(60 * n * comparison.budget_min)}")
+    unknown = [f"{scene.task}/{agent}" for scene, agent in limited if calibrations.known(scene, agent) is None]
+    if unknown:
         lines.append(f"calibration first, under a minute each: {', '.join(unknown)}")
     pairs = ", ".join(f"{scene.n_pairs} pairs of {scene.task}" for scene in scenes)
     lines.append(

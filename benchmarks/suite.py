@@ -99,9 +99,8 @@ class Suite:
         """Returns the names of the agents that are trained."""
         if self.agents != ("all",):
             return self.agents
-        compare = importlib.import_module("benchmarks.compare")
-        agents: tuple[str, ...] = compare.with_available_features(compare.TRAINABLE)
-        return tuple(name for name in agents if name != "random_vit" or "dino_wm" not in agents)
+        agents: tuple[str, ...] = importlib.import_module("benchmarks.comparison").named_agents(self.agents)
+        return agents
 
 
 @dataclass(frozen=True)

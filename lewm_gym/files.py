@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -52,3 +53,32 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         reason = "a file of that name is in the way" if isinstance(error, FileExistsError) else error.strerror
         raise type(error)(f"cannot write to {folder} ({reason}): choose another --out") from None
+
+
+def parse_json(path: Path, remedy: str) -> Any:
+    """Returns what a JSON file holds.
+
+    Args:
+        path: The file.
+        remedy: What to do with a file that cannot be used, for the message.
+
+    Raises:
+        ValueError: If it is not JSON: cut off, say.
+        OSError: If it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}") from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Returns the object that a JSON file holds; arguments and errors as for `parse_json`.
+
+    Raises:
+        ValueError: Also if it holds something else.
+    """
+    content = parse_json(path, remedy)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: {remedy}")
+    return content

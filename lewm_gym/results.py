@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from lewm_gym.files import atomic_file, make_folder
+from lewm_gym.files import atomic_file, make_folder, parse_json, read_json
 
 FORMAT = "lewm-gym result"
 SCHEMA = 2  # raise it when a field changes its meaning, appears or goes
+_CUT_OFF = "it may be cut off"
 #: Names of the rates that a file repeats from its outcomes.
 RATES = (
     "success",
@@ -198,7 +199,7 @@ class Result:
             OSError: If it cannot be read.
         """
         path = Path(path)
-        data = _read_object(path)
+        data = read_json(path, _CUT_OFF)
         if data.get("format") != FORMAT:
             raise ValueError(f"{path} is not a LeWM-Gym result; expected a file written by `python -m benchmarks`")
         schema = data.get("schema")
@@ -229,7 +230,7 @@ def is_result(path: Path) -> bool:
     Raises:
         ValueError: If it is not JSON: a damaged result should not silently be missing from a table.
     """
-    data = _parse(path)
+    data = parse_json(path, _CUT_OFF)
     return isinstance(data, dict) and data.get("format") == FORMAT
 
 
@@ -274,17 +275,3 @@ def _agrees(stored: Any, rate: Rate | None) -> bool:
         return stored is None and rate is None
     expected = asdict(rate)  # to 1e-9: another platform's square root may differ in the last digit
     return stored.keys() == expected.keys() and all(abs(stored[key] - expected[key]) < 1e-9 for key in expected)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    data = _parse(path)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object")
-    return data
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it may be cut off") from None

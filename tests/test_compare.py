@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import tiny
 
 from agents import agent_class
 from benchmarks import compare as comparing
+from benchmarks import comparison as compared
 from benchmarks.__main__ import main
 from benchmarks.calibrate import Calibration, calibrate
-from benchmarks.compare import Comparison, compare, with_available_features
+from benchmarks.compare import compare
+from benchmarks.comparison import TRAINABLE, Comparison, named_agents
 from lewm_gym import checkpoint
 from lewm_gym.nn import dino
 from lewm_gym.training import TrainingDiverged
@@ -92,7 +95,7 @@ def test_budget_becomes_steps_that_a_second_call_uses_again(data, tmp_path, monk
     timed = json.loads((asked.out / "calibration.json").read_text())["two_room/gcbc"]["timed"]
     steps = Calibration(**timed).steps_within(0.002)
     assert (asked.runs / f"two_room-gcbc-{steps}steps-seed0" / checkpoint.WEIGHTS).is_file()
-    monkeypatch.setattr(comparing, "calibrate", None)  # would fail if it were asked again
+    monkeypatch.setattr(compared, "calibrate", None)  # would fail if it were asked again
     assert len(compare(asked, say=lambda line: None)) == 4
 
 
@@ -124,11 +127,80 @@ def test_a_training_that_diverges_does_not_end_the_others(finished, monkeypatch)
     assert "two_room-lewm-3steps-seed0 diverged: the loss is nan" in text and "| GCBC |" in text
 
 
+def test_timm_without_a_network_is_no_weights(tmp_path, monkeypatch):
+    class Timm:
+        @staticmethod
+        def create_model(name, pretrained):
+            raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr(dino, "PLACES", (tmp_path / "none.pth",))
+    monkeypatch.setitem(sys.modules, "timm", Timm)
+    assert not dino.available()
+    assert "random_vit" in named_agents(("all",))
+
+
+@pytest.mark.filterwarnings("ignore:there are no DINOv2")
+@pytest.mark.parametrize(
+    ("options", "different"),
+    [
+        (["gcbc.learning_rate=0.5"], "learning_rate 0.001 there, 0.5 asked"),
+        (["--preset", "paper"], "preset: 'laptop' there, 'paper' asked"),
+    ],
+)
+def test_results_of_another_training_are_not_taken_for_its_own(finished, options, different):
+    settings = ["--set", *SETTINGS[:5], *options]
+    places = ["--runs", str(finished / "runs"), "--out", str(finished / "out2")]
+    with pytest.raises(ValueError, match=f"holds another run.*{different}"):
+        main(
+            ["compare", str(finished / "two_room"), "--agents", "gcbc", "--steps", "2", "--n-pairs", "1"]
+            + [*settings, *places]
+        )
+
+
+def test_results_on_other_data_are_not_taken_for_its_own(finished, tmp_path):
+    other = tiny.collect_two_room(tmp_path / "two_room", episodes=2)
+    places = ["--runs", str(finished / "runs"), "--out", str(finished / "out")]
+    with pytest.raises(ValueError, match="holds another run.*hash"):
+        main(
+            ["compare", str(other), "--agents", "gcbc", "--steps", "2", "--n-pairs", "1", "--set", *SETTINGS[:5]]
+            + places
+        )
+
+
+def test_calibration_gives_the_agent_what_it_senses(data):
+    settings = {"batch_size": 2, "proprioception": True, "predictor_depth": 1, "predictor_mlp_width": 16}
+    settings |= {"predictor_heads": 2, "predictor_head_width": 8, "cache_features": False}
+    assert calibrate(agent_class("random_vit"), data, "laptop", settings, "cpu", None).seconds_per_choice > 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"two_room/gcbc": {}}', '{"two_room/gcbc": 3}'])
+def test_a_damaged_calibration_is_named(data, tmp_path, content):
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(ValueError, match="calibration.json.*delete it"):
+        main(["compare", str(data), "--agents", "gcbc", "--out", str(tmp_path), "--dry-run"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": [3]}'])
+def test_a_damaged_record_is_named(data, tmp_path, content):
+    (tmp_path / "compare.json").write_text(content)
+    with pytest.raises(ValueError, match="compare.json.*delete it"):
+        main(["compare", str(data), "--agents", "gcbc", "--out", str(tmp_path), "--dry-run"])
+
+
+def test_steps_for_one_agent_leave_the_others_their_budget(data, tmp_path, capsys):
+    assert main(["compare", str(data), "--agents", "gcbc", "lewm", "--steps", "gcbc=5", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "optimiser steps as given (gcbc 5)" in said and "3 x 10 min" in said and "two_room/lewm" in said
+
+
 def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
     monkeypatch.setattr(dino, "available", lambda: False)
-    assert with_available_features(("lewm", "dino_wm", "random_vit")) == ("lewm", "random_vit")
+    assert named_agents(("lewm", "dino_wm", "random_vit")) == ("lewm", "random_vit")
+    assert set(named_agents(("all",))) == set(TRAINABLE) - {"dino_wm"}
+    assert named_agents(("dino_wm",), {"dino_wm": {"dino_weights": "here.pth"}}) == ("dino_wm",)
     monkeypatch.setattr(dino, "available", lambda: True)
-    assert with_available_features(("dino_wm",)) == ("dino_wm",)
+    assert named_agents(("dino_wm",)) == ("dino_wm",)
+    assert set(named_agents(("all",))) == set(TRAINABLE) - {"random_vit"}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +216,12 @@ def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
         (["--steps", "0"], "N at least 1"),
         (["--steps", "lewm=many"], "N at least 1"),
         (["--agents", "lewm", "--steps", "gcbc=2"], "'gcbc', which is not compared"),
+        (["--agents", "gcbc", "--steps", "two_rom/gcbc=7"], "'two_rom/gcbc', but the datasets are of two_room"),
         (["--set", "batch_size=3"], "AGENT.NAME=VALUE"),
+        (["--set", "gcbc.steps=50"], "gcbc.steps is not a setting of a comparison: --steps"),
+        (["--set", "gcbc.seed=5"], "gcbc.seed is not a setting of a comparison: --seeds"),
+        (["--agents", "gcbc", "lewm", "--set", "lewm.nonsense=1"], "unknown settings .'nonsense'"),
+        (["--agents", "gcbc", "--set", "gcbc.nonsense=1", "--dry-run"], "unknown settings .'nonsense'"),
         (["--n-pairs", "201"], "within 1 and 200"),
         (["--offset", "33"], "ship at 33 steps"),
         (["--threads", "0"], "--threads must be at least 1"),

@@ -7,7 +7,6 @@ of 518 px; for another size they are interpolated, bicubically.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -80,8 +79,16 @@ def find_file(file: str | Path | None = None) -> Path | None:
 
 
 def available() -> bool:
-    """Returns whether `load_weights` has somewhere to take them from without a file named: one of PLACES, or timm."""
-    return find_file() is not None or importlib.util.find_spec("timm") is not None
+    """Returns whether `load_weights` finds weights without a file named: in one of PLACES, or by timm.
+
+    Where timm is installed this fetches them, unless they lie in its cache; without a network it has none.
+    """
+    if find_file() is not None:
+        return True
+    try:
+        return bool(_fetch())
+    except FileNotFoundError:
+        return False
 
 
 def _advice() -> str:
