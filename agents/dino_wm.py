@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.actions import ActionModel, candidate_blocks
+from agents.features_source import describe_dino
 from agents.planning import LatentCost, PlanningAgent, PlanningConfig
 from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.features import FeatureClips, cached_features
-from lewm_gym.data.files import sha256
 from lewm_gym.nn import dino
 from lewm_gym.nn.frozen import freeze
 from lewm_gym.nn.images import to_network
@@ -343,9 +342,7 @@ class DinoWMAgent(PlanningAgent):
     @classmethod
     def describe(cls, config: DinoWMConfig) -> dict[str, Any]:
         """Returns which features the run's results rest on."""
-        file = dino.find_file(config.dino_weights)
-        source = {"file": Path(file).name, "sha256": sha256(file)} if file else {"file": f"timm/{dino.TIMM_NAME}"}
-        return {"features": "DINOv2", "features_source": source}
+        return describe_dino(config.dino_weights)
 
 
 _RECORD = ("pixels", "proprioception")

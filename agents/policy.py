@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from agents.actions import ActionModel
 from agents.agent import Agent
 from agents.devices import choose_device
+from agents.features_source import ENCODER_AGENTS, describe_dino, describe_run
 from agents.lewm import LeWM, LeWMConfig
-from agents.trainable import OnLoad, Trainable, split_samplers
+from agents.trainable import OnLoad, Trainable, of_description, split_samplers
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.features import FeatureGoals, cached_features
@@ -182,7 +183,12 @@ class PolicyAgent(Trainable, Agent):
 
     @classmethod
     def complete(cls, config: Any, dataset: Dataset) -> Any:
-        """Returns the configuration with the action size, and with the encoder that there is."""
+        """Returns the configuration with the action size, and with the encoder that there is.
+
+        Raises:
+            FileNotFoundError: If there is no run in `encoder_run`.
+            ValueError: If that run is another agent's or another task's, or cannot be read.
+        """
         config = super().complete(config, dataset)
         if config.encoder == "auto":
             found = dino.available() or config.dino_weights
@@ -192,12 +198,14 @@ class PolicyAgent(Trainable, Agent):
         if config.encoder != "lewm":
             return config
         run = checkpoint.load_description(config.encoder_run)
-        if run["agent"] not in ("lewm", "pldm"):
+        if run.get("agent") not in ENCODER_AGENTS:
+            known = " or ".join(ENCODER_AGENTS)
+            raise ValueError(f"encoder_run must be a run of {known}; {config.encoder_run} is one of {run.get('agent')}")
+        if run.get("task") != dataset.task:
             raise ValueError(
-                f"encoder_run must be a run of lewm or pldm; {config.encoder_run} is one of {run['agent']}"
+                f"encoder_run {config.encoder_run} was trained on {run.get('task')}; this dataset is of {dataset.task}"
             )
-        names = [f.name for f in dataclasses.fields(LeWMConfig)]
-        model = LeWMConfig.from_json({name: run["model"][name] for name in names})
+        model = of_description(Path(config.encoder_run), run, "model", _encoder_config)
         return dataclasses.replace(config, encoder_config=dataclasses.asdict(model), image_size=model.image_size)
 
     @classmethod
@@ -221,7 +229,11 @@ class PolicyAgent(Trainable, Agent):
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:
         """Returns which encoder the run's results rest on."""
-        return {"features": {"scratch": "trained with the policy", "lewm": "LeWM", "dino": "DINOv2"}[config.encoder]}
+        if config.encoder == "lewm":
+            return describe_run(config.encoder_run)
+        if config.encoder == "dino":
+            return describe_dino(config.dino_weights)
+        return {"features": "trained with the policy"}
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
@@ -238,3 +250,9 @@ class PolicyAgent(Trainable, Agent):
             return GoalSampler(dataset, episodes, *options, model.config.image_size)
 
         return split_samplers(dataset, sampler, on_load)
+
+
+def _encoder_config(values: dict[str, Any]) -> LeWMConfig:
+    """Returns LeWM's part of the configuration in `run.json`; what a PLDM has besides belongs to its loss."""
+    names = {field.name for field in dataclasses.fields(LeWMConfig)}
+    return LeWMConfig.from_json({name: value for name, value in values.items() if name in names})

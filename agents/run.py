@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from agents import features_source
 from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
 from lewm_gym.curves import save_curves
@@ -179,7 +180,7 @@ def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bo
     """Returns whether `folder` holds this run, finished; False if there is nothing yet.
 
     A finished run whose weights were deleted is not: they are made again from its checkpoint. A run of a version that
-    lacked a setting had that setting's default.
+    lacked a setting had that setting's default; of one that did not record its encoder's file, that is not compared.
 
     Raises:
         ValueError: If the folder holds another run.
@@ -192,7 +193,8 @@ def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bo
         if isinstance(found.get(part), dict):
             found[part] = {**values, **found[part]}
     wanted = _identity(json.loads(json.dumps(description)))
-    different = [k for k in wanted if k not in MAY_CHANGE and found.get(k) != wanted[k]]
+    not_compared = MAY_CHANGE if features_source.SOURCE in found else (*MAY_CHANGE, "features", features_source.SOURCE)
+    different = [k for k in wanted if k not in not_compared and found.get(k) != wanted[k]]
     if different:
         what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
         raise ValueError(f"{folder} holds another run ({what}); choose another folder, or delete this one")

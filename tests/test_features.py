@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
 import torch
-from test_agents_contract import PATCHES, POLICY, WORLD
+from test_agents_contract import PATCHES, POLICY, WORLD, write_random_dino
 
-from agents.dino_wm import DinoWM, DinoWMConfig, RandomViTAgent
+from agents.dino_wm import DinoWM, DinoWMAgent, DinoWMConfig, RandomViTAgent
 from agents.gcbc import GCBCAgent
 from agents.lewm import LeWMAgent
+from agents.planning import PlanningConfig
+from agents.policy import PolicyConfig
 from agents.run import train_run
+from lewm_gym import checkpoint
 from lewm_gym.data import features as caching
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.features import FOLDER, FeatureClips, FeatureGoals, cached_features
-from lewm_gym.data.files import exclusive
+from lewm_gym.data.files import exclusive, sha256
 from lewm_gym.data.goals import GoalSampler
 
 
@@ -126,3 +131,90 @@ def test_policies_on_a_frozen_encoder_use_the_cache(dataset, tmp_path):
     train_run(GCBCAgent, dataset.folder, tmp_path / "gcbc", "laptop", settings, "cpu")
     (file,) = (dataset.folder / FOLDER).glob("*.f16")
     assert file.stat().st_size == dataset.n_frames * WORLD["latent_size"] * 2
+
+
+# Which encoder -----------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Raised in the middle of a training."""
+
+
+def policy_on(dataset, tmp_path, encoder="lewm", on_log=None, **changes):
+    """Trains a GCBC on the encoder of the run `tmp_path/encoder`, in `tmp_path/gcbc`."""
+    of_encoder = {"encoder": "lewm", "encoder_run": str(tmp_path / encoder), "checkpoint_every_s": 0.0}
+    settings = {**POLICY, "steps": 6, **of_encoder, **changes}
+    train_run(GCBCAgent, dataset.folder, tmp_path / "gcbc", "laptop", settings, "cpu", on_log)
+    return checkpoint.load_description(tmp_path / "gcbc")
+
+
+def stop_at_3(done, total, latest):
+    if done == 3:
+        raise Stopped
+
+
+def save_lewm(folder, seed=0):
+    model = tiny.model(seed)
+    LeWMAgent(model, PlanningConfig(), {**tiny.ENVIRONMENT, "model": dataclasses.asdict(model.config)}).save(folder)
+
+
+def rewrite(folder, change):
+    """Changes a run's description as if another version had written it."""
+    description = checkpoint.load_description(folder)
+    change(description)
+    checkpoint.save_description(folder, description)
+
+
+def test_a_policy_is_not_resumed_on_another_encoders_features(dataset, tmp_path):
+    save_lewm(tmp_path / "lewm")
+    with pytest.raises(Stopped):
+        policy_on(dataset, tmp_path, on_log=stop_at_3)
+    save_lewm(tmp_path / "lewm", seed=1)
+    with pytest.raises(ValueError, match="holds another run .features_source: sha256"):
+        policy_on(dataset, tmp_path)
+    save_lewm(tmp_path / "lewm")
+    source = policy_on(dataset, tmp_path)["features_source"]
+    assert source == {"file": "lewm/weights.safetensors", "sha256": sha256(tmp_path / "lewm" / checkpoint.WEIGHTS)}
+    save_lewm(tmp_path / "lewm", seed=1)
+    with pytest.raises(ValueError, match="features_source"):  # nor does it count as finished
+        policy_on(dataset, tmp_path)
+    (tmp_path / "lewm" / checkpoint.WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="finish that training first"):
+        policy_on(dataset, tmp_path)
+
+
+def test_a_policys_run_that_does_not_know_its_encoders_file_is_resumed(dataset, tmp_path):
+    save_lewm(tmp_path / "pldm")
+    rewrite(tmp_path / "pldm", lambda run: run.update(agent="pldm"))
+    with pytest.raises(Stopped):
+        policy_on(dataset, tmp_path, "pldm", stop_at_3)
+    rewrite(tmp_path / "gcbc", lambda run: run.pop("features_source"))
+    rewrite(tmp_path / "gcbc", lambda run: run.update(features="LeWM"))  # as was written then
+    assert policy_on(dataset, tmp_path, "pldm")["features"] == "PLDM"
+
+
+def test_an_encoders_run_of_an_older_version_has_the_defaults_of_newer_settings(dataset, tmp_path):
+    save_lewm(tmp_path / "lewm")
+    rewrite(tmp_path / "lewm", lambda run: run["model"].pop("decoder_weight"))
+    assert policy_on(dataset, tmp_path)["model"]["encoder_config"]["decoder_weight"] == 0
+    rewrite(tmp_path / "lewm", lambda run: run.pop("model"))
+    with pytest.raises(ValueError, match="run.json: this version cannot read 'model'"):
+        policy_on(dataset, tmp_path)
+
+
+def test_an_encoder_of_another_task_or_of_no_world_model_is_refused(dataset, tmp_path):
+    save_lewm(tmp_path / "lewm")
+    rewrite(tmp_path / "lewm", lambda run: run.update(task="pusht"))
+    with pytest.raises(ValueError, match="was trained on pusht; this dataset is of two_room"):
+        policy_on(dataset, tmp_path)
+    rewrite(tmp_path / "lewm", lambda run: run.update(agent="gcbc"))
+    with pytest.raises(ValueError, match="must be a run of lewm or pldm"):
+        policy_on(dataset, tmp_path)
+    assert not (tmp_path / "gcbc").exists()
+
+
+def test_runs_on_dinov2_name_the_file_and_its_hash(tmp_path):
+    file = write_random_dino(tmp_path / "dino.pth")
+    expected = {"features": "DINOv2", "features_source": {"file": "dino.pth", "sha256": sha256(file)}}
+    assert GCBCAgent.describe(PolicyConfig(encoder="dino", dino_weights=str(file))) == expected
+    assert DinoWMAgent.describe(DinoWMConfig(dino_weights=str(file))) == expected

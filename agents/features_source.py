@@ -1,0 +1,46 @@
+"""What `run.json` says of a frozen encoder: what its features are called, and which file it was loaded from.
+
+The file's SHA-256 belongs to what makes a run this one and no other: none is resumed on another encoder's features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lewm_gym import checkpoint
+from lewm_gym.data.files import sha256
+from lewm_gym.nn import dino
+
+#: Agents whose encoder others can use -> what its features are called.
+ENCODER_AGENTS = {"lewm": "LeWM", "pldm": "PLDM"}
+#: The key of `run.json` under which the file stands; runs of older versions lack it.
+SOURCE = "features_source"
+
+
+def describe_dino(weights: str) -> dict[str, Any]:
+    """Returns what is said of DINOv2's weights. That they are DINOv2's is taken from who handed them in.
+
+    Args:
+        weights: The file named, or empty (`lewm_gym.nn.dino.find_file`).
+
+    Raises:
+        FileNotFoundError: If the file named does not exist.
+    """
+    file = dino.find_file(weights)
+    source = {"file": f"timm/{dino.TIMM_NAME}"} if file is None else {"file": file.name, "sha256": sha256(file)}
+    return {"features": "DINOv2", SOURCE: source}
+
+
+def describe_run(folder: str | Path) -> dict[str, Any]:
+    """Returns what is said of the encoder of a run of one of ENCODER_AGENTS.
+
+    Raises:
+        FileNotFoundError: If there is no run in the folder, or an unfinished one.
+    """
+    file = Path(folder) / checkpoint.WEIGHTS
+    agent = checkpoint.load_description(folder)["agent"]
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: finish that training first")
+    source = {"file": f"{file.parent.name}/{file.name}", "sha256": sha256(file)}
+    return {"features": ENCODER_AGENTS[agent], SOURCE: source}
