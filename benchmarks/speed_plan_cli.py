@@ -38,12 +38,13 @@ def add_command(subjects: argparse._SubParsersAction[cli.Parser]) -> None:
             metavar="N" if kind is int else "NAME",
             help=f"{text} (default: {shown})",
         )
-    plan.add_argument(
-        "--candidates", type=int, metavar="N", help="time only so many, and extrapolate linearly (default: all)"
-    )
-    plan.add_argument(
-        "--iterations", type=int, metavar="N", help="time only so many, and extrapolate linearly (default: all)"
-    )
+    for name in ("candidates", "iterations"):
+        plan.add_argument(
+            f"--{name}",
+            type=int,
+            metavar="N",
+            help="time only so many, and extrapolate linearly (default: all; on a CPU as many as take seconds)",
+        )
     shared.add_timing(plan, "speed-plan.json")
 
 

@@ -38,14 +38,26 @@ def test_fewer_candidates_and_iterations_are_timed_as_asked():
 
 
 def test_extrapolation_counts_all_the_work_of_the_whole():
-    few, more = (
+    few, whole = (
         speed_plan.measure(Job("lewm", "laptop", candidates=candidates, iterations=iterations), 1, "cpu")[0]
-        for candidates, iterations in ((10, 1), (30, 4))
+        for candidates, iterations in ((10, 1), (None, None))
     )
-    assert few.extrapolated and few.measured == (10, 1) and more.measured == (30, 4)
-    assert few.flops == pytest.approx(more.flops, rel=0.15)  # the last rollout, of the plan alone, makes the difference
-    whole = 300 * 30 * 0.9e6  # floating-point operations of a candidate, about
-    assert 0.5 * whole < few.flops < 2 * whole
+    assert few.extrapolated and few.measured == (10, 1) and whole.measured == (300, 30)
+    assert few.flops == pytest.approx(whole.flops, rel=1e-3)
+
+
+def test_what_is_too_much_for_a_cpu_is_timed_in_part(monkeypatch):
+    job = Job("lewm", "laptop")  # 1 MFLOP for each of 9,000 candidates
+    assert speed_plan.affordable(job, "cpu") == job
+    monkeypatch.setattr(speed_plan, "MOST_FLOPS", 1e9)
+    assert speed_plan.affordable(job, "cpu") == Job("lewm", "laptop", iterations=3)
+    monkeypatch.setattr(speed_plan, "MOST_FLOPS", 1e8)
+    assert speed_plan.affordable(job, "cpu") == Job("lewm", "laptop", candidates=101, iterations=1)
+    monkeypatch.setattr(speed_plan, "MOST_FLOPS", 1e6)
+    assert speed_plan.affordable(job, "cpu") == Job("lewm", "laptop", candidates=8, iterations=1)
+    for asked in (Job("lewm", "laptop", iterations=30), Job("lewm", "laptop", "icem")):
+        assert speed_plan.affordable(asked, "cpu") == asked
+    assert speed_plan.affordable(job, "cuda") == job
 
 
 def test_the_command_prints_a_table_and_writes_what_was_measured(tmp_path, capsys):
