@@ -10,6 +10,7 @@ import tiny
 import torch
 from test_agents_contract import POLICY, WORLD, write_random_dino
 
+from agents import agent_class
 from agents.dino_wm import DinoWM, DinoWMConfig, RandomViTAgent
 from agents.gcbc import GCBCAgent
 from agents.gcivl import GCIVLAgent, GCIVLConfig
@@ -19,7 +20,7 @@ from agents.policy import PolicyConfig
 from agents.run import train_run
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalMixture, GoalSampler
+from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalBatch, GoalMixture, GoalSampler
 from lewm_gym.nn import dino
 from lewm_gym.nn.frozen import freeze
 from lewm_gym.nn.goal_conditioned import expectile_loss, follow, log_likelihood, regression_weights
@@ -183,6 +184,125 @@ def test_frozen_batch_norm_stays_what_it_was():
     frozen = freeze(module).train()
     torch.testing.assert_close(frozen(x), expected)
     assert not any(p.requires_grad for p in frozen.parameters())
+
+
+# Losses of policies and values -------------------------------------------------------------------------------
+
+
+class Shown(torch.nn.Module):
+    """Takes frames for features already, (n, WIDTH) floats."""
+
+    def __init__(self, trained: torch.nn.Module) -> None:
+        super().__init__()
+        self.trained, self.output_width = trained, WIDTH
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels
+
+
+WIDTH, SIZE = 3, 256  # of features; of a batch
+
+
+def policy(name: str, trained: torch.nn.Module):
+    """Returns a model whose twins, and whose slow copies, differ; values spread over some units around -40."""
+    torch.manual_seed(0)
+    kind = agent_class(name)
+    model = kind.model_class(kind.config_class(hidden_widths=(16, 16)), Shown(trained))
+    model.action_mean.copy_(torch.tensor([0.5, -0.5]))
+    model.action_std.copy_(torch.tensor([0.5, 2.0]))
+    if name == "gcbc":
+        return model
+    heads = (model.values,) if name == "gcivl" else (model.value, model.critic)
+    for head in (*heads, model.slow[1]):
+        for member in head.members:
+            torch.nn.init.normal_(member.layers[-1].weight, std=0.5)
+            torch.nn.init.normal_(member.layers[-1].bias, mean=-40.0, std=0.5)
+    for parameter in model.slow[0].parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def transitions() -> GoalBatch:
+    frames, actions = torch.randn(4, SIZE, WIDTH), torch.randn(SIZE, 2)
+    return GoalBatch(*frames, actions, (torch.arange(SIZE) % 5 == 0).float())
+
+
+def joined(frames: np.ndarray, goals: np.ndarray, *more: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([frames, goals, np.abs(frames - goals), *more], axis=-1))
+
+
+def computed(head: torch.nn.Module, *inputs: np.ndarray) -> np.ndarray:
+    """Returns what a head says of frames and goals (and actions), as float64."""
+    with torch.no_grad():
+        return head(joined(*inputs)).numpy().astype(np.float64)
+
+
+def expected_of_policy(model, advantage, now, goal, actions, temperature) -> float:
+    """Returns mean min(exp(temperature A), 100) |a - mu|^2 / 2, where advantages are of use as a test."""
+    weights = np.minimum(np.exp(temperature * advantage), 100)
+    assert (weights == 100).any() and (weights < 1).any()
+    return (weights * 0.5 * ((actions - computed(model.actor, now, goal)) ** 2).sum(-1)).mean()
+
+
+def expectile(advantage: np.ndarray, error: np.ndarray) -> np.ndarray:
+    assert 0.2 < (advantage < 0).mean() < 0.8
+    return np.where(advantage < 0, 0.1, 0.9) * error**2
+
+
+def expected_of_gcivl(model, batch, fast, slow, actions) -> dict[str, float]:
+    now, after, value_goal, actor_goal = map(fast, batch[:4])
+    slow_now, slow_after, slow_goal = map(slow, batch[:3])
+    reached = batch.reached.numpy()
+    q = -(1 - reached) + 0.99 * (1 - reached) * computed(model.slow[1], slow_after, slow_goal)
+    delta = q.min(axis=0) - computed(model.slow[1], slow_now, slow_goal).mean(axis=0)
+    values = computed(model.values, now, value_goal)
+    ahead = computed(model.values, after, actor_goal).mean(axis=0)
+    advantage = ahead - computed(model.values, now, actor_goal).mean(axis=0)
+    return {
+        "value": sum(expectile(delta, error).mean() for error in q - values),
+        "actor": expected_of_policy(model, advantage, now, actor_goal, actions, 3),
+        "mean_value": values.mean(),
+        "mean_advantage": advantage.mean(),
+    }
+
+
+def expected_of_gciql(model, batch, fast, slow, actions) -> dict[str, float]:
+    now, after, value_goal, actor_goal = map(fast, batch[:4])
+    reached = batch.reached.numpy()
+    judged = computed(model.slow[1], slow(batch.pixels), slow(batch.value_goals), actions).min(axis=0)
+    values = computed(model.value, now, value_goal)[0]
+    target = -(1 - reached) + 0.99 * (1 - reached) * computed(model.value, after, value_goal)[0]
+    critics = computed(model.critic, now, value_goal, actions)
+    best = computed(model.critic, now, actor_goal, actions).min(axis=0)
+    advantage = best - computed(model.value, now, actor_goal)[0]
+    return {
+        "value": expectile(judged - values, judged - values).mean(),
+        "critic": sum(((target - critic) ** 2).mean() for critic in critics),
+        "actor": expected_of_policy(model, advantage, now, actor_goal, actions, 10),
+        "mean_value": values.mean(),
+        "mean_advantage": advantage.mean(),
+    }
+
+
+@pytest.mark.parametrize("name", ["gcivl", "gciql"])
+def test_losses_of_values_and_policies_equal_a_direct_computation(name):
+    model, batch = policy(name, torch.nn.Linear(WIDTH, WIDTH)), transitions()
+    fast, slow = (lambda x, m=m: m(x).detach().numpy() for m in (model.observer.trained, model.slow[0]))
+    actions = (batch.actions.numpy() - np.float32([0.5, -0.5])) / np.float32([0.5, 2.0])
+    expected = (expected_of_gcivl if name == "gcivl" else expected_of_gciql)(model, batch, fast, slow, actions)
+    loss, parts = model.loss(batch)
+    assert {key: part.item() for key, part in parts.items()} == pytest.approx(expected, rel=1e-4)
+    losses = [key for key in expected if not key.startswith("mean")]
+    assert loss.item() == pytest.approx(sum(expected[key] for key in losses), rel=1e-4)
+
+    def reached(key: str) -> set[str]:
+        """Returns which networks a part of the loss trains."""
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(parts[key], named.values(), retain_graph=True, allow_unused=True)
+        return {n.split(".")[0] for n, gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+    heads = {"value": "values" if name == "gcivl" else "value", "critic": "critic", "actor": "actor"}
+    assert all(reached(key) == {"observer", heads[key]} for key in losses)
 
 
 # Encoders ----------------------------------------------------------------------------------------------------
