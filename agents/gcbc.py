@@ -42,7 +42,7 @@ class GCBC(GoalPolicy):
         frames = self.observer.prepare(torch.cat([batch.pixels, batch.actor_goals]))
         now, goal = self.observer.trained(frames).chunk(2)
         mean, actions = self.actor(join(now, goal)), self.normalize_actions(batch.actions)
-        return -log_likelihood(mean, actions).mean(), {"action_error": (mean - actions).float().square().mean()}
+        return -log_likelihood(mean, actions).mean(), {"action_error": (mean - actions).square().mean()}
 
 
 class GCBCAgent(PolicyAgent):

@@ -65,8 +65,8 @@ class GCIQL(GoalPolicy):
         actions = self.normalize_actions(batch.actions)
         with torch.no_grad():
             slow_now, slow_goal = self.slow[0](frames[: 2 * len(now)]).chunk(2)
-            judged = self.slow[1](join(slow_now, slow_goal), actions).float().amin(dim=0)
-        values = self.value(join(now, value_goal)).float()[0]
+            judged = self.slow[1](join(slow_now, slow_goal), actions).amin(dim=0)
+        values = self.value(join(now, value_goal))[0]
         delta = judged - values
         value_loss = expectile_loss(delta, delta, self.config.expectile).mean()
         critic_loss = self.critic_loss(now, after, value_goal, actions, batch.reached)
@@ -86,16 +86,14 @@ class GCIQL(GoalPolicy):
             reached: (B,), 1 where the present is the goal.
         """
         with torch.no_grad():
-            future = self.value(join(after, goal)).float()[0]
+            future = self.value(join(after, goal))[0]
             returns = (reached - 1) + self.config.discount * (1 - reached) * future
-        return (returns - self.critic(join(now, goal), actions).float()).square().mean(dim=1).sum()
+        return (returns - self.critic(join(now, goal), actions)).square().mean(dim=1).sum()
 
     def actor_loss(self, now: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss of the policy, and the advantages (B,) that weigh it; arguments as for `critic_loss`."""
         with torch.no_grad():
-            advantage = (
-                self.critic(join(now, goal), actions).float().amin(dim=0) - self.value(join(now, goal)).float()[0]
-            )
+            advantage = self.critic(join(now, goal), actions).amin(dim=0) - self.value(join(now, goal))[0]
         weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
         return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
 

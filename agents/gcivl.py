@@ -92,10 +92,10 @@ class GCIVL(GoalPolicy):
         """
         slow_now, slow_after, slow_goal = slow
         with torch.no_grad():
-            future = self.slow[1](join(slow_after, slow_goal)).float()
+            future = self.slow[1](join(slow_after, slow_goal))
             returns = (reached - 1) + self.config.discount * (1 - reached) * future
-            advantage = returns.amin(dim=0) - self.slow[1](join(slow_now, slow_goal)).float().mean(dim=0)
-        values = self.values(join(now, goal)).float()
+            advantage = returns.amin(dim=0) - self.slow[1](join(slow_now, slow_goal)).mean(dim=0)
+        values = self.values(join(now, goal))
         return expectile_loss(advantage, returns - values, self.config.expectile).mean(dim=1).sum(), values
 
     def actor_loss(self, now: Tensor, after: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class GCIVL(GoalPolicy):
             actions: (B, action_size), z-scored.
         """
         with torch.no_grad():
-            advantage = (self.values(join(after, goal)) - self.values(join(now, goal))).float().mean(dim=0)
+            advantage = (self.values(join(after, goal)) - self.values(join(now, goal))).mean(dim=0)
         weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
         return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
 

@@ -97,13 +97,14 @@ class PLDM(lewm.LeWM):
             latents: (B, T, Z).
             actions: (B, T - 1, A), z-scored.
         """
+        latents = latents.float()  # before differences are taken
         std, covariance = batch_moments(latents)
         time_std, time_covariance = time_moments(latents)
         pairs = torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)
         values = (
             variance_loss(std),
             covariance_loss(covariance),
-            (latents[:, 1:] - latents[:, :-1]).float().square().mean(),
+            (latents[:, 1:] - latents[:, :-1]).square().mean(),
             variance_loss(time_std),
             covariance_loss(time_covariance),
             (self.inverse(pairs) - actions).float().square().mean(),

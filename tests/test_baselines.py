@@ -25,6 +25,7 @@ from lewm_gym.nn import dino
 from lewm_gym.nn.frozen import freeze
 from lewm_gym.nn.goal_conditioned import expectile_loss, follow, log_likelihood, regression_weights
 from lewm_gym.nn.images import average_down
+from lewm_gym.nn.vicreg import batch_moments, time_moments
 from lewm_gym.types import Batch
 
 
@@ -303,6 +304,28 @@ def test_losses_of_values_and_policies_equal_a_direct_computation(name):
 
     heads = {"value": "values" if name == "gcivl" else "value", "critic": "critic", "actor": "actor"}
     assert all(reached(key) == {"observer", heads[key]} for key in losses)
+
+
+@pytest.mark.parametrize("name", ["gcbc", "gcivl", "gciql"])
+def test_values_and_policies_are_computed_in_float32_under_autocast(name):
+    model, batch = policy(name, torch.nn.Identity()), transitions()
+    _, expected = model.loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, parts = model.loss(batch)
+    assert parts == expected
+
+
+def test_moments_are_computed_in_float32_under_autocast():
+    latents = 3 + torch.randn(32, 4, 8, generator=torch.Generator().manual_seed(0))
+    for moments in (batch_moments, time_moments):
+        expected = moments(latents)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = moments(latents)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    half = latents.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        step = pldm().regularisers(half, torch.zeros(32, 3, 10))["time_similarity"]
+    assert step.item() == pytest.approx(half.float().diff(dim=1).square().mean().item(), rel=1e-5)
 
 
 # Encoders ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ def join(frames: Tensor, goals: Tensor) -> Tensor:
 class MLP(nn.Module):
     """Linear layers with GELU, and LayerNorm where asked for, between them: several (n, k_i) -> (n, out_width).
 
+    In float32, under autocast too: values reach -100, where bf16 knows steps of a half, and advantages are differences
+    of such values.
+
     Args:
         in_width: Sum of the inputs' widths.
         hidden_widths: Of the layers in between.
@@ -39,12 +42,13 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear((in_width, *hidden_widths)[-1], out_width))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Returns (n, out_width)."""
-        return self.layers(torch.cat(inputs, dim=-1))
+        """Returns (n, out_width), float32."""
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return self.layers(torch.cat(inputs, dim=-1).float())
 
 
 class Values(nn.Module):
-    """Independent estimates of the value of the same inputs: several (n, k_i) -> (members, n)."""
+    """Independent estimates of the value of the same inputs: several (n, k_i) -> (members, n), float32."""
 
     def __init__(self, in_width: int, hidden_widths: tuple[int, ...], members: int) -> None:
         super().__init__()

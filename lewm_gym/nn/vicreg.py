@@ -1,4 +1,7 @@
-"""VICReg's variance and covariance (arXiv 2105.04906), along the batch or along time, as PLDM uses them."""
+"""VICReg's variance and covariance (arXiv 2105.04906), along the batch or along time, as PLDM uses them.
+
+Moments are float32, autocast or not.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def batch_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
     values = latents.float().transpose(0, 1)
     count = values.shape[1] * world_size()
     centred = values - all_mean(values.mean(dim=1, keepdim=True))
-    covariance = all_mean(centred.transpose(1, 2) @ centred) * world_size() / (count - 1)
+    covariance = all_mean(_products(centred)) * world_size() / (count - 1)
     return _std(covariance), covariance
 
 
@@ -26,7 +29,7 @@ def time_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Returns per clip the standard deviations (B, Z) and covariances (B, Z, Z) over the frames of (B, T, Z)."""
     values = latents.float()
     centred = values - values.mean(dim=1, keepdim=True)
-    covariance = centred.transpose(1, 2) @ centred / (values.shape[1] - 1)
+    covariance = _products(centred) / (values.shape[1] - 1)
     return _std(covariance), covariance
 
 
@@ -43,6 +46,12 @@ def covariance_loss(covariance: Tensor) -> Tensor:
     squares = covariance.square()
     beside = squares.sum(dim=(-2, -1)) - squares.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     return (beside / (width * (width - 1))).mean()
+
+
+def _products(centred: Tensor) -> Tensor:
+    """Returns the sums of products (n, Z, Z) of centred values (n, k, Z)."""
+    with torch.autocast(centred.device.type, enabled=False):
+        return centred.transpose(1, 2) @ centred
 
 
 def _std(covariance: Tensor) -> Tensor:
