@@ -74,10 +74,10 @@ class DinoWMConfig:
     dropout: float = 0.1  # in the predictor
 
     def __post_init__(self) -> None:
-        sizes = ("action_size", "frame_skip", "context", "action_width", "proprioception_width", "predictor_depth")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            least = 0 if field.name == "proprioception_size" else 1
+            if field.type == "int" and getattr(self, field.name) < least:
+                raise ValueError(f"{field.name} must be at least {least}, got {getattr(self, field.name)}")
         if self.image_size % dino.PATCH_SIZE:
             raise ValueError(f"image_size must be a multiple of {dino.PATCH_SIZE} (56 or 224), got {self.image_size}")
         if not 0 <= self.proprioception_weight < float("inf"):

@@ -21,6 +21,7 @@ frames serves them all (a third of the work), and the slow copy has a slow encod
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,8 @@ class GCIVLConfig(PolicyConfig):
         for name in ("discount", "expectile", "target_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be within (0, 1), got {getattr(self, name)}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must not be negative, nor infinite, got {self.temperature}")
 
 
 class GCIVL(GoalPolicy):

@@ -24,6 +24,7 @@ The coefficients are those that the LeWM paper (arXiv 2603.19312) chose for its 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,8 @@ class PLDMConfig(lewm.LeWMConfig):
                 f"{self.sigreg_weight} and {self.decoder_weight}"
             )
         for term in TERMS:
-            if self.weight(term) < 0:
-                raise ValueError(f"{term}_weight must not be negative, got {self.weight(term)}")
+            if not 0 <= self.weight(term) < math.inf:
+                raise ValueError(f"{term}_weight must not be negative, nor infinite, got {self.weight(term)}")
 
     def weight(self, term: str) -> float:
         """Returns the weight of one of TERMS."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from lewm_gym.training import OnLog, Sink, TrainingConfig
 
 #: What a resumed run may have otherwise: it goes on, if not bit for bit.
 MAY_CHANGE = ("device", "threads", "processes")
+
+#: Settings of models that cannot be chosen: the dataset and the encoder's run say them.
+FILLED_IN = {"action_size", "proprioception_size", "encoder_config"}
 
 #: Configurations of the model, of planning (None for agents that do not plan) and of training.
 Recipe = tuple[Any, Any, TrainingConfig]
@@ -141,7 +145,7 @@ def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset
         raise ValueError(f"unknown preset {preset!r} of agent {agent_class.name!r}; expected one of: {known}")
     recipe = agent_class.presets[preset]
     of_training = {f.name for f in dataclasses.fields(TrainingConfig)}
-    of_model = {f.name for f in dataclasses.fields(recipe.model)} - {"action_size", "proprioception_size"}
+    of_model = {f.name for f in dataclasses.fields(recipe.model)} - FILLED_IN
     unknown = sorted(set(overrides) - of_training - of_model)
     if unknown:
         raise ValueError(f"unknown settings {unknown}; expected some of {sorted(of_training | of_model)}")
@@ -160,7 +164,8 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
         bool: ("true or false", lambda v: isinstance(v, bool)),
         int: ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-        float: ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
+        float: ("a finite number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+                and math.isfinite(v)),
         str: ("a word", lambda v: isinstance(v, str)),
         tuple: ("a list of whole numbers, such as [64,128]", lambda v: isinstance(v, tuple | list)
                 and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in v)),

@@ -355,6 +355,34 @@ def test_bad_encoder_settings_are_refused():
     for bad in ("discount", "expectile", "target_rate"):
         with pytest.raises(ValueError, match=bad):
             GCIVLConfig(**{bad: 1.0})
+    for bad in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="temperature"):
+            GCIVLConfig(temperature=bad)
+        with pytest.raises(ValueError, match="time_variance_weight"):
+            PLDMConfig(sigreg_weight=0.0, time_variance_weight=bad)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (RandomViTAgent, "predictor_heads", 0),
+        (RandomViTAgent, "predictor_head_width", 0),
+        (RandomViTAgent, "predictor_mlp_width", 0),
+        (RandomViTAgent, "image_size", 0),
+        (GCBCAgent, "log_every_steps", 0),
+        (GCBCAgent, "validate_every_steps", 0),
+        (GCBCAgent, "recalibration_batches", 0),
+        (GCBCAgent, "learning_rate", np.inf),
+        (GCBCAgent, "encoder_config", 5),
+        (GCIVLAgent, "temperature", np.nan),
+        (PLDMAgent, "covariance_weight", np.inf),
+        (PLDMAgent, "checkpoint_every_s", np.nan),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_and_leaves_nothing_behind(kind, name, value, folder, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        train_run(kind, folder, tmp_path / "run", "laptop", {"steps": 1, name: value}, "cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def released_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -418,9 +446,15 @@ def test_missing_and_wrong_dino_weights_are_refused(tmp_path, monkeypatch):
     torch.save({**tensors, "pos_embed": torch.zeros(1, 1370, 768)}, tmp_path / "base.pth")
     with pytest.raises(ValueError, match="1 of another shape.*768"):
         dino.load_weights(vit, tmp_path / "base.pth")
-    (tmp_path / "bad.pth").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="not a plain state dict"):
-        dino.load_weights(vit, tmp_path / "bad.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, content in (("html.pth", b"<!DOCTYPE html>\n"), ("empty.pth", b""), ("bad.safetensors", b"no weights")):
+        (tmp_path / name).write_bytes(content)
+    for name in ("html.pth", "empty.pth", "list.pth", "bad.safetensors"):
+        with pytest.raises(
+            ValueError, match=f"{name} is no file of weights.*expected a state dict.*fetch https"
+        ) as error:
+            dino.load_weights(vit, tmp_path / name)
+        assert "weights_only" not in str(error.value)
     with pytest.raises(ValueError, match="14 px"):
         dino.make_vit(112 + 4)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -109,16 +108,20 @@ def _fetch() -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    refusal = (
+        f"{path} is no file of weights, or a damaged one: expected a state dict of DINOv2 ViT-S/14, as .safetensors "
+        f"or as torch saves it; fetch {URL} again"
+    )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again from {URL}") from None
-    except Exception as error:  # the unpickler raises whatever a damaged or hostile file provokes
-        raise ValueError(f"{path} is not a plain state dict ({str(error).splitlines()[0]})") from None
+    except OSError:
+        raise
+    except Exception:  # the unpickler raises whatever a damaged or hostile file provokes, and speaks of its own options
+        raise ValueError(refusal) from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ValueError(f"{path} is not a plain state dict: fetch it again from {URL}")
+        raise ValueError(refusal)
     return tensors
 
 
