@@ -43,11 +43,19 @@ def write_random_dino(path):
     return path
 
 
+def train(name, folder):
+    """Trains an agent on the dataset `folder/data`, in the run folder `folder/name`; returns it."""
+    settings = dict(SETTINGS[name])
+    if name == "dino_wm":
+        settings["dino_weights"] = str(write_random_dino(folder / "dino.pth"))
+    return train_run(agent_class(name), folder / "data", folder / name, "laptop", settings, "cpu")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Returns name -> run folder of a finished run, trained when first asked for."""
     folder = tmp_path_factory.mktemp("contract")
-    data = tiny.collect_two_room(folder / "data", episodes=3)
+    tiny.collect_two_room(folder / "data", episodes=3)
 
     @cache
     def run(name):
@@ -59,10 +67,7 @@ def runs(tmp_path_factory):
             plans = {seed: rng.uniform(-1, 1, (30, 2)) for seed in SEEDS}
             agent_class(name)(plans).save(folder / name, "two_room")
         else:
-            settings = dict(SETTINGS[name])
-            if name == "dino_wm":
-                settings["dino_weights"] = str(write_random_dino(folder / "dino.pth"))
-            train_run(agent_class(name), data, folder / name, "laptop", settings, "cpu")
+            train(name, folder)
         return folder / name
 
     return run
@@ -98,12 +103,16 @@ def test_two_steps_of_training_leave_a_complete_run(name, runs):
         assert "loss" in json.loads((folder / checkpoint.LOG).read_text().splitlines()[-1])
 
 
-def test_a_finished_run_is_loaded_not_trained_again(name, runs, tmp_path):
+def test_a_finished_run_is_loaded_not_trained_again(name, runs, monkeypatch):
     if name in UNTRAINED:
         pytest.skip("nothing to train")
-    weights = checkpoint.load_tensors(runs(name) / checkpoint.WEIGHTS)
-    again = agent_class(name).load(runs(name), "cpu").model.state_dict()
+    folder = runs(name)
+    written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    monkeypatch.setattr("lewm_gym.training.train", None)  # whoever calls it now fails
+    again = train(name, folder.parent).model.state_dict()
+    weights = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
     assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
 
 
 def test_a_saved_agent_acts_equally_when_loaded(name, make, tmp_path):
