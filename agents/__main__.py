@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.resume and not (folder / "run.json").exists():
         raise ValueError(f"there is no run in {folder} to resume")
     with _processes(args.device) as (device, first), Bars(disable=not first) as bars:
-        sinks = _sink_maker(args, folder) if first else lambda description: ()
-        train_run(kind, args.dataset, folder, args.preset, overrides, device, bars.on_log, bars.on_load, sinks)
+        begin = _beginning(args, folder) if first else lambda description: ()
+        train_run(kind, args.dataset, folder, args.preset, overrides, device, bars.on_log, bars.on_load, begin)
     if first:
         print(f"{folder} is ready: python -m benchmarks plan {folder}")
     return 0
@@ -122,10 +122,16 @@ def _processes(device: str | None) -> Iterator[tuple[str | None, bool]]:
         torch.distributed.destroy_process_group()
 
 
-def _sink_maker(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, Any]], list[Any]]:
-    def make(description: dict[str, Any]) -> list[Any]:
+def _beginning(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, Any]], list[Any]]:
+    """Returns what is called as training begins: it says what an agent's features are, and where else logs go."""
+
+    def begin(description: dict[str, Any]) -> list[Any]:
         from agents import sinks
 
+        if "features" in description:
+            along = description["model"].get("encoder") == "scratch"
+            frozen = "; for those of a frozen encoder: --encoder dino, or --encoder lewm --set encoder_run=RUN"
+            print(f"features: {description['features']}{frozen if along else ''}")
         made = []
         if args.tensorboard:
             made.append(sinks.tensorboard(folder))
@@ -133,7 +139,7 @@ def _sink_maker(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, A
             made.append(sinks.weights_and_biases(args.wandb, folder, description))
         return made
 
-    return make
+    return begin
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tiny
 import torch
 from test_agents_contract import PATCHES, POLICY, WORLD, write_random_dino
 
+from agents.__main__ import main
 from agents.dino_wm import DinoWM, DinoWMAgent, DinoWMConfig, RandomViTAgent
 from agents.gcbc import GCBCAgent
 from agents.lewm import LeWMAgent
@@ -218,3 +219,10 @@ def test_runs_on_dinov2_name_the_file_and_its_hash(tmp_path):
     expected = {"features": "DINOv2", "features_source": {"file": "dino.pth", "sha256": sha256(file)}}
     assert GCBCAgent.describe(PolicyConfig(encoder="dino", dino_weights=str(file))) == expected
     assert DinoWMAgent.describe(DinoWMConfig(dino_weights=str(file))) == expected
+
+
+def test_the_command_says_what_features_it_trains_on(dataset, tmp_path, capsys):
+    tiny_sizes = [f"{name}={list(v) if isinstance(v, tuple) else v}" for name, v in POLICY.items()]
+    main(["gcbc", str(dataset.folder), "--out", str(tmp_path / "run"), "--device", "cpu", "--set", *tiny_sizes])
+    line, *_ = capsys.readouterr().out.splitlines()
+    assert line.startswith("features: trained with the policy; for those of a frozen encoder: --encoder dino, or")
