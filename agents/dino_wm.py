@@ -20,6 +20,8 @@ Where we depart:
   table, and what every other agent gets.
 - authors' code: each patch goes on with its own prediction of e, and the cost reads the first patch's; here e^ is the
   mean over patches.
+- authors' code: the predictor's last LayerNorm gives the prediction; here a linear layer follows it, `out`, which also
+  drops the numbers that say the action.
 - paper: one block of 5 actions embedded linearly to 10 numbers; here z-scored first, as everywhere.
 - `random_vit` is the same with random weights in DINOv2's place: for tests, for timing, and as a control. Its runs and
   results bear that name, never DINO-WM's.

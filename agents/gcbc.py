@@ -5,7 +5,8 @@
 with s and g as encodings of frames and a z-scored. Where we depart from the LeWM paper's baseline: it reads frozen
 DINOv2 patches through a transformer; here an MLP of OGBench's size reads DINOv2 patches (preset `paper`), LeWM's
 latents, or a convolutional encoder trained along (preset `laptop`: DINOv2 needs weights and a GPU). The networks get
-|s - g| besides s and g.
+|s - g| besides s and g. OGBench's pixel tasks have another encoder (impala_small), and half of their batches are
+cropped at random; here nothing is augmented.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from lewm_gym.data.goals import GoalBatch
 from lewm_gym.nn.goal_conditioned import join, log_likelihood
 from lewm_gym.training import TrainingConfig
 
-#: OGBench's optimiser; steps and batch of its pixel tasks on the GPU, a few minutes on two cores with `laptop`.
+#: paper: Adam with the steps, batch and learning rate of OGBench's pixel tasks; its gradient is not clipped, and all of
+#: it is float32. laptop: a few minutes on two cores.
 TRAINING = {
     "paper": TrainingConfig(
         steps=500_000, batch_size=256, learning_rate=3e-4, weight_decay=0.0, schedule="constant", precision="bf16"

@@ -15,10 +15,10 @@ and with an actor goal g:
     L = L_value + L_critic + L_actor;     Q- <- 0.995 Q- + 0.005 Q after each step
 
 Where we depart: OGBench extracts the policy by default with the critic's gradient (DDPG+BC); here advantage-weighted
-regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py. Preset `laptop` keeps 0.95 of the
-slow critics per step and weighs by exp(A - mean A): values come from the slow critics, so they fall by at most
-1 - 0.995 per step, to -3 after 600 steps, and A = Q - V stays near -1 meanwhile, which exp(10 A) turns into no weights
-at all. docs/baselines.md has the measurement.
+regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py; BatchNorm sees two groups of
+frames in its slow copy. Preset `laptop` keeps 0.95 of the slow critics per step and weighs by exp(A - mean A): values
+come from the slow critics, so they fall by at most 1 - 0.995 per step, to -3 after 600 steps, and A = Q - V stays near
+-1 meanwhile, which exp(10 A) turns into no weights at all. docs/baselines.md has the measurement.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ and with an actor goal g (arXiv 1910.00177):
 
 Where we depart: OGBench gives every network its own encoder of the two frames together; here one encoder of single
 frames serves them all (a third of the work), and the slow copy has a slow encoder too. Encoders as in agents/gcbc.py.
+BatchNorm, which one trained along has, sees four groups of frames in the encoder, and three in its slow copy.
 """
 
 from __future__ import annotations
