@@ -62,9 +62,9 @@ def test_environment_needs_neither_torch_nor_mujoco(task: str) -> None:
 
 
 def test_library_imports_well_under_half_a_second() -> None:
-    code = "import time\nstart = time.perf_counter()\nimport lewm_gym\nprint(time.perf_counter() - start)"
+    code = "import time\nstart = time.process_time()\nimport lewm_gym\nprint(time.process_time() - start)"
     fastest = float("inf")
-    for _ in range(10):  # the best of several: other processes can only make it slower
+    for _ in range(10):  # of its own processor time the best of several: other processes can only make it slower
         fastest = min(fastest, float(_run(code)))
         if fastest < LIMIT_S:
             break
