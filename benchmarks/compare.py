@@ -53,23 +53,22 @@ def compare(comparison: Comparison, say: Say = print, bars: Any = None, dry_run:
         make_folder(folder)
     say(compare_table.expected_cost(comparison, scenes, calibrations))
     cells = list(lay_out(comparison, scenes, calibrations, bars))
-    say(compare_table.cost([cell for cell in cells if find_result(comparison, cell) is None], len(cells)))
-    results: dict[str, Result] = {}
+    results = {cell.name: found for cell in cells if (found := find_result(comparison, cell)) is not None}
+    say(compare_table.cost([cell for cell in cells if cell.name not in results], len(cells)))
     diverged: dict[str, str] = {}
+    _tabulate(comparison, cells, results, diverged)
     for number, cell in enumerate(cells, start=1):
-        found = find_result(comparison, cell)
-        if found is None:
-            say(f"[{number}/{len(cells)}] {cell.name}")
-            try:
-                found = _do(comparison, cell, bars)
-            except TrainingDiverged as error:  # the others are still worth their time
-                say(f"  {error}")
-                diverged[cell.name] = str(error)
-        if found is not None:
-            results[cell.name] = found
+        if cell.name in results:
+            continue
+        say(f"[{number}/{len(cells)}] {cell.name}")
+        try:
+            results[cell.name] = _do(comparison, cell, bars)
+        except TrainingDiverged as error:  # the others are still worth their time
+            say(f"  {error}")
+            diverged[cell.name] = str(error)
         _tabulate(comparison, cells, results, diverged)
     say((comparison.out / "compare.md").read_text())
-    return list(results.values())
+    return [results[cell.name] for cell in cells if cell.name in results]
 
 
 def find_result(comparison: Comparison, cell: Cell) -> Result | None:

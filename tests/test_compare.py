@@ -79,6 +79,23 @@ def test_what_is_finished_is_not_done_again(finished, capsys):
     assert "left to do: 1 of 7" in said and "[7/7] two_room-lewm-1steps-seed1" in said and "[6/7]" not in said
 
 
+def test_an_interrupted_call_keeps_what_is_finished_in_the_table(finished, monkeypatch):
+    lost = finished / "out" / "two_room-gcbc-2steps-seed0-25-1pairs.json"
+    kept = lost.read_bytes()
+    lost.unlink()
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_do", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        command(finished, "--steps", "2", "two_room/lewm=1")
+    table = json.loads((finished / "out" / "compare.json").read_text())
+    rows = {row["agent"]: [seed["seed"] for seed in row["seeds"]] for row in table["rows"]}
+    assert rows["gcbc"] == [1] and rows["lewm"] == [0, 1] and table["missing"] == 1
+    lost.write_bytes(kept)
+
+
 def test_dry_run_says_the_cost_and_writes_nothing(folder, tmp_path, capsys):
     places = ["--runs", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
     assert main(["compare", str(folder / "two_room"), "--budget-min", "10", *places, "--dry-run"]) == 0
