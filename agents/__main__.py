@@ -126,6 +126,7 @@ def _beginning(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, An
     """Returns what is called as training begins: it says what an agent's features are, and where else logs go."""
 
     def begin(description: dict[str, Any]) -> list[Any]:
+        """Returns the further places that a training of this description logs to."""
         from agents import sinks
 
         if "features" in description:

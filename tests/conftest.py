@@ -52,6 +52,12 @@ def _why_no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+@pytest.fixture(autouse=True)
+def _a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets default folders (`data/`, `runs/`, `results/`) be empty ones, not those of the working tree."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("working"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for marker, why_not in (("gl", _why_no_gl), ("gpu", _why_no_gpu)):
         marked = [item for item in items if item.get_closest_marker(marker)]
