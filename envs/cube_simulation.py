@@ -21,6 +21,7 @@ STATE_SIZE = 61
 JOINTS, CUBE_POSITION, CUBE_QUATERNION = slice(0, 14), slice(14, 17), slice(17, 21)
 POSITIONS, VELOCITIES, WARM_START = slice(0, 21), slice(21, 41), slice(41, 61)
 PHYSICS_STEPS = 25  # per step
+CONTROL_TIMESTEP = 0.05  # s
 ACTION_RANGE = np.array([0.05, 0.05, 0.05, 0.3, 1.0])  # m, m, m, rad, share of the gripper's way
 # Low and high corners, m: where the gripper may be sent, where it starts, where the cube and its targets are drawn.
 WORKSPACE = np.array([[0.25, -0.35, 0.02], [0.6, 0.35, 0.35]])
@@ -121,9 +122,20 @@ class Simulation:
         self._restore(state)
         return self._effector()
 
-    def grip(self, state: State) -> float:
-        """Returns the force on the right finger's pad at a state (61,), 0 to 1 (from 50 N on), as OGBench scales it."""
+    def control(self, state: State, action: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Returns the targets (7,) that `action` (5,) sets at a state (61,): six joints (rad), gripper (0 to 255)."""
         self._restore(state)
+        return self._control(action)
+
+    def grip(self, state: State, control: NDArray[np.float64]) -> float:
+        """Returns the force on the right finger's pad at a state (61,), 0 to 1 (from 50 N on), as OGBench scales it.
+
+        Args:
+            state: (61,).
+            control: (7,), what `control` gave for the step that led to the state: the gripper presses as it was told.
+        """
+        self._restore(state)
+        self._data.ctrl = control
         self._mujoco.mj_forward(self._model, self._data)
         self._mujoco.mj_rnePostConstraint(self._model, self._data)
         return float(np.clip(np.linalg.norm(self._data.cfrc_ext[self._pad]) / 50.0, 0.0, 1.0))

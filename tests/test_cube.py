@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collect.policies.cube import OraclePolicy, WanderingPolicy
+from collect.policies import make_policy
+from collect.policies.cube import POLICIES, MarkovPolicy, OraclePolicy, PlanPolicy, WanderingPolicy
 from envs import cube_models, cube_simulation
 from envs.cube import CubeEnv
 from envs.cube_simulation import CUBE_POSITION, CUBE_QUATERNION, WARM_START, Simulation, quaternion_yaw
@@ -151,22 +152,120 @@ def test_a_resized_cube_weighs_what_the_compiler_says() -> None:
     assert cube_models.physics_model().body("object_0").mass[0] == pytest.approx(1240 * 0.04**3)
 
 
-def test_the_oracle_moves_the_cube_to_target_after_target() -> None:
-    env, policy = make(), OraclePolicy(noise=0.0)
+def carried(policy: OraclePolicy, steps: int) -> list[tuple[int, float]]:
+    """Plays a policy; returns, each time it draws a target, the step and how far (m) the cube is from the last one."""
+    env = make()
     _, info = policy.begin(env, np.random.default_rng(3))
-    reached, target = 0, policy._target[0]
-    for _ in range(policy.max_steps):
-        *_, info = env.step(policy.act(info))
+    changes, target = [], policy._target[0]
+    for step in range(steps):
+        action = policy.act(info)
         if policy._target[0] is not target:
-            reached += np.linalg.norm(info["state"][CUBE_POSITION] - target) < 0.04
+            changes.append((step, float(np.linalg.norm(info["state"][CUBE_POSITION] - target))))
             target = policy._target[0]
-    assert reached >= 2
+        *_, info = env.step(action)
+    return changes
 
 
-def test_the_oracle_takes_a_noise_level() -> None:
-    assert OraclePolicy().noise == 0.1
+def test_the_markov_oracle_moves_the_cube_to_target_after_target() -> None:
+    distances = [distance for _, distance in carried(MarkovPolicy(noise=0.0), 200)]
+    assert len(distances) >= 2 and max(distances) < 0.04
+
+
+def test_the_plan_oracle_takes_about_88_steps_to_each_target() -> None:
+    (step, distance), *_ = carried(PlanPolicy(noise=0.0), 120)
+    assert 65 <= step <= 111 and distance < 0.04  # 11 segments of 8 steps, each keyframe moved by up to a fifth
+
+
+def test_a_fixed_target_is_planned_for_again() -> None:
+    policy = POLICIES["plan_fixed_target"](0.0)
+    env, plans = make(), []
+    _, info = policy.begin(env, np.random.default_rng(3))
+    for _ in range(130):
+        action = policy.act(info)
+        if not any(policy._oracle._plan is plan for plan in plans):
+            plans.append(policy._oracle._plan)
+            targets = policy._target[0]
+        *_, info = env.step(action)
+        assert policy._target[0] is targets
+    assert len(plans) == 2
+
+
+def test_the_plan_is_ogbenchs_own() -> None:
+    """At the first step, when nothing is late yet in OGBench's environment: same target, same draws, same action."""
+    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+
+    policy, env = PlanPolicy(), make()
+    _, info = policy.begin(env, np.random.default_rng(5))
+    rng = np.random.default_rng(5)
+    rng.bit_generator.state = policy._rng.bit_generator.state
+    seed = int(rng.integers(2**32))
+
+    ogbench = ogbench_env()
+    _, seen = ogbench.reset(seed=0)
+    ogbench._data.qpos = info["state"][:21]
+    ogbench._data.qvel = 0.0
+    ogbench.pre_step()
+    import mujoco
+
+    mujoco.mj_forward(ogbench._model, ogbench._data)
+    seen = ogbench.get_reset_info()
+    seen["privileged/target_block_pos"] = policy._target[0]
+    seen["privileged/target_block_yaw"] = np.array([policy._target[1]])
+    oracle = CubePlanOracle(env=ogbench, noise=0.1, noise_smoothing=0.5)
+    np.random.seed(seed)
+    oracle.reset(None, seen)
+    expected = oracle.select_action(None, seen)
+    assert np.allclose(policy.act(info), expected, atol=1e-6)
+    assert np.allclose(policy._oracle._plan, oracle._plan, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["plan", "plan_fixed_target", "markov", "wandering", "markov:p_random_action=0.5"])
+def test_actions_are_a_function_of_recorded_states_and_the_random_stream(name: str) -> None:
+    def play(states: list[np.ndarray] | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        env, policy = make(), make_policy("cube", name)
+        _, info = policy.begin(env, np.random.default_rng(11))
+        actions, seen = [], [info["state"]]
+        for step in range(110):
+            actions.append(policy.act({"state": seen[step] if states is None else states[step]}))
+            if states is None:
+                seen.append(env.step(actions[-1])[-1]["state"])
+        return actions, seen
+
+    actions, states = play(None)
+    np.random.seed(1)  # the oracles draw from the global generator
+    before = np.random.get_state()[1].copy()
+    again, _ = play(states)
+    assert all(np.array_equal(a, b) for a, b in zip(actions, again, strict=True))
+    assert np.array_equal(np.random.get_state()[1], before)
+
+
+def test_p_random_action_is_the_share_of_random_actions() -> None:
+    env, policy = make(), make_policy("cube", "markov:p_random_action=1")
+    _, info = policy.begin(env, np.random.default_rng(0))
+    actions = np.stack([policy.act(info) for _ in range(100)])
+    assert abs(actions.mean()) < 0.1 and (np.abs(actions) < 1).all()  # the oracle's own are mostly at the bounds
+
+
+@pytest.mark.parametrize("policy", [PlanPolicy, MarkovPolicy])
+def test_oracles_take_a_noise_level(policy: type[OraclePolicy]) -> None:
+    assert policy().noise == 0.1
     with pytest.raises(ValueError, match="noise"):
-        OraclePolicy(noise=-0.1)
+        policy(noise=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("markov:p_random=0.1", "no option 'p_random'; it takes: p_random_action"),
+        ("markov:p_random_action=often", "must be a number"),
+        ("markov:p_random_action=2", "within"),
+        ("random:p=1", "it takes none"),
+        ("oracle", "expected one of: plan, plan_fixed_target, markov, wandering, random"),
+    ],
+)
+def test_unknown_policies_and_options_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy("cube", name)
 
 
 def test_the_wandering_policy_closes_its_gripper_on_nothing() -> None:
@@ -209,6 +308,7 @@ def test_constants_are_those_of_the_installed_ogbench() -> None:
     assert np.array_equal(cube_simulation.CUBE_STARTS, ogbench._target_sampling_bounds)
     assert np.allclose(cube_simulation._HOME, ogbench._home_qpos, rtol=0, atol=0)
     assert cube_simulation.PHYSICS_STEPS == ogbench._n_steps
+    assert cube_simulation.CONTROL_TIMESTEP == ogbench._control_timestep
 
 
 def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +356,7 @@ def test_decimation_keeps_the_shape_with_few_faces() -> None:
 
 def test_the_warm_start_is_part_of_the_state() -> None:
     """What the test of exact restore would miss if the solver never needed it."""
-    env, policy = make(), OraclePolicy(noise=0.0)
+    env, policy = make(), MarkovPolicy(noise=0.0)
     _, info = policy.begin(env, np.random.default_rng(3))
     differs = False
     for _ in range(60):

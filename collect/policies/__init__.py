@@ -2,19 +2,21 @@
 
 A module `collect.policies.<task>` has `POLICIES: dict[str, factory]`; a factory takes the noise level (None for its
 default) and returns a `lewm_gym.types.BehaviourPolicy`; the first entry is the task's default. Every task has "random"
-too, its own or the shared one.
+too, its own or the shared one. What else a factory takes is written behind the name, so that a dataset records it:
+"markov:p_random_action=0.1".
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from lewm_gym.tasks import get_task
 from lewm_gym.types import BehaviourPolicy
 
-Factory = Callable[[float | None], BehaviourPolicy]
+Factory = Callable[..., BehaviourPolicy]
 
 
 def policies_of(task: str) -> dict[str, Factory]:
@@ -36,17 +38,35 @@ def make_policy(task: str, name: str | None = None, noise: float | None = None) 
 
     Args:
         task: Name of the task.
-        name: Name of the policy; None is the task's default.
+        name: Name of the policy, and options of its own behind a colon; None is the task's default.
         noise: Its noise level, in its own unit; None is its default.
 
     Raises:
-        ValueError: If there is no such task or policy, or for a noise that the policy does not take.
+        ValueError: If there is no such task or policy, or for noise or options that the policy does not take.
     """
     policies = policies_of(task)
-    name = name or next(iter(policies))
+    name, _, written = (name or next(iter(policies))).partition(":")
     if name not in policies:
         raise ValueError(f"{task} has no policy {name!r}; expected one of: {', '.join(policies)}")
-    return policies[name](noise)
+    options = _options(name, policies[name], written) if written else {}
+    return policies[name](noise, **options)
+
+
+def _options(name: str, factory: Factory, written: str) -> dict[str, float]:
+    """Returns the options in "p_random_action=0.1,...", all of them numbers."""
+    parameters = inspect.signature(factory).parameters.values()
+    known = [p.name for p in parameters if isinstance(p.default, float)]
+    options = {}
+    for part in written.split(","):
+        option, _, value = part.partition("=")
+        if option not in known:
+            there = f"it takes: {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"policy {name!r} has no option {option!r}; {there}")
+        try:
+            options[option] = float(value)
+        except ValueError:
+            raise ValueError(f"policy {name!r}: {option} must be a number, got {value!r}") from None
+    return options
 
 
 def make_pursuer(task: str) -> Any:
