@@ -31,7 +31,7 @@ class RecordedPair:
         start_state: (state_size,) float64.
         goal_state: (state_size,) float64.
         actions: (OFFSET_STEPS, action_size) float32.
-        goal_image: (h, w, 3) uint8, the recorded frame; None if the dataset holds states only.
+        goal_image: (h, w, 3) uint8, the recorded frame; None if it is not stored.
     """
 
     start_state: NDArray[np.float64]
@@ -72,7 +72,9 @@ def recorded_pairs(dataset: Dataset, count: int = EPISODES) -> tuple[RecordedPai
     for row in draw_rows(dataset.lengths, count):
         episode = int(np.searchsorted(dataset.starts, row, side="right")) - 1
         goal = row + OFFSET_STEPS
-        frame = dataset.frames(episode, goal - dataset.starts[episode])[0] if dataset.has_pixels else None
+        step = int(goal - dataset.starts[episode])
+        stored = dataset.has_pixels and step % dataset.picture_every == 0  # another goal is drawn from its state
+        frame = dataset.frames(episode, step)[0] if stored else None
         pairs.append(
             RecordedPair(dataset.states[row], dataset.states[goal], np.array(dataset.actions[row:goal]), frame)
         )

@@ -90,6 +90,8 @@ def measure_data(
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     datasets = [Dataset.open(folder) for folder in folders]
+    for dataset in datasets if plain_episodes else ():
+        dataset.require_all_pictures("a plain reader")
     samplers = [ClipSampler(dataset, None, N_FRAMES, FRAME_SKIP, threads=threads) for dataset in datasets]
     names = ("raw", "hdf5", "png") if plain_episodes else ()
     rows, total = [], len(datasets) * (1 + len(names))

@@ -64,6 +64,7 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
         help="drawn per episode: all, or such as agent_color,light_intensity (default: none)",
     )
     add("--states-only", action="store_true", help="leave the frames out; render them later with `render`")
+    _add_picture_every(parser)
     add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
 
 
@@ -94,6 +95,7 @@ def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
     add(
         "--noise", type=float, default=0.0, metavar="X", help="std of noise on actions, as a fraction of half the range"
     )
+    _add_picture_every(parser)
     add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
 
 
@@ -112,6 +114,7 @@ def _collect_gym(options: argparse.Namespace) -> None:
             workers=options.workers,
             ray=options.ray,
             pictures=not options.no_pictures,
+            picture_every=options.picture_every,
             progress=progress,
         )
     print(_summary(dataset))
@@ -182,6 +185,17 @@ def _add_render(commands: argparse._SubParsersAction[Parser]) -> None:
     add("folder", type=Path, metavar="FOLDER", help="of the states")
     add("--out", type=Path, metavar="FOLDER", help="where to (default: FOLDER without '-states', or with '-rendered')")
     add("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    _add_picture_every(parser)
+
+
+def _add_picture_every(parser: Parser) -> None:
+    parser.add_argument(
+        "--picture-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="draw and store the picture of every N-th frame only; states and actions of all (default: %(default)s)",
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -205,7 +219,7 @@ def _render(options: argparse.Namespace) -> None:
     default = name.removesuffix("-states") if name.endswith("-states") else f"{name}-rendered"
     out = options.out or options.folder.with_name(default)
     with _episode_bar(f"render {options.folder}") as progress:
-        dataset = render(options.folder, out, options.workers, progress)
+        dataset = render(options.folder, out, options.workers, options.picture_every, progress)
     print(_summary(dataset))
 
 
@@ -261,6 +275,7 @@ def _collect(options: argparse.Namespace) -> None:
             states_only=options.states_only,
             variations=options.variations,
             pictures=not options.no_pictures,
+            picture_every=options.picture_every,
             progress=progress,
         )
     print(_summary(dataset))

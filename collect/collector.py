@@ -37,6 +37,7 @@ def collect(
     states_only: bool = False,
     variations: str | None = None,
     pictures: bool = True,
+    picture_every: int = 1,
     progress: Progress | None = None,
 ) -> Dataset:
     """Collects episodes `first` to `first + episodes - 1` into a folder and returns the dataset.
@@ -59,6 +60,8 @@ def collect(
         states_only: Leave the frames out; `python -m collect render` makes them later.
         variations: Factors of variation to draw anew for every episode: "all", or names separated by commas.
         pictures: Whether to put a contact sheet and a film beside the shards.
+        picture_every: N, to draw and store the pictures of frames 0, N, 2N, ... of each episode only; states and
+            actions of all steps stay.
         progress: Called after every episode with (episodes finished, frames finished, episodes to play).
 
     Raises:
@@ -77,6 +80,7 @@ def collect(
         render_quality=render_quality,
         states_only=states_only,
         variations=variations,
+        picture_every=picture_every,
     )
     return collect_from(
         partial(Player, header),

@@ -39,6 +39,7 @@ def make_header(
     render_quality: str | None = None,
     states_only: bool = False,
     variations: str | None = None,
+    picture_every: int = 1,
 ) -> Header:
     """Returns the recipe of a collection with every default filled in; columns and versions come with the episodes.
 
@@ -48,6 +49,7 @@ def make_header(
     task = get_task(task_name)
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
+    check_picture_every(picture_every, states_only)
     policy = policy or next(iter(policies_of(task.name)))
     made = make_policy(task.name, policy, noise)
     module, _, name = task.entry_point.partition(":")
@@ -64,7 +66,16 @@ def make_header(
         states_only=states_only,
         codec=None if states_only else codec_for(task.name).as_json(),
         variations=choose_variations(env_class.variation_ranges, variations),
+        picture_every=picture_every,
     )
+
+
+def check_picture_every(picture_every: int, states_only: bool = False) -> None:
+    """Raises ValueError unless every so many frames' picture can be stored."""
+    if picture_every < 1:
+        raise ValueError(f"picture_every must be at least 1, got {picture_every}")
+    if states_only and picture_every != 1:
+        raise ValueError("states only have no pictures: give picture_every to `render` when it draws them")
 
 
 @dataclass(frozen=True)
@@ -110,19 +121,22 @@ class Player:
         """
         rng = episode_rng(self._header.task, self._header.seed, number)
         encoder = None if self._header.codec is None else EpisodeEncoder(FrameCodec.from_json(self._header.codec))
+        self._env.draw_observations = True  # type: ignore[attr-defined]
         obs, info, reset_options = self._begin(number, rng)
         states: list[NDArray[np.float64]] = []
         actions: list[NDArray[np.float32]] = []
         success: list[bool] = []
+        every = self._header.picture_every
         while True:
             states.append(info["state"])
             success.append(bool(info["is_success"]))
-            if encoder is not None:
+            if encoder is not None and len(actions) % every == 0:
                 encoder.add(obs["pixels"])
             if len(actions) >= self._policy.max_steps or (actions and self._policy.done(info)):
                 break
             action = self._checked(self._policy.act(info), number, len(actions))
             actions.append(action)
+            self._env.draw_observations = len(actions) % every == 0  # type: ignore[attr-defined]
             obs, _, _, _, info = self._env.step(action)
         episode = self._gather(states, actions, success, reset_options)
         columns = columns_of(episode, getattr(self._env, "quantity_units", {}))
@@ -186,6 +200,7 @@ class Player:
             success=np.array(success),
             quantities={name: np.stack([row[name] for row in named]) for name in named[0]},
             reset_options=reset_options,
+            picture_every=self._header.picture_every,
         )
         check_episode(episode)
         return episode

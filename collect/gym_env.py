@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from collect.collector import Progress, collect_from
-from collect.episodes import Player
+from collect.episodes import Player, check_picture_every
 from collect.policies.foreign import ForeignPolicy, name_of_policy
 from envs.pixel_goal import PixelGoal
 from lewm_gym.data import Dataset
@@ -61,6 +61,7 @@ def collect_gym(
     workers: int | None = None,
     ray: str | None = None,
     pictures: bool = True,
+    picture_every: int = 1,
     progress: Progress | None = None,
 ) -> Dataset:
     """Collects episodes of an environment of the user's into a folder and returns the dataset.
@@ -79,6 +80,7 @@ def collect_gym(
         workers: Processes; None is one per CPU core; 1 plays in this process.
         ray: Address of a Ray cluster to play on instead, whose machines need the environment and the policy too.
         pictures: Whether to put a contact sheet and a film beside the shards.
+        picture_every: N, to draw and store the pictures of frames 0, N, 2N, ... of each episode only.
         progress: As in `collect`.
 
     Raises:
@@ -87,6 +89,7 @@ def collect_gym(
     policy = policy or PolicyChoice()
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
+    check_picture_every(picture_every)
     if not 0.0 <= policy.noise < np.inf:
         raise ValueError(f"noise must be at least 0, got {policy.noise}")
     env = CollectedEnv(env_id)
@@ -104,6 +107,7 @@ def collect_gym(
         codec=codec_for(task).as_json(),
         action_low=tuple(low),
         action_high=tuple(high),
+        picture_every=picture_every,
     )
     make_source = partial(make_player, header, policy)
     return collect_from(
@@ -176,6 +180,15 @@ class CollectedEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], NDArray[np.float3
     def versions(self) -> dict[str, str]:
         """Package name -> version, the environment's own package among them."""
         return installed_versions((*SIMULATORS, type(self.inner.unwrapped).__module__.partition(".")[0]))
+
+    @property
+    def draw_observations(self) -> bool:
+        """Whether `pixels` are drawn; otherwise they are black."""
+        return self._env.draw_observations
+
+    @draw_observations.setter
+    def draw_observations(self, draw: bool) -> None:
+        self._env.draw_observations = draw
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

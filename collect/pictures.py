@@ -11,6 +11,7 @@ from lewm_gym.data import Dataset
 
 SHEET_NAME = "contact_sheet.png"
 FILM_NAME = "film.mp4"
+FPS = 10  # environment steps per second
 
 
 def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
@@ -19,14 +20,15 @@ def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
     if redraw or not sheet.exists():
         _write_sheet(sheet, contact_sheet(dataset))
     if redraw or not film.exists():
-        _write_film(film, film_frames(dataset))
+        _write_film(film, film_frames(dataset), FPS / dataset.picture_every)
 
 
 def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 8) -> NDArray[np.uint8]:
     """Returns a picture of (rows x 112, columns x 112, 3): a row per episode, time from left to right."""
     strips = []
     for index in _spread(dataset.n_episodes, rows):
-        steps = np.linspace(0, dataset.lengths[index] - 1, columns).round().astype(int)
+        stored = dataset.picture_steps(index)
+        steps = stored[np.linspace(0, len(stored) - 1, columns).round().astype(int)]
         small = dataset.frames(index, steps)[:, ::2, ::2].copy()
         small[:, :, -1] = small[:, -1] = 128  # a thin line between pictures
         strips.append(np.concatenate(list(small), axis=1))
@@ -34,10 +36,13 @@ def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 8) -> NDArray[
 
 
 def film_frames(dataset: Dataset, episodes: int = 3) -> NDArray[np.uint8]:
-    """Returns the frames of some episodes side by side, (T, 224, episodes x 224, 3); a shorter one waits at its end."""
+    """Returns the stored frames of some episodes side by side, (K, 224, episodes x 224, 3); a shorter one waits."""
     indices = _spread(dataset.n_episodes, episodes)
-    length = int(max(dataset.lengths[index] for index in indices))
-    films = [dataset.frames(i, np.minimum(np.arange(length), dataset.lengths[i] - 1)) for i in indices]
+    stored = [dataset.picture_steps(index) for index in indices]
+    length = max(map(len, stored))
+    films = [
+        dataset.frames(i, s[np.minimum(np.arange(length), len(s) - 1)]) for i, s in zip(indices, stored, strict=True)
+    ]
     return np.concatenate(films, axis=2)
 
 
@@ -51,7 +56,7 @@ def _write_sheet(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path)
 
 
-def _write_film(path: Path, frames: NDArray[np.uint8]) -> None:
+def _write_film(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
     import imageio.v2 as imageio
 
-    imageio.mimwrite(path, list(frames), fps=10, codec="libx264", quality=8, macro_block_size=16)  # type: ignore[arg-type]
+    imageio.mimwrite(path, list(frames), fps=fps, codec="libx264", quality=8, macro_block_size=16)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from collect.collector import default_workers, fill
-from collect.episodes import make_env
+from collect.episodes import check_picture_every, make_env
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
 from lewm_gym.data.header import Header, installed_versions
@@ -38,8 +38,9 @@ class Renderer:
         encoder = EpisodeEncoder(FrameCodec.from_json(self._header.codec))
         options = {"state": episode.state[0], "goal_state": episode.state[-1], **episode.reset_options}
         self._env.reset(options=options)
-        for state in episode.state:
+        for state in episode.state[:: self._header.picture_every]:
             encoder.add(self._env.render_state(state))  # type: ignore[attr-defined]
+        episode = replace(episode, picture_every=self._header.picture_every)
         save_episode(folder, self._header, number, EncodedEpisode(episode, encoder.finish()))
         return len(episode)
 
@@ -52,6 +53,7 @@ def render(
     source: str | Path,
     folder: str | Path,
     workers: int | None = None,
+    picture_every: int = 1,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Dataset:
     """Returns the full dataset made from one of states only; the same pixels as if it had been collected with them.
@@ -62,6 +64,7 @@ def render(
         source: Folder of the states.
         folder: Where to.
         workers: Processes; None is one per CPU core.
+        picture_every: N, to draw frames 0, N, 2N, ... of each episode only.
         progress: As in `collect`.
 
     Raises:
@@ -70,12 +73,15 @@ def render(
     """
     source, folder = Path(source), Path(folder)
     workers = default_workers() if workers is None else workers
+    check_picture_every(picture_every)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     states = Dataset.open(source)
     if folder.resolve() == source.resolve():
         raise ValueError(f"cannot render into the folder of the states itself ({folder}): choose another one")
-    header = replace(states.header, states_only=False, codec=codec_for(states.task).as_json())
+    header = replace(
+        states.header, states_only=False, codec=codec_for(states.task).as_json(), picture_every=picture_every
+    )
     with open_writer(folder, header, states.episode_numbers.tolist()) as writer:
         changed = bool(writer.missing)
         fill(writer, partial(Renderer, header, source), workers, progress)

@@ -103,6 +103,8 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.get_state, self.set_state = get_state, set_state
         self.goal_steps, self.size = goal_steps, size
         self.terminate_on_success = terminate_on_success
+        #: False where nobody looks: `pixels` then stay black, unless success is seen in them.
+        self.draw_observations = True
         picture = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = spaces.Dict({"pixels": picture, "goal": picture})
         self._rng = np.random.default_rng()
@@ -140,7 +142,8 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             array = self._low + (array + 1.0) * (0.5 * (self._high - self._low))
             array = np.clip(array, self._low, self._high).astype(self._low.dtype)  # rounding may exceed a bound
         _, env_reward, terminated, truncated, info = self.env.step(array)
-        pixels = self._frame()
+        seen = self.draw_observations or not (self.success is None or callable(self.success))
+        pixels = self._frame() if seen else np.zeros((self.size, self.size, 3), np.uint8)
         info = self._info({**info, "env_reward": env_reward}, pixels)
         success = info["is_success"]
         terminated = terminated or (success and self.terminate_on_success)

@@ -260,6 +260,7 @@ def _rollout(world: World, decoder: FrameDecoder, dataset: Dataset, index: int, 
     """Returns what happened in an episode, what is left of it in the latents, and what was imagined from its middle."""
     skip = world.frame_skip
     start = (int(dataset.lengths[index]) - 1 - horizon * skip) // 2
+    start -= start % dataset.picture_every
     steps = start + skip * np.arange(horizon + 1)
     frames = dataset.frames(index, steps)
     latents = world.encode(frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,8 +231,11 @@ def _unseen(dataset: Dataset, world: World) -> NDArray[np.int64]:
 def encoded(
     dataset: Dataset, episodes: Sequence[int] | NDArray[np.int64], worlds: Sequence[World], stride: int
 ) -> Iterator[tuple[int, NDArray[np.int64], list[Tensor]]]:
-    """Yields (position, steps (T,), one tensor of latents (T, Z) per world) of each episode, every `stride` steps."""
+    """Yields (position, steps (T,), one tensor of latents (T, Z) per world) of each episode, every `stride` steps.
+
+    Where not every picture is stored: at every `stride`-th step that has one.
+    """
     for index in episodes:
-        steps = np.arange(0, dataset.lengths[index], stride)
+        steps = np.arange(0, dataset.lengths[index], math.lcm(stride, dataset.picture_every))
         frames = dataset.frames(int(index), steps)
         yield int(index), steps, [world.encode(frames) for world in worlds]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.episode import count_pictures
+from lewm_gym.memory import available_memory
 from lewm_gym.tasks import IMAGE_SIZE
 from lewm_gym.types import Batch, ProprioceptiveBatch
 
-MEMORY_BUDGET = 2 * 2**30  # bytes
+MEMORY_SHARE = 0.5  # of the memory that is available, for decoded frames: the network and batches need the rest
 
 
 class ClipSampler:
@@ -32,21 +35,26 @@ class ClipSampler:
     Frames are delivered as they are stored, which may be channel-first in memory, seen through a (B, T, h, w, 3) view.
 
     With `image_size` below 224, frames are averaged down (`box_average`); if all of the episodes then fit into
-    `memory_budget`, they are decoded once, by `preload` or at the first batch, and served from memory.
+    `memory_budget`, they are decoded once, by `preload` or at the first batch, and served from memory. If they do not
+    fit, a warning says so, and every batch is decoded anew.
+
+    Where only every N-th picture is stored (`dataset.picture_every`), clips begin at stored frames.
 
     Args:
         dataset: Where from.
         episodes: Positions of the episodes to draw from, such as one side of `dataset.split()`; None for all.
         n_frames: T, frames per clip.
-        frame_skip: Environment steps between them.
+        frame_skip: Environment steps between them; a multiple of `dataset.picture_every`.
         seed: Of the order of clips.
         image_size: Height and width delivered, px; divides 224.
         threads: That decode; None is one per CPU core, at most 4.
-        memory_budget: Bytes that decoded, averaged frames may take.
+        memory_budget: Bytes that decoded, averaged frames may take; None is half of the memory that is available
+            (`lewm_gym.memory`), shared by the processes of a distributed training.
         proprioception: (n_frames, k) float32 of the whole dataset; batches are then `ProprioceptiveBatch`.
 
     Raises:
-        ValueError: For values out of range, a dataset of states only, or episodes that are all too short.
+        ValueError: For values out of range, a dataset of states only or without the frames at that `frame_skip`, or
+            episodes that are all too short.
     """
 
     def __init__(
@@ -58,7 +66,7 @@ class ClipSampler:
         seed: int = 0,
         image_size: int = IMAGE_SIZE,
         threads: int | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
         proprioception: NDArray[np.float32] | None = None,
     ) -> None:
         for name, value, least in (("n_frames", n_frames, 2), ("frame_skip", frame_skip, 1), ("seed", seed, 0)):
@@ -67,6 +75,12 @@ class ClipSampler:
         if image_size < 1 or IMAGE_SIZE % image_size:
             raise ValueError(f"image_size must divide {IMAGE_SIZE} (such as 56, 112 or 224), got {image_size}")
         self._stored = dataset.codec  # raises if there are no frames
+        self._every = dataset.picture_every
+        if frame_skip % self._every:
+            raise ValueError(
+                f"{dataset.folder} stores every {self._every}th picture only, so that frame_skip must be a multiple of "
+                f"{self._every}, got {frame_skip}: choose another one, or collect again without --picture-every"
+            )
         self.dataset = dataset
         self.n_frames, self.frame_skip, self.seed, self.image_size = n_frames, frame_skip, seed, image_size
         self.threads = threads or min(4, os.cpu_count() or 1)
@@ -80,17 +94,21 @@ class ClipSampler:
         self._orders = _Orders(self.n_clips, seed)
         self._actions, self._proprioception = dataset.actions, proprioception
         self._buffers = _Buffers()
-        lengths = dataset.lengths[self.episodes]
-        self._rows_before = np.concatenate([[0], np.cumsum(lengths)])
-        self.pooled_bytes = int(lengths.sum()) * 3 * image_size**2
-        self._in_memory = image_size < IMAGE_SIZE and self.pooled_bytes <= memory_budget
+        pictures = count_pictures(dataset.lengths[self.episodes], self._every)
+        self._rows_before = np.concatenate([[0], np.cumsum(pictures)])  # of `_frames`, one for each stored picture
+        self.pooled_bytes = int(pictures.sum()) * 3 * image_size**2
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        budget = MEMORY_SHARE * available_memory() / processes if memory_budget is None else memory_budget
+        self.memory_budget = int(budget)
+        self._in_memory = image_size < IMAGE_SIZE and self.pooled_bytes <= self.memory_budget
         self._frames: NDArray[np.uint8] | None = None
         self._preload_lock = threading.Lock()
+        self._warned = False
 
     def _count_starts(self) -> NDArray[np.int64]:
         span = (self.n_frames - 1) * self.frame_skip + 1
         lengths = self.dataset.lengths[self.episodes]
-        counts = np.maximum(lengths - span + 1, 0)
+        counts = np.maximum((lengths - span) // self._every + 1, 0)
         if counts.sum() == 0:
             longest = int(lengths.max()) if len(lengths) else 0
             raise ValueError(
@@ -141,15 +159,14 @@ class ClipSampler:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         clips = self._orders.at(positions)
         which = np.searchsorted(self._starts_before, clips, side="right") - 1
-        return which, clips - self._starts_before[which]
+        return which, (clips - self._starts_before[which]) * self._every
 
     def _fill(self, pixels: NDArray[np.uint8], which: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         if self._in_memory:
             self.preload()
             assert self._frames is not None
-            rows = self._rows_before[which] + starts
-            steps = np.arange(self.n_frames) * self.frame_skip
-            np.take(self._frames, rows[:, None] + steps, axis=0, out=pixels)
+            steps = starts[:, None] + np.arange(self.n_frames) * self.frame_skip
+            np.take(self._frames, self._rows_before[which][:, None] + steps // self._every, axis=0, out=pixels)
             return
         for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its key frames
             first = int(starts[j])
@@ -167,13 +184,34 @@ class ClipSampler:
             planes = whole[0] if self._stored.layout == "chw" else np.ascontiguousarray(whole[0].transpose(2, 0, 1))
             out[k] = box_average(planes, self.image_size)
 
+    def _frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> torch.Tensor:
+        """Returns the frames of (B, K) episodes (positions within `episodes`) and stored steps, (B, K, h, w, 3)."""
+        pixels = self._buffers.take((*which.shape, *self._frame_shape))
+        out = pixels.numpy()
+        if self._in_memory:
+            self.preload()
+            assert self._frames is not None
+            np.take(self._frames, self._rows_before[which] + steps // self._every, axis=0, out=out)
+        else:
+            self._decode_at(out.reshape(-1, *self._frame_shape), which.ravel(), steps.ravel())
+        return pixels.permute(0, 1, 3, 4, 2) if self._frame_shape[0] == 3 else pixels
+
+    def _decode_at(self, out: NDArray[np.uint8], which: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
+        for j in np.argsort(which, kind="stable").tolist():  # frames of one episode share its key frames
+            self._decode(out[j : j + 1], int(self.episodes[which[j]]), [int(steps[j])])
+
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decodes all frames into memory if they fit, once; otherwise does nothing.
+        """Decodes all frames into memory if they fit, once; otherwise warns that every batch will be decoded anew.
+
+        At full size nothing is kept, and nothing said.
 
         Args:
             progress: Called with (episodes decoded, episodes in all).
         """
-        if not self._in_memory or self._frames is not None:
+        if not self._in_memory:
+            self._warn_of_size()
+            return
+        if self._frames is not None:
             return
         with self._preload_lock:
             if self._frames is not None:
@@ -191,9 +229,22 @@ class ClipSampler:
                     raise
             self._frames = frames
 
+    def _warn_of_size(self) -> None:
+        if self.image_size == IMAGE_SIZE or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"the frames of {len(self.episodes):,} episodes at {self.image_size} px take "
+            f"{self.pooled_bytes / 2**30:,.2f} GiB, more than the memory budget of {self.memory_budget / 2**30:,.2f} "
+            "GiB: every batch is decoded anew, which is several times slower; free memory, or take fewer episodes, "
+            "a smaller image_size, or a dataset collected with --picture-every",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
     def _decode_episode(self, frames: NDArray[np.uint8], k: int) -> None:
         rows = frames[self._rows_before[k] : self._rows_before[k + 1]]
-        self._decode(rows, int(self.episodes[k]), range(len(rows)))
+        self._decode(rows, int(self.episodes[k]), range(0, len(rows) * self._every, self._every))
 
     # Many batches --------------------------------------------------------------------------------------------
 

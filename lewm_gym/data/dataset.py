@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lewm_gym.data.codec import FrameCodec, FrameDecoder
-from lewm_gym.data.episode import FRAME_SHAPE, Episode
+from lewm_gym.data.episode import FRAME_SHAPE, Episode, count_pictures
 from lewm_gym.data.header import Header
 from lewm_gym.data.manifest import Manifest, scan
 from lewm_gym.data.shard import Shard
@@ -31,6 +31,8 @@ class Dataset:
         manifest: What the folder says of itself.
         lengths: (n_episodes,) int64, frames of each episode.
         starts: (n_episodes + 1,) int64, row of each episode's first frame in the columns, and the number of rows.
+        picture_every: N, where only the pictures of frames 0, N, 2N, ... of each episode are stored; 1 where all are.
+        picture_starts: (n_episodes + 1,) int64, as `starts`, counted in stored pictures.
         episode_numbers: (n_episodes,) int64.
     """
 
@@ -39,6 +41,8 @@ class Dataset:
         self.manifest = manifest
         self.lengths = np.array([n for shard in manifest.shards for n in shard.lengths], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.picture_every = manifest.header.picture_every
+        self.picture_starts = np.concatenate([[0], np.cumsum(count_pictures(self.lengths, self.picture_every))])
         self.episode_numbers = np.array([i for shard in manifest.shards for i in shard.episodes], np.int64)
         counts = [len(shard.lengths) for shard in manifest.shards]
         self._shard_of = np.repeat(np.arange(len(counts)), counts)
@@ -110,6 +114,23 @@ class Dataset:
         return self.header.codec is not None
 
     @property
+    def n_pictures(self) -> int:
+        """Number of pictures of all episodes; 0 where there are states only."""
+        return int(self.picture_starts[-1]) if self.has_pixels else 0
+
+    def picture_steps(self, index: int) -> NDArray[np.int64]:
+        """Returns the steps of an episode whose pictures are stored."""
+        return np.arange(0, self.lengths[index], self.picture_every)
+
+    def require_all_pictures(self, what: str) -> None:
+        """Raises ValueError unless the picture of every frame is stored; `what` needs them."""
+        if self.picture_every != 1 and self.has_pixels:
+            raise ValueError(
+                f"{what} needs the picture of every frame, but {self.folder} stores every {self.picture_every}th only: "
+                "collect it again without --picture-every"
+            )
+
+    @property
     def pixel_bytes(self) -> int:
         """Size of all frames, compressed; each shard is opened to find out."""
         shards = (self._shard(i) for i in range(len(self._shards)))
@@ -144,16 +165,21 @@ class Dataset:
     # What it holds -------------------------------------------------------------------------------------------
 
     def episode(self, index: int, pixels: bool = True) -> Episode:
-        """Returns the episode at a position, with its frames decoded unless `pixels=False` (or there are none)."""
+        """Returns the episode at a position, its stored frames decoded unless `pixels=False` (or there are none)."""
         shard, position = self._locate(index)
         states = shard.states(position)
         if not (pixels and self.has_pixels):
             return states
-        frames = self.frames(index, np.arange(len(states)))
+        frames = self.frames(index, self.picture_steps(index))
         return replace(states, pixels=frames)
 
     def frames(self, index: int, steps: Any) -> NDArray[np.uint8]:
-        """Returns the frames of an episode at `steps`, (n, 224, 224, 3) uint8."""
+        """Returns the frames of an episode at `steps`, (n, 224, 224, 3) uint8.
+
+        Raises:
+            IndexError: If the episode has no such step.
+            ValueError: If the picture of a step is not stored (`picture_every`), or the file is damaged.
+        """
         steps = np.atleast_1d(np.asarray(steps))
         codec = self._locate(index)[0].codec
         stored = np.empty((len(steps), *codec.stored_shape), np.uint8)
@@ -167,21 +193,32 @@ class Dataset:
 
         Raises:
             IndexError: If the episode has no such step.
-            ValueError: If the file is damaged.
+            ValueError: If the picture of a step is not stored, or the file is damaged.
         """
         shard, position = self._locate(index)
         starts = shard.frame_starts()[position]
         length, frames, done = len(starts) - 1, shard.bytes, 0
-        if steps and not 0 <= min(steps) <= max(steps) < length:
-            raise IndexError(f"episode {index} has steps 0 to {length - 1}, not {min(steps)} to {max(steps)}")
-        for key, group in groupby(steps, lambda step: shard.codec.key_step(step, length)):
+        if steps and not 0 <= min(steps) <= max(steps) < self.lengths[index]:
+            raise IndexError(
+                f"episode {index} has steps 0 to {self.lengths[index] - 1}, not {min(steps)} to {max(steps)}"
+            )
+        every = self.picture_every
+        if every != 1:
+            if absent := [step for step in steps if step % every]:
+                raise ValueError(
+                    f"{self.folder} stores every {every}th picture: episode {index} has none at step {absent[0]}"
+                )
+            steps = [step // every for step in steps]
+        for key, group in groupby(steps, lambda picture: shard.codec.key_step(picture, length)):
             alike = list(group)
-            compressed = [frames[starts[step] : starts[step + 1]] for step in alike]
+            compressed = [frames[starts[i] : starts[i + 1]] for i in alike]
             key_frame = None if alike == [key] else frames[starts[key] : starts[key + 1]]
             try:
                 self._decoder.decode_into(out[done : done + len(alike)], (index, key), key_frame, compressed, check)
             except ValueError as error:
-                raise shard.damaged(f"episode {self.episode_numbers[index]}, step {alike[0]}: {error}") from None
+                raise shard.damaged(
+                    f"episode {self.episode_numbers[index]}, step {alike[0] * every}: {error}"
+                ) from None
             done += len(alike)
 
     def column(self, name: str) -> NDArray[Any]:

@@ -20,6 +20,11 @@ def describe(dataset: Dataset) -> str:
     sizes = f"{file_bytes / 1e6:,.1f} MB, {file_bytes / dataset.n_frames:,.0f} bytes per frame"
     if dataset.has_pixels:
         sizes += f", of which pixels {dataset.pixel_bytes / dataset.n_frames:,.0f}"
+        if dataset.picture_every != 1:
+            sizes += (
+                f"; a picture every {dataset.picture_every} frames, {dataset.n_pictures:,} in all, "
+                f"{dataset.pixel_bytes / dataset.n_pictures:,.0f} bytes each"
+            )
     facts = [
         f"task {dataset.task}, policy {header.policy}, noise {header.noise}, seed {header.seed}",
         f"{dataset.n_episodes:,} episodes, {dataset.n_frames:,} frames; length mean {lengths.mean():.1f}, "

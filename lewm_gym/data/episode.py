@@ -18,13 +18,15 @@ class Episode:
     """T frames and what led from each to the next.
 
     Attributes:
-        pixels: (T, 224, 224, 3) uint8, or None where only states were kept.
+        pixels: (T, 224, 224, 3) uint8, or None where only states were kept; where only every N-th picture was, those,
+            (ceil(T / N), 224, 224, 3).
         action: (T, action_size) float32; row t leads from frame t to frame t + 1; the last row is NaN.
         state: (T, state_size) float64, the simulator's whole state.
         quantities: Name -> (T, k) float32, physical quantities for probing.
         success: (T,) bool, whether the goal of the collecting policy was met.
         reset_options: What the environment must be reset with, beside the state, to draw the frames again: "variations"
             and "goal_state", as JSON values. Empty where they are the defaults.
+        picture_every: N: `pixels` are of the frames 0, N, 2N, ...
     """
 
     pixels: NDArray[np.uint8] | None
@@ -33,10 +35,16 @@ class Episode:
     success: NDArray[np.bool_]
     quantities: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     reset_options: dict[str, Any] = field(default_factory=dict)
+    picture_every: int = 1
 
     def __len__(self) -> int:
         """Returns T, the number of frames."""
         return len(self.state)
+
+
+def count_pictures(frames: Any, picture_every: int) -> Any:
+    """Returns how many pictures are stored of an episode (or of each of several) of so many frames."""
+    return -(-frames // picture_every)
 
 
 def check_episode(episode: Episode) -> None:
@@ -54,7 +62,7 @@ def check_episode(episode: Episode) -> None:
     for name, values in episode.quantities.items():
         _check(name, values, (length, None), np.float32)
     if episode.pixels is not None:
-        _check("pixels", episode.pixels, (length, *FRAME_SHAPE), np.uint8)
+        _check("pixels", episode.pixels, (count_pictures(length, episode.picture_every), *FRAME_SHAPE), np.uint8)
     if not np.isnan(episode.action[-1]).all():
         raise ValueError("action: the last row must be NaN, since no action leaves the last frame")
     if not np.isfinite(episode.action[:-1]).all():

@@ -1,8 +1,8 @@
-"""What a frozen encoder says of every frame of a dataset: computed once, kept in its folder, read instead of pixels.
+"""What a frozen encoder says of every picture of a dataset: computed once, kept in its folder, read instead of pixels.
 
-A file `features/<key>.f16` in the dataset's folder holds one row of float16 per frame and nothing else; the key stands
-for the dataset's content, the encoder's weights and the shape of a row. It is written row after row under a temporary
-name, so that a killed computation goes on where its file ends, and gets its name when it is whole.
+A file `features/<key>.f16` in the dataset's folder holds one row of float16 per picture and nothing else; the key
+stands for the dataset's content, the encoder's weights and the shape of a row. It is written row after row under a
+temporary name, so that a killed computation goes on where its file ends, and gets its name when it is whole.
 
 Size: 2 bytes per number. DINOv2's 16 patches of a frame of 56 px take 12 KiB, 1.1 GiB for 1,000 episodes of Two-Room;
 the 256 of one of 224 px 192 KiB, 17 GiB for the same. Delete the folder `features` to get the space back.
@@ -38,7 +38,7 @@ Encode = Callable[[Tensor], Tensor]
 def cached_features(
     dataset: Dataset, encoder: nn.Module, encode: Encode, progress: Callable[[int, int], None] | None = None
 ) -> NDArray[np.float16]:
-    """Returns the features of all frames, (n_frames, ...), memory-mapped; computed first, as far as they are missing.
+    """Returns the features of all pictures, (n_pictures, ...), memory-mapped; what is missing is computed first.
 
     Args:
         dataset: Whose frames.
@@ -59,7 +59,7 @@ def cached_features(
         with exclusive(file.parent):
             _compute(file, dataset, lambda frames: _encoded(frames, encode, device), 2 * int(np.prod(shape)), progress)
     wait_for_all()
-    return np.memmap(file, np.float16, "r", shape=(dataset.n_frames, *shape))
+    return np.memmap(file, np.float16, "r", shape=(dataset.n_pictures, *shape))
 
 
 def _key(dataset: Dataset, encoder: nn.Module, shape: tuple[int, ...]) -> str:
@@ -86,10 +86,10 @@ def _compute(
     """Writes the features, from the first episode that an earlier call has not finished."""
     unfinished = file.with_suffix(".partial")
     with open(unfinished, "ab") as out:
-        begun = int(np.searchsorted(dataset.starts, out.tell() // row_bytes, side="right")) - 1
-        out.truncate(int(dataset.starts[begun]) * row_bytes)
+        begun = int(np.searchsorted(dataset.picture_starts, out.tell() // row_bytes, side="right")) - 1
+        out.truncate(int(dataset.picture_starts[begun]) * row_bytes)
         for episode in range(begun, dataset.n_episodes):
-            out.write(encoded(dataset.frames(episode, np.arange(dataset.lengths[episode]))).data)
+            out.write(encoded(dataset.frames(episode, dataset.picture_steps(episode))).data)
             if progress is not None:
                 progress(episode + 1, dataset.n_episodes)
         out.flush()
@@ -109,7 +109,8 @@ class _FromFeatures:
 
     def _frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
         """Returns the features of (B, K) episodes and steps, (B, K, ...)."""
-        return torch.from_numpy(self.features[self.dataset.starts[self.episodes[which]] + steps])
+        rows = self.dataset.picture_starts[self.episodes[which]] + steps // self.dataset.picture_every
+        return torch.from_numpy(self.features[rows])
 
 
 class FeatureClips(_FromFeatures, ClipSampler):

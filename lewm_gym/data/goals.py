@@ -71,13 +71,16 @@ class GoalSampler(ClipSampler):
     """Draws transitions of one environment step, with a value goal and an actor goal for each.
 
     Args:
-        dataset: Where from.
+        dataset: Where from; with the picture of every frame.
         episodes: Positions of the episodes to draw transitions and goals from; None for all.
         value_goals: Mixture of the goals of the value function.
         actor_goals: Mixture of the goals of the policy.
         seed: Of the order of transitions and of the goals.
         image_size: Height and width delivered, px; divides 224.
         options: Others of `ClipSampler`: `threads`, `memory_budget`.
+
+    Raises:
+        ValueError: As `ClipSampler`, or if not every frame's picture is stored.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class GoalSampler(ClipSampler):
         image_size: int = IMAGE_SIZE,
         **options: Any,
     ) -> None:
+        dataset.require_all_pictures("a policy that is trained on single steps")
         super().__init__(dataset, episodes, n_frames=2, frame_skip=1, seed=seed, image_size=image_size, **options)
         self.value_goals, self.actor_goals = value_goals, actor_goals
         self._lengths = dataset.lengths[self.episodes]
@@ -144,19 +148,3 @@ class GoalSampler(ClipSampler):
         anywhere = rows - self._rows_before[episodes]
         current, random = kind < mixture.current, kind >= mixture.current + mixture.future
         return np.where(random, episodes, which), np.where(random, anywhere, np.where(current, steps, later))
-
-    def _frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> torch.Tensor:
-        """Returns the frames of (B, K) episodes and steps, (B, K, h, w, 3)."""
-        pixels = self._buffers.take((*which.shape, *self._frame_shape))
-        out = pixels.numpy()
-        if self._in_memory:
-            self.preload()
-            assert self._frames is not None
-            np.take(self._frames, self._rows_before[which] + steps, axis=0, out=out)
-        else:
-            self._decode_at(out.reshape(-1, *self._frame_shape), which.ravel(), steps.ravel())
-        return pixels.permute(0, 1, 3, 4, 2) if self._frame_shape[0] == 3 else pixels
-
-    def _decode_at(self, out: NDArray[np.uint8], which: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
-        for j in np.argsort(which, kind="stable").tolist():  # frames of one episode share its key frames
-            self._decode(out[j : j + 1], int(self.episodes[which[j]]), [int(steps[j])])

@@ -68,11 +68,12 @@ def export_hdf5(dataset: Dataset, path: str | Path, progress: Progress | None = 
     """Writes a dataset as one HDF5 file, whole or not at all; frames are gzip-compressed one by one.
 
     Raises:
-        ValueError: If the dataset has no frames.
+        ValueError: If the dataset has no frames, or not all.
         ImportError: Without h5py.
     """
     path, h5py = Path(path), _h5py()
     dataset.codec  # noqa: B018  raises without frames
+    dataset.require_all_pictures("the HDF5 layout")
     count = dataset.n_frames
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["ep_len"] = dataset.lengths.astype(np.int32)

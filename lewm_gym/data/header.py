@@ -58,6 +58,7 @@ class Header:
         variations: Names of the factors of variation that were drawn anew for every episode.
         action_low: Smallest action, per coordinate, in the environment's units; None is -1, as in all TASKS.
         action_high: Largest action, likewise; None is 1.
+        picture_every: N, where only the pictures of frames 0, N, 2N, ... of each episode are stored.
     """
 
     task: str
@@ -73,11 +74,12 @@ class Header:
     variations: tuple[str, ...] = ()
     action_low: tuple[float, ...] | None = None
     action_high: tuple[float, ...] | None = None
+    picture_every: int = 1
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The fields that must agree for shards to be one dataset."""
-        names = ("task", "policy", "noise", "seed", "render_quality", "states_only", "variations")
+        names = ("task", "policy", "noise", "seed", "render_quality", "states_only", "variations", "picture_every")
         codec = self.codec and {name: value for name, value in self.codec.items() if name != "level"}
         return {**{name: getattr(self, name) for name in names}, "codec": codec}
 

@@ -114,7 +114,8 @@ tags:
 ---
 # {header.task}: {dataset.n_episodes:,} episodes
 
-{dataset.n_frames:,} frames of 224 x 224 px (lossless), actions, states and physical quantities.
+{dataset.n_pictures:,} pictures of 224 x 224 px (lossless), one of every {dataset.picture_every} frames; of all
+{dataset.n_frames:,} actions, states and physical quantities.
 Policy `{header.policy}`,
 seed {header.seed}. Content `{dataset.content_hash}`.
 

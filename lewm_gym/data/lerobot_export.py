@@ -41,10 +41,11 @@ def export_lerobot(dataset: Dataset, folder: str | Path, fps: int = 10, progress
         progress: Called after every episode.
 
     Raises:
-        ValueError: If the dataset has no frames, or the folder exists.
+        ValueError: If the dataset has no frames, or not all, or the folder exists.
     """
     folder = Path(folder)
     dataset.codec  # noqa: B018  raises without frames
+    dataset.require_all_pictures("LeRobot's layout")
     if fps < 1:
         raise ValueError(f"fps must be at least 1, got {fps}")
     if folder.exists():

@@ -83,11 +83,12 @@ def export_minari(dataset: Dataset, folder: str | Path, lossy: bool = False, pro
         progress: Called after every episode.
 
     Raises:
-        ValueError: If the dataset has no frames or the folder exists.
+        ValueError: If the dataset has no frames, or not all, or the folder exists.
         ImportError: Without minari.
     """
     minari, folder = _minari(), Path(folder)
     dataset.codec  # noqa: B018  raises without frames
+    dataset.require_all_pictures("Minari's layout")
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another --out, or delete it")
     from minari.data_collector import EpisodeBuffer

@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class EncodedEpisode:
-    """An episode ready to be written: `Episode` with its frames compressed (None without frames)."""
+    """An episode ready to be written: `Episode` with its stored frames compressed (None without frames)."""
 
     states: Episode
     frames: list[bytes] | None
@@ -102,7 +102,7 @@ def write_part(path: Path, header: Header, number: int, encoded: EncodedEpisode)
         action_sums=(tuple(actions.sum(0).tolist()), tuple((actions**2).sum(0).tolist())),
         reset_options=states.reset_options,
     )
-    _write(path, header, [entry], [_record_batch(number, encoded)])
+    _write(path, header, [entry], [_record_batch(number, encoded, header.picture_every)])
 
 
 def write_shard(path: Path, sources: Iterable[tuple[Shard, int]]) -> None:
@@ -126,7 +126,7 @@ def _write(path: Path, header: Header, entries: list[Entry], batches: Iterable[p
         writer.close()
 
 
-def _record_batch(number: int, encoded: EncodedEpisode) -> pa.RecordBatch:
+def _record_batch(number: int, encoded: EncodedEpisode, picture_every: int) -> pa.RecordBatch:
     states = encoded.states
     length = len(states)
     columns: dict[str, pa.Array] = {
@@ -138,7 +138,9 @@ def _record_batch(number: int, encoded: EncodedEpisode) -> pa.RecordBatch:
     }
     columns.update({name: _vectors(values) for name, values in states.quantities.items()})
     if encoded.frames is not None:
-        columns["pixels"] = pa.array(encoded.frames, pa.binary())
+        frames: list[bytes | None] = [None] * length
+        frames[::picture_every] = encoded.frames  # the other rows have no picture
+        columns["pixels"] = pa.array(frames, pa.binary())
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
@@ -235,6 +237,7 @@ class Shard:
                 name: _array(named[name]) for name, column in self.header.columns.items() if column.role == "quantity"
             },
             reset_options=self.entries[position].reset_options,
+            picture_every=self.header.picture_every,
         )
 
     def column(self, name: str) -> NDArray[Any]:
@@ -258,7 +261,7 @@ class Shard:
         return FrameCodec.from_json(self.header.codec)
 
     def frame_starts(self) -> list[NDArray[np.int64]]:
-        """Returns, for each episode, where its T compressed frames begin in `bytes`, and where they end: (T + 1,)."""
+        """Returns, for each episode, where its K stored frames begin in `bytes`, and where they end: (K + 1,)."""
         if self._frame_starts is None:
             self._frame_starts = [self._starts(position) for position in range(len(self))]
         return self._frame_starts
@@ -268,14 +271,15 @@ class Shard:
         if "pixels" not in batch.schema.names:
             raise self.damaged("it has no frames")
         _, offsets, data = batch.column("pixels").buffers()
-        starts = np.frombuffer(offsets, np.int32, batch.num_rows + 1).astype(np.int64)
+        rows = np.frombuffer(offsets, np.int32, batch.num_rows + 1).astype(np.int64)
+        starts = np.append(rows[: -1 : self.header.picture_every], rows[-1])  # rows without a picture take no bytes
         base = data.address - self._file.address
         if starts[0] < 0 or (np.diff(starts) <= 0).any() or base + starts[-1] > self._file.size:
             raise self.damaged("its frames are not where it says")
         return starts + base
 
     def frames(self, position: int) -> Iterator[memoryview]:
-        """Yields the compressed frames of the episode at `position`."""
+        """Yields the compressed frames of the episode at `position`, those that are stored."""
         starts = self._starts(position).tolist()
         for start, end in zip(starts[:-1], starts[1:], strict=True):
             yield self.bytes[start:end]

@@ -104,14 +104,16 @@ def _check_episode(shard: Shard, position: int) -> Iterator[str]:
     if not (np.array_equal(steps, np.arange(entry.frames)) and (numbers == entry.episode).all()):
         yield f"{where}: its rows are out of order"
     if shard.header.codec is not None:
-        frames = list(shard.frames(position))
+        frames, every = list(shard.frames(position)), shard.header.picture_every
+        if not np.array_equal(np.flatnonzero(batch.column("pixels").is_valid()), np.arange(0, entry.frames, every)):
+            yield f"{where}: its pictures are not at every {every}th step"
         out, decoder = np.empty(shard.codec.stored_shape, np.uint8), FrameDecoder(max_cached=1)
-        for step, frame in enumerate(frames):
+        for i, frame in enumerate(frames):
             try:
-                key = shard.codec.key_step(step, entry.frames)
-                decoder.decode_into(out, key, None if step == key else frames[key], [frame])
+                key = shard.codec.key_step(i, len(frames))
+                decoder.decode_into(out, key, None if i == key else frames[key], [frame])
             except ValueError as error:
-                yield f"{where}, step {step}: {error}"
+                yield f"{where}, step {i * every}: {error}"
                 return
         if pixels_hash(frames) != entry.pixels_hash:
             yield f"{where}: the hash of its pixels is not what was recorded"
