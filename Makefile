@@ -3,7 +3,7 @@
 #   make demo ARGS="--help"      arguments for the program behind a target
 #   make test ARGS="-k two_room"
 #   make demo VENV=path          another virtual environment than .venv
-#   make demo PYTHON=python3.12  an interpreter that has everything, used as it is, or the one to make .venv from
+#   make demo PYTHON=python3.12  the interpreter to make it from
 
 VENV ?= .venv
 PYTHON ?=

@@ -1,4 +1,4 @@
-"""The set-up script on simulated machines: its own shell code, with stubs for Python, apt-get and nvidia-smi."""
+"""The set-up script on simulated machines: its own shell code, with stubs for Python, uv and apt-get."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,25 +16,30 @@ TOOLS = (
     "awk cat chmod cksum cp date df dirname flock grep head ls make mkdir mktemp rm sed sh sleep tail tee tr".split()
 )
 
-# A Python that makes "virtual environments" of itself and "installs" by writing down what it was asked for.
+# A Python that makes "environments" of itself and "installs" by writing down what it was asked for.
 STUB_PYTHON = """#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 echo "$0 $*" >>"$LOG"
 case "$*" in
-*version_info*) echo "$STUB_VERSION" ;;
-*"import ensurepip, venv"*) [ -z "${STUB_NO_VENV:-}" ] ;;
-*"sys.version)"*) echo "$STUB_VERSION stub" ;;
-*'version("torch"); print(v)'*) [ -e "$here/torch" ] && cat "$here/torch" ;;
-*'"torch==" +'*) echo "torch==$(cat "$here/torch")" ;;
+*"import ensurepip"*) [ -z "${STUB_UNUSABLE:-}" ] ;;
+-V) echo "Python $STUB_VERSION" ;;
+*'v("torch")'*) [ -e "$here/torch" ] ;;
 "-m venv "*)
     for target; do :; done
-    rm -rf "$target" && mkdir -p "$target/bin" && : >"$target/pyvenv.cfg" && cat "$0" >"$target/bin/python"
-    chmod +x "$target/bin/python" ;;
-"-m pip index versions torch"*) echo "torch ($STUB_TORCH)"; echo "Available versions: $STUB_TORCH, 2.0" ;;
-*" torch"*) [ "$3 $4" != "install --quiet" ] && echo 2.13.0 >"$here/torch" ;;
-"-m pip install -c "*) sleep "${STUB_SLOW:-0}"; [ -z "${STUB_PIP_FAILS:-}" ] || { echo "ERROR: no network"; exit 1; } ;;
-"-P - "*) exit 1 ;;
-*) exit 0 ;;
+    rm -rf "$target" && mkdir -p "$target/bin" && echo "version = $STUB_VERSION" >"$target/pyvenv.cfg"
+    cat "$0" >"$target/bin/python" && chmod +x "$target/bin/python" ;;
+*"install -qq uv") [ -n "${STUB_UV:-}" ] && cp "$STUB_UV" "$here/uv" ;;
+*"--no-index"*) [ -n "${STUB_LOCAL_TORCH:-}" ] && : >"$here/torch" ;;
+*" torch"*) : >"$here/torch" ;;
+*"install -qq -e "*) sleep "${STUB_SLOW:-0}"; [ -z "${STUB_FAILS:-}" ] || { echo "ERROR: no network" >&2; exit 1; } ;;
+esac
+"""
+# A uv that makes environments of the stub above, and installs likewise.
+STUB_UV = """#!/bin/sh
+echo "uv $*" >>"$LOG"
+case "$*" in
+"venv "*) for target; do :; done; exec python3 -m venv "$target" ;;
+*--torch-backend*) [ -n "${STUB_INDEX:-}" ] ;;
 esac
 """
 
@@ -58,8 +62,7 @@ class Machine:
         self.environment = {
             "PATH": str(self.bin),
             "LOG": str(self.log),
-            "STUB_VERSION": "3.11",
-            "STUB_TORCH": "2.13.0+cpu",
+            "STUB_VERSION": "3.11.7",
         }
         self.has("id", "echo 1000")
         self.has("apt-cache", "exit 0")
@@ -90,8 +93,19 @@ class Machine:
         return process.returncode, out.strip(), err
 
     @property
-    def pip_calls(self) -> list[str]:
-        return [line.split(" -m pip ")[1] for line in self.log.read_text().splitlines() if " -m pip install" in line]
+    def installs(self) -> list[str]:
+        """What was installed, in order: the arguments of pip, or of `uv pip` with `uv` before them."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            program, _, arguments = line.partition(" pip install ")
+            if arguments:
+                words = arguments.replace(f"--python {self.python} ", "").split(maxsplit=1)[1]
+                found.append(f"uv {words}" if program == "uv" else words)
+        return found
+
+    @property
+    def python(self) -> str:
+        return str(self.checkout / ".venv/bin/python")
 
 
 @pytest.fixture
@@ -102,49 +116,58 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_fresh_checkout_gets_an_environment_and_the_second_call_installs_nothing(machine: Machine) -> None:
-    status, python, err = machine.setup()
+    machine.has("uv", STUB_UV)
+    status, python, err = machine.setup(STUB_INDEX="1")
     assert status == 0, err
-    assert python == str(machine.checkout / ".venv/bin/python")
-    assert machine.pip_calls[-1].endswith("-e .")
+    assert python == machine.python
+    assert machine.installs[-2:] == ["uv --torch-backend=auto torch>=2.6,<3", "uv -e ."]
 
     start = time.perf_counter()
     assert machine.setup() == (0, python, "")
     assert time.perf_counter() - start < 1.0
-    assert machine.pip_calls == []
+    assert machine.installs == []
 
 
 def test_everything_for_the_tests_is_more_than_the_demo_needs(machine: Machine) -> None:
     assert machine.setup("core")[0] == 0
     assert machine.setup("all")[0] == 0
-    assert machine.pip_calls[-1].endswith("-e .[all]")
+    assert machine.installs[-1] == "-e .[all]"
     assert machine.setup("core")[0] == 0
-    assert machine.pip_calls == []
+    assert machine.installs == []
 
 
-@pytest.mark.parametrize(("version", "apart"), [("3.11", False), ("3.12", False), ("3.13", True), ("3.14", True)])
+def test_pip_fetches_uv_where_there_is_none_and_stands_in_for_it(machine: Machine, tmp_path: Path) -> None:
+    stub = tmp_path / "uv"
+    stub.write_text(STUB_UV)
+    stub.chmod(0o755)
+    assert machine.setup(STUB_UV=str(stub), STUB_INDEX="1")[0] == 0
+    assert machine.installs[0] == "uv" and machine.installs[-1] == "uv -e ."
+
+    shutil.rmtree(machine.checkout / ".venv")
+    status, _, err = machine.setup()
+    assert status == 0
+    assert "pip does the work" in err
+    assert machine.installs[-2:] == ["--index-url https://download.pytorch.org/whl/cpu torch>=2.6,<3", "-e ."]
+
+
+@pytest.mark.parametrize(("version", "apart"), [("3.12.1", False), ("3.13.0", True)])
 def test_dm_control_comes_without_labmaze_where_that_has_no_wheel(machine: Machine, version: str, apart: bool) -> None:
-    machine.environment["STUB_VERSION"] = version
-    machine.setup("core")
-    assert not any("dm_control==" in call for call in machine.pip_calls)
-    machine.setup("all")
-    assert ("install --no-deps dm_control==1.0.50 ogbench==1.2.2" in machine.pip_calls) == apart
+    machine.setup("all", STUB_VERSION=version)
+    assert ("--no-deps dm_control==1.0.50 ogbench==1.2.2" in machine.installs) == apart
 
 
-@pytest.mark.parametrize("change", ["setup.cfg", "python"])
-def test_changed_requirements_or_python_install_again(machine: Machine, change: str) -> None:
+@pytest.mark.parametrize("file", ["setup.cfg", ".venv/pyvenv.cfg"])
+def test_changed_requirements_or_python_install_again(machine: Machine, file: str) -> None:
     machine.setup()
-    if change == "setup.cfg":
-        with (machine.checkout / "setup.cfg").open("a") as file:
-            file.write("# one more requirement\n")
-    else:
-        machine.environment["STUB_VERSION"] = "3.12"
+    with (machine.checkout / file).open("a") as changed:
+        changed.write("# changed\n")
     assert machine.setup()[0] == 0
-    assert machine.pip_calls[-1].endswith("-e .")
+    assert machine.installs[-1] == "-e ."
 
 
 def test_interrupted_set_up_is_done_again_from_an_empty_environment(machine: Machine) -> None:
     process = machine.start(STUB_SLOW="30")
-    while not any("-c" in call for call in machine.pip_calls):
+    while "-e ." not in machine.installs:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -157,28 +180,25 @@ def test_interrupted_set_up_is_done_again_from_an_empty_environment(machine: Mac
     assert not half_copied.exists()
 
 
-def test_failing_pip_is_shown_and_is_not_taken_for_done(machine: Machine) -> None:
-    status, out, err = machine.setup(STUB_PIP_FAILS="1")
-    assert (status, out) == (1, "")
-    assert "ERROR: no network" in err
-    status, _, err = machine.setup()
-    assert status == 0
-    assert "already there" in err, "what was installed before the failure stays"
+def test_failing_installation_is_shown_and_is_not_taken_for_done(machine: Machine) -> None:
+    status, out, err = machine.setup(STUB_FAILS="1")
+    assert (status, out) == (2, "")
+    assert "ERROR: no network" in err and "The same command goes on" in err
+    assert machine.setup()[0] == 0
+    assert not any("torch" in words for words in machine.installs), "what was installed before the failure stays"
 
 
 def test_environment_made_by_hand_is_completed_not_replaced(machine: Machine) -> None:
     environment = machine.checkout / ".venv"
     (environment / "bin").mkdir(parents=True)
-    (environment / "pyvenv.cfg").touch()
     (environment / "mine").touch()
     shutil.copy(machine.bin / "python3", environment / "bin/python")
-    (environment / "bin/torch").write_text("2.9.1")
+    (environment / "bin/torch").touch()
 
     status, _, err = machine.setup()
     assert status == 0, err
     assert (environment / "mine").exists()
-    assert "torch 2.9.1 is already there" in err
-    assert not any("torch==" in call for call in machine.pip_calls)
+    assert not any("torch" in words for words in machine.installs)
 
 
 def test_folder_that_is_no_environment_is_left_alone(machine: Machine) -> None:
@@ -186,84 +206,35 @@ def test_folder_that_is_no_environment_is_left_alone(machine: Machine) -> None:
     (machine.checkout / "precious/file").touch()
     status, _, err = machine.setup(VENV="precious")
     assert status == 2
-    assert "no virtual environment" in err
+    assert "no Python environment" in err
     assert (machine.checkout / "precious/file").exists()
 
 
-def test_no_gpu_takes_the_cpu_build(machine: Machine) -> None:
-    machine.setup()
-    (torch,) = (call for call in machine.pip_calls if "torch==" in call and "--quiet" not in call)
-    assert torch == "install --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu"
+def test_torch_comes_from_disk_before_any_index(machine: Machine) -> None:
+    machine.has("uv", STUB_UV)
+    machine.setup(STUB_LOCAL_TORCH="1")
+    assert [words for words in machine.installs if "torch" in words] == ["--no-index --no-deps torch>=2.6,<3"]
 
 
-def test_no_gpu_and_no_cpu_build_says_that_cuda_comes(machine: Machine) -> None:
-    machine.has("df", "echo header; echo / 1 1 99999999 1 /")
-    status, _, err = machine.setup(STUB_TORCH="2.15.0")
+def test_torchs_index_out_of_reach_takes_the_standard_build_and_says_so(machine: Machine) -> None:
+    machine.has("uv", STUB_UV)
+    status, _, err = machine.setup()
     assert status == 0
-    assert "cannot be reached" in err and "3 GB" in err
-
-    shutil.rmtree(machine.checkout / ".venv")
-    machine.has("df", "echo header; echo / 1 1 2000000 1 /")
-    status, _, err = machine.setup(STUB_TORCH="2.15.0")
-    assert status == 2
-    assert "1 GB of disk are free" in err
-
-
-def test_nvidia_gpu_takes_the_standard_build(machine: Machine) -> None:
-    machine.has("nvidia-smi", "exit 0")
-    machine.setup()
-    assert "install torch>=2.6,<3" in machine.pip_calls
+    assert "3 GB of CUDA" in err
+    assert machine.installs[-2:] == ["uv torch>=2.6,<3", "uv -e ."]
 
 
 def test_named_torch_is_taken(machine: Machine) -> None:
     machine.setup(TORCH="torch==2.7.0")
-    assert "install torch==2.7.0" in machine.pip_calls
+    assert [words for words in machine.installs if "torch" in words] == ["torch==2.7.0"]
 
 
-def test_missing_system_packages_are_named_in_one_exact_line(machine: Machine) -> None:
-    machine.has("apt-get", "exit 1")
-    machine.has("apt-cache", "echo '  Depends: python3.11'")
-    (machine.bin / "python3").unlink()
-    status, out, err = machine.setup("core")
+def test_machine_without_python_and_uv_is_told_what_to_install(machine: Machine) -> None:
+    status, out, err = machine.setup(STUB_UNUSABLE="1")
     assert (status, out) == (2, "")
-    assert err == "error: this machine lacks system packages; type: sudo apt-get install -y python3 python3-venv\n"
-
-    machine.has("ldconfig", "echo libGL.so.1")
-    status, _, err = machine.setup("all")
-    assert err.endswith("sudo apt-get install -y python3 python3-venv libegl1 libegl-mesa0 libosmesa6\n")
-
-
-def test_old_default_python_leads_to_a_newer_package(machine: Machine) -> None:
-    machine.has("apt-get", "exit 1")
-    machine.has("apt-cache", "case $1-$2 in depends-*) echo '  Depends: python3.10' ;; *3.13*|*3.12*) exit 100 ;; esac")
-    status, _, err = machine.setup(STUB_VERSION="3.10")
-    assert status == 2
-    assert err.endswith("sudo apt-get install -y python3.11-venv\n")
-
-
-def test_root_installs_what_is_missing(machine: Machine) -> None:
-    machine.has("id", "echo 0")
-    (machine.bin / "python3").rename(machine.bin / "python3.hidden")
-    machine.has("apt-get", f'echo "apt $*" >>"$LOG"; cp "{machine.bin}/python3.hidden" "{machine.bin}/python3"')
-    status, python, err = machine.setup()
-    assert status == 0, err
-    assert python.endswith(".venv/bin/python")
-    assert "python3 python3-venv" in next(line for line in machine.log.read_text().splitlines() if "apt " in line)
-
-
-def test_unusable_interpreter_is_refused(machine: Machine) -> None:
-    machine.has("old", STUB_PYTHON.replace("$STUB_VERSION", "3.9"))
-    status, _, err = machine.setup(PYTHON="old")
-    assert status == 2
-    assert "PYTHON=old" in err and "3.9" in err
-
-
-def test_interpreter_that_has_everything_is_used_as_it_is(tmp_path: Path) -> None:
-    # Were it refused, pip would fail at once at this TORCH instead of installing.
-    environment = os.environ | {"PYTHON": sys.executable, "VENV": str(tmp_path / "venv"), "TORCH": "./nothing.whl"}
-    done = subprocess.run(["sh", "bootstrap.sh", "core"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.stderr) == (sys.executable, "")
-    assert not (tmp_path / "venv").exists()
+    assert err.startswith("error: expected a Python of 3.11 or later") and "python3-venv" in err
+    assert err.count("\n") == 1
+    assert "expected old of 3.11" in machine.setup(PYTHON="old")[2]
 
 
 def test_no_gl_is_no_obstacle_to_the_demo_and_a_hint_to_the_tests(machine: Machine) -> None:
@@ -276,6 +247,14 @@ def test_no_gl_is_no_obstacle_to_the_demo_and_a_hint_to_the_tests(machine: Machi
     status, _, err = machine.setup("gl")
     assert status == 2
     assert err.count("\n") == 1
+
+
+def test_root_installs_the_missing_libraries(machine: Machine) -> None:
+    machine.has("id", "echo 0")
+    machine.has("ldconfig", "echo libGL.so.1 libOSMesa.so")
+    machine.has("apt-get", 'echo "apt-get $*" >>"$LOG"')
+    assert machine.setup("gl")[0] == 0
+    assert machine.log.read_text().strip().endswith("libegl1 libegl-mesa0")
 
 
 def test_every_target_of_the_makefile_is_explained(machine: Machine) -> None:
