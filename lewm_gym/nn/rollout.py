@@ -38,13 +38,18 @@ class Affine(NamedTuple):
         """Returns the layer that does to x what this one does to x * scale + shift."""
         return Affine(self.weight * scale, self.bias + self.weight @ shift)
 
-    def to(self, dtype: torch.dtype) -> Affine:
-        """Returns the layer in another precision."""
-        return Affine(self.weight.to(dtype), self.bias.to(dtype))
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Affine:
+        """Returns the layer in another precision, and on another device."""
+        return Affine(self.weight.to(device, dtype), self.bias.to(device, dtype))
 
 
 def _affine(linear: Any) -> Affine:
     return Affine(linear.weight.detach(), linear.bias.detach())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Returns it in float64, on the CPU if its own device, Apple's GPU, knows no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class _Attention:
@@ -58,19 +63,20 @@ class _Attention:
     def __init__(self, attention: CausalAttention, dtype: torch.dtype) -> None:
         self.heads = attention.heads
         # In float64, so that folding adds no error of its own.
-        norm, linear = attention.norm, attention.query_key_value.weight.double()
+        norm, linear = attention.norm, _wide(attention.query_key_value.weight)
         last: Any = attention.out[0]
         query, key, value = linear.unflatten(0, (3, self.heads, -1))  # each (heads, head_width, width)
-        out = last.weight.double().unflatten(1, (self.heads, -1))  # (width, heads, head_width)
-        scale, shift = norm.weight.double(), norm.bias.double()
+        out = _wide(last.weight).unflatten(1, (self.heads, -1))  # (width, heads, head_width)
+        scale, shift = _wide(norm.weight), _wide(norm.bias)
         # The key's shift adds the same to all scores of a query, which softmax does not see.
         query_weight = torch.einsum("hde,hdf->hfe", query * scale, key * scale) * query.shape[1] ** -0.5
         query_bias = torch.einsum("hd,hdf->hf", query @ shift, key * scale) * query.shape[1] ** -0.5
         out_weight = torch.einsum("ehd,hdf->ehf", out, value * scale)
-        out_bias = last.bias.double() + torch.einsum("ehd,hd->e", out, value @ shift)
-        self.query = Affine(query_weight.flatten(0, 1), query_bias.flatten()).to(dtype)
-        self.out = Affine(out_weight.flatten(1), out_bias).to(dtype)
-        self.alone = Affine(out_weight.sum(dim=1), out_bias).to(dtype)  # for a frame that sees itself only
+        out_bias = _wide(last.bias) + torch.einsum("ehd,hd->e", out, value @ shift)
+        there = last.weight.device
+        self.query = Affine(query_weight.flatten(0, 1), query_bias.flatten()).to(dtype, there)
+        self.out = Affine(out_weight.flatten(1), out_bias).to(dtype, there)
+        self.alone = Affine(out_weight.sum(dim=1), out_bias).to(dtype, there)  # for a frame that sees itself only
 
     def __call__(self, frames: Tensor, wanted: int) -> Tensor:
         """Returns the output (R, wanted, width) for the last frames of a window (R, n, width)."""
