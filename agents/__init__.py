@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+__part_of__ = "lewm_gym"
+
 #: name on command lines -> module:class; imported only when asked for
 AGENTS: dict[str, str] = {
     "lewm": "agents.lewm:LeWMAgent",

@@ -160,5 +160,10 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return values
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Runs the command line as a program."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    script()

@@ -146,5 +146,10 @@ def _speed_models(options: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Runs the command line as a program."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    script()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collect.collector import collect
 
 __all__ = ["collect"]
+__part_of__ = "lewm_gym"
 
 
 def __getattr__(name: str) -> Any:

@@ -281,5 +281,10 @@ def _collect(options: argparse.Namespace) -> None:
     print(_summary(dataset))
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Runs the command line as a program."""
     run(main)
+
+
+if __name__ == "__main__":
+    script()

@@ -1,16 +1,18 @@
 """LeWM-Gym: environments, datasets, world-model agents and benchmarks around LeWorldModel (arXiv 2603.19312).
 
-Importing this package registers every task with Gymnasium by string, so that
-`gym.make("lewm_gym:lewm/TwoRoom-v0")` works, and imports neither a simulator nor torch.
+Importing this package registers every task with Gymnasium, so that `gym.make("lewm/TwoRoom-v0")` works, and imports
+neither a simulator nor torch; `gym.make("lewm_gym:lewm/TwoRoom-v0")` imports it by itself.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from lewm_gym import neighbours
 from lewm_gym.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
@@ -31,7 +33,14 @@ def _register_tasks() -> None:
             )
 
 
+def _warn_of_intruders() -> None:
+    for name in neighbours.NAMES:
+        if line := neighbours.intruder(name):
+            warnings.warn(line, RuntimeWarning, stacklevel=3)
+
+
 _register_tasks()
+_warn_of_intruders()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demo."""
-    args = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(arguments[1:] if arguments[:1] == ["demo"] else arguments)
     _check(args)
     begin = time.monotonic()
     folder: Path = args.out
@@ -146,5 +148,10 @@ def _evaluate(folder: Path, args: argparse.Namespace) -> Any:
         return measure.measure(folder, out=path, film=True, progress=progress, agent=agent, **options)
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Runs the command line as a program."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    script()

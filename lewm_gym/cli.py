@@ -7,11 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
+    """An argument parser whose errors are one line, like all others.
+
+    Called by an installed command, such as `lewm-agents`, it names that in place of `python -m agents`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        command = Path(sys.argv[0]).name
+        if (options.get("prog") or "").startswith("python -m ") and command.startswith("lewm-"):
+            options["prog"] = command
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         """Prints what is wrong and where to look it up; exits with status 2."""

@@ -128,6 +128,7 @@ def load_shipped(task_name: str, offset_steps: int) -> PairSet:
 
     Raises:
         ValueError: If there are none for that task at that distance; the message says which there are.
+        FileNotFoundError: If the installation lacks them.
     """
     get_task(task_name)
     folder = resources.files("lewm_gym") / "pair_sets"
@@ -138,9 +139,14 @@ def load_shipped(task_name: str, offset_steps: int) -> PairSet:
             for f in (folder.iterdir() if folder.is_dir() else ())
             if f.name.startswith(f"{task_name}-") and f.name.endswith(".json")
         )
+        if not there:
+            raise FileNotFoundError(
+                f"this installation lacks the evaluation pairs of {task_name} in {folder}: pip install "
+                f"--force-reinstall --no-deps lewm-gym"
+            )
         raise ValueError(
             f"no evaluation pairs of {task_name} ship at {offset_steps} steps; there are some at: "
-            f"{', '.join(map(str, there)) or 'no distance'}. Others: python -m collect pairs {task_name} --offsets "
+            f"{', '.join(map(str, there))}. Others: python -m collect pairs {task_name} --offsets "
             f"{offset_steps}"
         )
     return _parse(file.read_text(), file.name)
