@@ -11,6 +11,7 @@ from typing import Any
 
 from agents import AGENTS, agent_class
 from lewm_gym import cli
+from lewm_gym.tasks import TASKS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(args.settings)
     task = Dataset.open(args.dataset).task
-    name = task.removeprefix("gym:").replace("/", "-")
+    name = task.removeprefix("gym:").replace("/", "-").replace(":", "-")  # as dataset folders are named
     preset = kind.presets.get(args.preset)
     seed = overrides.get("seed", preset.training.seed if preset else 0)
     folder = args.out or Path("runs") / f"{name}-{args.agent}-{seed}"
@@ -98,8 +99,15 @@ def main(arguments: list[str] | None = None) -> int:
         begin = _beginning(args, folder) if first else lambda description: ()
         train_run(kind, args.dataset, folder, args.preset, overrides, device, bars.on_log, bars.on_load, begin)
     if first:
-        print(f"{folder} is ready: python -m benchmarks plan {folder}")
+        print(f"{folder} is ready: " + _next_step(task, folder))
     return 0
+
+
+def _next_step(task: str, folder: Path) -> str:
+    """Returns what to do with a finished run; success is measured on our tasks only."""
+    if task in TASKS:
+        return f"python -m benchmarks plan {folder}"
+    return f"agent = agents.load_agent({str(folder)!r}) in Python, then agent.act(obs)"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm_gym import checkpoint
-from lewm_gym.data.files import sha256
+from lewm_gym.files import sha256
 from lewm_gym.nn import dino
 
 #: Agents whose encoder others can use -> what its features are called.

@@ -60,7 +60,7 @@ class OracleAgent:
         description = checkpoint.load_description(folder)
         if description["agent"] != cls.name:
             raise ValueError(f"{folder} holds a run of agent {description['agent']!r}, not of {cls.name!r}")
-        tensors = checkpoint.load_tensors(Path(folder) / checkpoint.WEIGHTS)
+        tensors = checkpoint.load_weights_of(Path(folder), description)
         plans = {int(name): tensor.numpy() for name, tensor in tensors.items()}
         return cls(plans, get_task(str(description["task"])).action_size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -167,11 +168,13 @@ class PlanningAgent(Trainable, Agent):
         cost: LatentCost | None = None,
     ) -> None:
         super().__init__(description["action_low"], description["action_high"], description["frame_size"])
+        if not isinstance(planning, PlanningConfig):
+            raise ValueError(f"planning must be a PlanningConfig, got {planning!r}; `load` takes a planner's name, too")
         context = getattr(model.config, "context", 1)
         if planning.context_frames > context:
             raise ValueError(f"context_frames {planning.context_frames} exceeds the model's context, {context}")
-        if time_limit_s is not None and time_limit_s <= 0:
-            raise ValueError(f"time_limit_s must be positive, got {time_limit_s}")
+        if time_limit_s is not None and not 0 < time_limit_s < math.inf:
+            raise ValueError(f"time_limit_s must be a positive number of seconds, or None, got {time_limit_s}")
         self.model = model.to(device).eval()
         self.planning, self.description, self.device = planning, description, torch.device(device)
         self.time_limit_s = time_limit_s
@@ -193,7 +196,7 @@ class PlanningAgent(Trainable, Agent):
         folder: str | Path,
         device: str | None = None,
         seed: int = 0,
-        planning: PlanningConfig | None = None,
+        planning: PlanningConfig | Mapping[str, Any] | str | None = None,
         time_limit_s: float | None = None,
         cost: LatentCost | None = None,
     ) -> Self:
@@ -203,7 +206,8 @@ class PlanningAgent(Trainable, Agent):
             folder: A run folder.
             device: Where to compute; the best one present by default.
             seed: Seed of the planner's random streams.
-            planning: How to plan; as the run says by default.
+            planning: How to plan; as the run says by default. Settings by name change what it says, as in
+                `{"planner": "icem", "n_samples": 100}`; a word is a planner's name.
             time_limit_s: See the class.
             cost: See the class.
 
@@ -212,8 +216,12 @@ class PlanningAgent(Trainable, Agent):
             ValueError: If the folder is damaged, or holds another agent's run.
         """
         model, description = cls.read(folder)
-        planning = planning or of_description(Path(folder), description, "planning", PlanningConfig.from_json)
-        return cls(model, planning, description, choose_device(device), seed, time_limit_s, cost)
+        if isinstance(planning, PlanningConfig):
+            config = planning
+        else:
+            said = of_description(Path(folder), description, "planning", PlanningConfig.from_json)
+            config = said.changed({"planner": planning} if isinstance(planning, str) else planning or {})
+        return cls(model, config, description, choose_device(device), seed, time_limit_s, cost)
 
     def save(self, folder: str | Path) -> None:
         """Writes the agent into a run folder that `load` reads."""
@@ -279,15 +287,24 @@ class PlanningAgent(Trainable, Agent):
             latents = self._encode(np.stack([np.stack([*request.frames, request.goal]) for request in requests]))
             context, goal = latents[:, :-1], latents[:, -1]
             past = self._past(requests)
+            judged: list[Tensor] = []  # (B,) of each iteration: whether any candidate's cost is a number
 
             def cost(actions: Tensor) -> Tensor:
                 # A step predicts one latent for each candidate of each environment.
                 with self._threads(actions.shape[0] * actions.shape[1] * goal.shape[-1]):
-                    return self._graphed(actions, context, goal, *past)
+                    costs = self._graphed(actions, context, goal, *past)
+                if costs.shape != actions.shape[:2]:
+                    raise ValueError(f"cost must return a tensor {tuple(actions.shape[:2])}, got {tuple(costs.shape)}")
+                judged.append(costs.detach().isfinite().any(dim=1))
+                return costs
 
             mean, std = self._proposal(requests)
             with torch.no_grad() if gradient else contextlib.nullcontext():
                 found = self._planner.plan(cost, mean, std, [r.generator for r in requests], deadline)
+            if not torch.stack(judged).any(dim=0).all():
+                raise ValueError(
+                    "no candidate plan has a cost that is a number: check the model's weights, or the cost"
+                )
             blocks = self._within_bounds(found.actions)
             predicted = self._rollout(blocks.unsqueeze(1), context, *past)[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)

@@ -215,8 +215,9 @@ class PolicyAgent(Trainable, Agent):
         if config.encoder == "dino":
             dino.load_weights(frozen, config.dino_weights)
         elif config.encoder == "lewm":
-            path = Path(config.encoder_run) / checkpoint.WEIGHTS
-            tensors = checkpoint.load_tensors(path)
+            folder = Path(config.encoder_run)
+            path, run = folder / checkpoint.WEIGHTS, checkpoint.load_description(folder)
+            tensors = checkpoint.load_weights_of(folder, run)
             wanted = {"encoder.": "0.", "projector.": "1."}
             parts = {
                 ours + name.removeprefix(theirs): tensor

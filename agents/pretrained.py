@@ -177,7 +177,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     settings = json.loads((path / "config.json").read_text())
     if files[0].suffix == ".safetensors":
-        return checkpoint.load_tensors(files[0]), settings
+        return checkpoint.load_tensors(files[0], foreign=True), settings
     try:
         tensors = torch.load(files[0], map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file provokes

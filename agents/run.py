@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,17 @@ from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
 from lewm_gym.curves import save_curves
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.files import exclusive, make_folder, remove_leftovers, sha256_of
 from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
 from lewm_gym.training import OnLog, Sink, TrainingConfig
 
 #: What a resumed run may have otherwise: it goes on, if not bit for bit.
 MAY_CHANGE = ("device", "threads", "processes")
+#: Settings of training on which the weights do not depend: a resumed run may have them otherwise, too.
+WITHOUT_EFFECT = ("checkpoint_every_s", "log_every_steps", "validate_every_steps")
+
+LARGEST = 2**63  # of whole numbers in settings
+DEEPEST = 1000  # blocks of a network
 
 #: Settings of models that cannot be chosen: the dataset and the encoder's run say them.
 FILLED_IN = {"action_size", "proprioception_size", "encoder_config"}
@@ -65,14 +73,21 @@ def train_run(
     description = _describe(agent_class, preset, recipe, dataset, device)
     if not _finished(agent_class, folder, description):
         model_config, _, config = recipe
+        _check_memory(agent_class, model_config, config.batch_size, device)
+        if folder.is_dir():
+            with _held(folder):  # refused now, not after minutes of reading frames
+                pass
         model = _make_model(agent_class, model_config, config.seed, dataset).to(device)
         clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
-        _claim(folder, description)  # only now: a command that fails leaves nothing behind
-        sinks = make_sinks(description)
-        seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks)
-        if is_first():
-            _finish(folder, description, seconds)
-        wait_for_all()
+        make_folder(folder)  # only now: a command that fails leaves nothing behind
+        with _held(folder):
+            if not _finished(agent_class, folder, description):  # by another process, meanwhile
+                run = _claim(folder, description)
+                sinks = make_sinks(description)
+                seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks, run)
+                if is_first():
+                    _finish(folder, {**description, "identity": run}, seconds)
+                wait_for_all()
     return agent_class.load(folder, device=device)
 
 
@@ -163,7 +178,8 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     """Raises ValueError if a setting's value is of another kind than its default."""
     kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
         bool: ("true or false", lambda v: isinstance(v, bool)),
-        int: ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+        int: ("a whole number of 64 bits", lambda v: isinstance(v, int) and not isinstance(v, bool)
+              and abs(v) < LARGEST),
         float: ("a finite number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)
                 and math.isfinite(v)),
         str: ("a word", lambda v: isinstance(v, str)),
@@ -173,6 +189,8 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     expected, fits = kinds.get(type(default), ("", lambda v: True))
     if not fits(value):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if name.endswith("_depth") and value > DEEPEST:
+        raise ValueError(f"{name} must be at most {DEEPEST}, got {value}")
 
 
 def _defaults(config_class: Any) -> dict[str, Any]:
@@ -192,13 +210,14 @@ def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bo
     """
     if not (folder / checkpoint.DESCRIPTION).exists():
         return False
-    found = _identity(checkpoint.load_description(folder))
+    found = checkpoint.load_description(folder)
     defaults = {"model": _defaults(agent_class.config_class), "training": _defaults(TrainingConfig)}
     for part, values in json.loads(json.dumps(defaults)).items():
         if isinstance(found.get(part), dict):
             found[part] = {**values, **found[part]}
+    found = _identity(found)
     wanted = _identity(json.loads(json.dumps(description)))
-    not_compared = MAY_CHANGE if features_source.SOURCE in found else (*MAY_CHANGE, "features", features_source.SOURCE)
+    not_compared = () if features_source.SOURCE in found else ("features", features_source.SOURCE)
     different = [k for k in wanted if k not in not_compared and found.get(k) != wanted[k]]
     if different:
         what = "; ".join(f"{k}: {_brief(found.get(k), wanted[k])}" for k in different)
@@ -207,19 +226,36 @@ def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bo
 
 
 def _identity(description: dict[str, Any]) -> dict[str, Any]:
-    """Returns a description without the dataset's folder: the same data may lie elsewhere, their hash counts."""
-    dataset = description.get("dataset")
-    if not isinstance(dataset, dict):
-        return dict(description)
-    return {**description, "dataset": {k: v for k, v in dataset.items() if k != "folder"}}
+    """Returns what of a description determines the weights.
+
+    Not the dataset's folder: the same data may lie elsewhere, their hash counts.
+    """
+    described = {k: v for k, v in description.items() if k not in MAY_CHANGE}
+    for part, without in (("dataset", ("folder",)), ("training", WITHOUT_EFFECT)):
+        if isinstance(described.get(part), dict):
+            described[part] = {k: v for k, v in described[part].items() if k not in without}
+    return described
 
 
-def _claim(folder: Path, description: dict[str, Any]) -> None:
-    """Makes `folder` this run's, unless it is already."""
-    if is_first() and not (folder / checkpoint.DESCRIPTION).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_description(folder, {**description, "finished": False})
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds the run folder against a second training; of several processes that share one, the first does."""
+    with exclusive(folder) if is_first() else contextlib.nullcontext():
+        yield
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> str:
+    """Makes `folder` this run's, unless it is already, and clears away what a killed process has left there.
+
+    Returns what its checkpoint and weights call it: the hash of what determined it when it began.
+    """
+    if is_first():
+        remove_leftovers(folder)
+        if not (folder / checkpoint.DESCRIPTION).exists():
+            identity = sha256_of(_identity(description))
+            checkpoint.save_description(folder, {**description, "identity": identity, "finished": False})
     wait_for_all()
+    return str(checkpoint.load_description(folder).get("identity", ""))
 
 
 def _brief(found: Any, wanted: Any) -> str:
@@ -228,6 +264,33 @@ def _brief(found: Any, wanted: Any) -> str:
         keys = [k for k in wanted if found.get(k) != wanted[k]]
         return ", ".join(f"{k} {found.get(k)!r} there, {wanted[k]!r} asked" for k in keys)
     return f"{found!r} there, {wanted!r} asked"
+
+
+def _check_memory(agent_class: Any, config: Any, batch_size: int, device: str) -> None:
+    """Raises ValueError if the model, its gradient and Adam's moments, or a batch of clips, exceed the memory.
+
+    What is counted is the least that training takes: whatever is refused could not have been trained.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    memory = (
+        torch.cuda.get_device_properties(device).total_memory
+        if on_gpu
+        else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
+    advice = f"this machine has {memory / 2**30:.1f} GiB: choose smaller settings"
+    frames = batch_size * 2 * 3 * config.image_size**2  # two frames of a clip at least
+    if frames > memory:
+        raise ValueError(f"batch_size {batch_size:,} takes {frames / 2**30:,.1f} GiB for the frames; {advice}")
+    try:
+        with torch.device("meta"):
+            model = agent_class.model_class(config)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ValueError(f"the model of these settings has a tensor beyond 64 bits; {advice}") from None
+    needed = 4 * sum(p.numel() * p.element_size() for p in model.parameters())
+    if needed > memory:
+        raise ValueError(f"training the model of these settings takes {needed / 2**30:,.1f} GiB; {advice}")
 
 
 def _make_model(agent_class: Any, config: Any, seed: int, dataset: Dataset) -> Any:

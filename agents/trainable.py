@@ -120,7 +120,7 @@ class Trainable:
         description = checkpoint.load_description(folder)
         if description.get("agent") != cls.name:
             raise ValueError(f"{folder} holds a run of agent {description.get('agent')!r}, not of {cls.name!r}")
-        tensors = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
+        tensors = checkpoint.load_weights_of(folder, description)
         model = cls.model_class(of_description(folder, description, "model", cls.config_class.from_json))
         checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
         return model, description

@@ -6,30 +6,39 @@ A run folder is complete:
     weights.safetensors       what acts
     log.jsonl                 one line per logged step
     checkpoint.safetensors    what training resumes from: parameters, optimiser, step
+    .lock                     held by the process that trains
+
+Each file but the log holds the SHA-256 of all else in it, which is checked when it is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lewm_gym.files import atomic_file
+from lewm_gym.files import SEAL, atomic_file, check_seal, read_json, sealed
 
-SCHEMA = 1
+SCHEMA = 2
+_UNSEALED = 1  # the schema of runs without checksums: they are read as they are
 DESCRIPTION = "run.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 
+_AGAIN = "copy it again, or delete it and run the training's command again, which goes on from what is there"
+_NO_DIGEST = "0" * 64  # stands in the file while it is hashed
+
 
 def save_description(folder: Path, description: dict[str, Any]) -> None:
     """Writes `run.json` atomically."""
-    text = json.dumps({"schema": SCHEMA, **description}, indent=2, allow_nan=False) + "\n"
+    record = {name: value for name, value in description.items() if name not in ("schema", SEAL)}
+    text = json.dumps(sealed({"schema": SCHEMA, **record}), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / DESCRIPTION, text.encode())
 
 
@@ -43,36 +52,79 @@ def load_description(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"no run in {folder}: {DESCRIPTION} is missing; train one with `python -m agents`")
-    try:
-        description = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); train the run again") from None
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
-        found = description.get("schema") if isinstance(description, dict) else None
-        raise ValueError(f"{path} has schema {found}, this version reads {SCHEMA}; train the run again")
+    description = read_json(path, "train the run again")
+    if description.get("schema") not in (SCHEMA, _UNSEALED):
+        raise ValueError(
+            f"{path} has schema {description.get('schema')}, this version reads {SCHEMA}; train the run again"
+        )
+    if description["schema"] != _UNSEALED:
+        check_seal(description, path, "copy it again, or train the run again")
+    if not isinstance(description.get("agent"), str):
+        raise ValueError(f"{path} does not say its agent; train the run again")
     return description
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors atomically: a file of that name is always whole."""
-    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, metadata)
-    write_atomically(path, content)
+def save_tensors(path: Path, tensors: dict[str, Tensor], run: str = "") -> None:
+    """Writes tensors and their checksum atomically: a file of that name is always whole.
+
+    Args:
+        path: Where to.
+        tensors: By name.
+        run: Names the run that they belong to; `load_tensors` can ask for it.
+    """
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    content = save(plain, {SEAL: f"{_NO_DIGEST} {run}"})  # one entry: several come in any order
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomically(path, _replace_digest(content, _NO_DIGEST, digest))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, run: str | None = None, foreign: bool = False) -> dict[str, Tensor]:
     """Returns the tensors of a file.
+
+    Args:
+        path: The file.
+        run: The run that they must belong to; None for any.
+        foreign: Whether the file may come from another program, or from a version that wrote no checksums, and is then
+            read as it is.
 
     Raises:
         FileNotFoundError: If it is missing.
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or belongs to another run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the training has not finished; run the same command again")
+    content = path.read_bytes()
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        hint = "copy it again, or delete it and run the training's command again, which goes on from what is there"
-        raise ValueError(f"{path} is damaged ({error}); {hint}") from None
+        tensors = load(content)
+        metadata = _metadata(content)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from None
+    if SEAL in metadata or not foreign:
+        digest, _, found = metadata.get(SEAL, "").partition(" ")
+        if hashlib.sha256(_replace_digest(content, digest, _NO_DIGEST)).hexdigest() != digest:
+            raise ValueError(
+                f"{path} is damaged, or of a version without checksums (its SHA-256 does not fit); {_AGAIN}"
+            )
+        if run is not None and found != run:
+            raise ValueError(f"{path} belongs to another run than the {DESCRIPTION} beside it: delete one of them")
+    return tensors
+
+
+def load_weights_of(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors of the run that `load_description` has read; errors as for `load_tensors`."""
+    return load_tensors(folder / WEIGHTS, foreign=description["schema"] == _UNSEALED)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Returns what the header of a safetensors file says beside the places of tensors."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    return dict(header.get("__metadata__") or {})
+
+
+def _replace_digest(content: bytes, old: str, new: str) -> bytes:
+    """Returns the content of a safetensors file with another SHA-256 in its header."""
+    return content.replace(f'"{SEAL}":"{old} '.encode(), f'"{SEAL}":"{new} '.encode(), 1)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

@@ -1,4 +1,4 @@
-"""What the command lines share: one-line errors with exit status 2, and a quiet Ctrl-C."""
+"""What the command lines share: one-line errors with exit status 2, and a quiet end by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -43,17 +43,19 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs a command line's `main` and exits with its status.
 
     What a user can mend (a wrong argument, a damaged file, a full disk, a missing extra) ends in one line on
-    standard error and status 2; `LEWM_DEBUG=1` shows the traceback instead. Ctrl-C ends with status 130.
+    standard error and status 2; `LEWM_DEBUG=1` shows the traceback instead. Ctrl-C ends with status 130, SIGTERM
+    (which clusters send) in the same way with 143.
     """
     limit_spinning()
     signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = main()
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept, and the same command resumes", file=sys.stderr)
-        status = 130
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("LEWM_DEBUG"):
+        status = 128 + (_interrupted or signal.SIGINT)
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if os.environ.get("LEWM_DEBUG") or (isinstance(error, RuntimeError) and not is_out_of_memory(error)):
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         status = 2
@@ -61,12 +63,12 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
-_interrupted = False
+_interrupted = 0  # the signal's number
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(number: int, _: object) -> NoReturn:
     global _interrupted
-    _interrupted = True
+    _interrupted = number
     raise KeyboardInterrupt
 
 
@@ -76,8 +78,16 @@ def raise_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory is short; torch says so by a RuntimeError."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in ("out of memory", "can't allocate memory"))
+
+
 def describe(error: BaseException) -> str:
     """Returns one line for an error: an OSError with its file, anything else as its message."""
+    if is_out_of_memory(error):
+        return f"not enough memory for these settings: choose smaller ones ({' '.join(str(error).split())[:200]})"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         hint = {

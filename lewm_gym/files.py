@@ -1,14 +1,20 @@
-"""Files that are whole or absent, and folders to write them in."""
+"""Files that are whole or absent, that show when they were altered, and folders with one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+LOCK_NAME = ".lock"
+#: The key under which a JSON file holds the SHA-256 of all else in it.
+SEAL = "sha256"
 
 
 @contextlib.contextmanager
@@ -16,12 +22,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path whose file becomes `path` when the block ends well, and vanishes when it does not.
 
     The data reach the disk before the name does, so that after a power cut the file is whole or absent. The temporary
-    name is unique: threads, and machines that share a folder, may write the same file, and the last one wins.
+    name is unique: threads, and machines that share a folder, may write the same file, and the last one wins. It has
+    the suffix of `path`, by which ffmpeg and matplotlib choose the format.
 
     Raises:
         OSError: Naming `path`, if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -42,6 +49,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files of writers that were killed; only for who holds the folder (`exclusive`)."""
+    for path in folder.glob(".*.tmp*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder to write to, with those above it, unless it is there.
 
@@ -55,6 +69,55 @@ def make_folder(folder: Path) -> None:
         raise type(error)(f"cannot write to {folder} ({reason}): choose another --out") from None
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the folder against a second writer for the duration of the block.
+
+    The lock is the kernel's: it ends with the process however that dies, so a stale one cannot exist.
+
+    Raises:
+        ValueError: If another process holds it.
+        OSError: If the folder cannot be written to.
+    """
+    path = folder / LOCK_NAME
+    with open(path, "a+", encoding="ascii", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ValueError(
+                f"{folder} is being written by another process (pid {owner}): wait for it, or use another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(record: Mapping[str, Any]) -> str:
+    """Returns the SHA-256, in hexadecimal, of what a record says, however it is laid out as JSON."""
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record with its own hash, which `check_seal` checks when it is read."""
+    return {**record, SEAL: sha256_of(record)}
+
+
+def check_seal(record: Mapping[str, Any], path: Path, remedy: str) -> None:
+    """Raises ValueError, naming the file and the remedy, unless the record is as `sealed` gave it."""
+    if record.get(SEAL) != sha256_of({name: value for name, value in record.items() if name != SEAL}):
+        raise ValueError(f"{path} is damaged, or was changed by hand (its SHA-256 does not fit): {remedy}")
+
+
 def parse_json(path: Path, remedy: str) -> Any:
     """Returns what a JSON file holds.
 
@@ -63,13 +126,14 @@ def parse_json(path: Path, remedy: str) -> Any:
         remedy: What to do with a file that cannot be used, for the message.
 
     Raises:
-        ValueError: If it is not JSON: cut off, say.
+        ValueError: If it is not JSON (RFC 8259: no NaN, no infinity): cut off, say, or nested too deeply to be ours.
         OSError: If it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}") from None
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not valid JSON ({reason}): {remedy}") from None
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -82,3 +146,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: {remedy}")
     return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large a number")
+    return number

@@ -67,6 +67,38 @@ def interrupts_held() -> Iterator[None]:
         before(signal.SIGINT, None)
 
 
+@contextlib.contextmanager
+def stops_noted() -> Iterator[list[int]]:
+    """Notes Ctrl-C and SIGTERM in the list that it yields; they count when the block ends, a second one at once.
+
+    For work that saves its state before it stops. Outside the main thread, which alone gets signals, nothing is noted.
+    """
+    noted: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        if noted:
+            restore()
+            signal.raise_signal(number)
+        noted.append(number)
+
+    def restore() -> None:
+        while before:
+            number, handler = before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                before[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        restore()
+    if noted:
+        signal.raise_signal(noted[0])
+
+
 def picklable(error: Exception) -> Exception:
     """Returns `error`, or what says the same where it cannot go through a pipe."""
     try:

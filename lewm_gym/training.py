@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lewm_gym import checkpoint
+from lewm_gym import checkpoint, processes
 from lewm_gym.diagnostics import collapse_warning, latent_statistics
 from lewm_gym.nn.distributed import all_mean, alone, is_first, wait_for_all, world_size
 from lewm_gym.types import Batch
@@ -119,6 +119,7 @@ def train(
     device: str | torch.device = "cpu",
     on_log: OnLog | None = None,
     sinks: Sequence[Sink] = (),
+    run: str = "",
 ) -> float:
     """Trains `learner`, or goes on where the folder's checkpoint stands, and saves its weights.
 
@@ -133,19 +134,22 @@ def train(
         device: Where to compute.
         on_log: Called after every step with (steps done, steps in all, latest logs).
         sinks: Where else logged rows go, such as TensorBoard.
+        run: Names all that determines the result; a checkpoint of another run is refused.
 
     Returns:
         Seconds spent in training steps, those before a resume included.
 
     Raises:
         TrainingDiverged: If a loss is NaN or infinite.
+        ValueError: If the folder's checkpoint is damaged, or another run's.
+        KeyboardInterrupt: After a checkpoint was saved.
     """
-    trainer = _Trainer(learner, config, folder, device, sinks)
+    trainer = _Trainer(learner, config, folder, device, sinks, run)
     trainer.run(clips, validation, on_log)
     if trainer.first:
         with alone():
             acting = recalibrated(learner, clips, config, device)
-        checkpoint.save_tensors(folder / checkpoint.WEIGHTS, acting.state_dict())
+        checkpoint.save_tensors(folder / checkpoint.WEIGHTS, acting.state_dict(), run)
     wait_for_all()
     return trainer.seconds
 
@@ -160,12 +164,14 @@ class _Trainer:
         folder: Path,
         device: str | torch.device,
         sinks: Sequence[Sink],
+        run: str,
     ) -> None:
         self.learner, self.config, self.folder, self.device = learner.to(device).train(), config, folder, device
+        self.run_name = run
         self.optimizer = torch.optim.AdamW(
             learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.done, self.seconds = _resume(folder, learner, self.optimizer)
+        self.done, self.seconds = _resume(folder, learner, self.optimizer, run)
         self.world_size = world_size()
         self.rank = torch.distributed.get_rank() if self.world_size > 1 else 0
         self.first = is_first()
@@ -176,24 +182,32 @@ class _Trainer:
         self.latest: dict[str, float] = {}
 
     def run(self, clips: Clips, validation: Clips | None, on_log: OnLog | None) -> None:
-        """Trains up to the configured number of steps."""
+        """Trains up to the configured number of steps; Ctrl-C and SIGTERM count after the step, once it is saved."""
         config = self.config
         batches = clips.batches(
             self.done, config.steps - self.done, config.batch_size, rank=self.rank, world_size=self.world_size
         )
-        saved = tick = time.monotonic()
-        for batch in batches:
-            loss, parts, norm = self.step(batch)
-            now = time.monotonic()
-            self.seconds += now - tick
-            if self.done % config.log_every_steps == 0 or self.done in (1, config.steps):
-                self.report({"loss": loss, **parts, "gradient_norm": norm}, validation)
-            if on_log:
-                on_log(self.done, config.steps, self.latest)
-            if self.first and (now - saved > config.checkpoint_every_s or self.done == config.steps):
-                _save_checkpoint(self.folder, self.learner, self.optimizer, self.done, self.seconds)
-                saved = time.monotonic()
-            tick = time.monotonic()  # validation and checkpoints are not training
+        with processes.stops_noted() as stops:
+            saved = tick = time.monotonic()
+            for batch in batches:
+                loss, parts, norm = self.step(batch)
+                now = time.monotonic()
+                self.seconds += now - tick
+                if self.done % config.log_every_steps == 0 or self.done in (1, config.steps):
+                    self.report({"loss": loss, **parts, "gradient_norm": norm}, validation)
+                if on_log:
+                    on_log(self.done, config.steps, self.latest)
+                due = now - saved > config.checkpoint_every_s or self.done == config.steps
+                if self.first and (due or stops):
+                    self.save()
+                    saved = time.monotonic()
+                if stops:
+                    return
+                tick = time.monotonic()  # validation and checkpoints are not training
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        _save_checkpoint(self.folder, self.learner, self.optimizer, self.done, self.seconds, self.run_name)
 
     def report(self, values: dict[str, Tensor], validation: Clips | None) -> None:
         """Logs values, averaged over the processes, and validates where it is time to."""
@@ -304,21 +318,21 @@ def _check_finite(loss: Tensor, step: int, folder: Path) -> None:
 
 
 def _save_checkpoint(
-    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
+    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float, run: str
 ) -> None:
     tensors = {f"learner/{name}": t for name, t in learner.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": t for name, t in slots.items()}
     progress = {"progress/step": torch.tensor(step), "progress/seconds": torch.tensor(seconds, dtype=torch.float64)}
-    checkpoint.save_tensors(folder / checkpoint.CHECKPOINT, tensors | progress)
+    checkpoint.save_tensors(folder / checkpoint.CHECKPOINT, tensors | progress, run)
 
 
-def _resume(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _resume(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> tuple[int, float]:
     """Returns (steps done, seconds spent) after loading the folder's checkpoint, if it has one."""
     path = folder / checkpoint.CHECKPOINT
     if not path.exists():
         return 0, 0.0
-    tensors = checkpoint.load_tensors(path)
+    tensors = checkpoint.load_tensors(path, run)
     part = {name.removeprefix("learner/"): t for name, t in tensors.items() if name.startswith("learner/")}
     checkpoint.load_weights(learner, part, str(path))
     state: dict[int, dict[str, Tensor]] = {}
@@ -346,12 +360,21 @@ class _Log:
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """Returns the rows of a `log.jsonl`; a last line cut off by a kill is left out, a missing file has no rows."""
-    rows = []
-    if Path(path).exists():
-        for line in Path(path).read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
+    """Returns the rows of a `log.jsonl`; a last line cut off by a kill is left out, a missing file has no rows.
+
+    Raises:
+        ValueError: If another line is no row of numbers.
+    """
+    rows: list[dict[str, float]] = []
+    lines = Path(path).read_bytes().splitlines() if Path(path).exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not all(type(v) in (int, float) for v in row.values()) or "step" not in row:
+                raise ValueError("not a row of numbers with their step")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
                 break
+            raise ValueError(f"{path}, line {number}, is damaged ({error}): delete the file") from None
+        rows.append(row)
     return rows

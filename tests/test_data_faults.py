@@ -12,12 +12,11 @@ from test_data import HEADER, made_up_episode, write
 
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import FrameCodec
-from lewm_gym.data.files import exclusive
 from lewm_gym.data.manifest import MANIFEST_NAME
 from lewm_gym.data.shard import encode
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
-from lewm_gym.files import atomic_file
+from lewm_gym.files import atomic_file, exclusive
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_an_interrupted_replacement_of_a_shard_is_cleaned_up(dataset):
 
 def test_a_second_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from lewm_gym.data.files import exclusive\n"
+        "import sys, time; from pathlib import Path; from lewm_gym.files import exclusive\n"
         "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as process:

@@ -22,8 +22,8 @@ from lewm_gym.data import features as caching
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.features import FOLDER, FeatureClips, FeatureGoals, cached_features
-from lewm_gym.data.files import exclusive, sha256
 from lewm_gym.data.goals import GoalSampler
+from lewm_gym.files import exclusive, sha256
 
 
 @pytest.fixture

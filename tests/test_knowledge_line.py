@@ -23,6 +23,7 @@ from benchmarks.knowledge.section import Section, plain, table, to_html
 from benchmarks.knowledge.worlds import divide, load_worlds, open_dataset
 from collect.collector import collect
 from collect.episodes import make_env
+from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.nn.images import to_network
 
@@ -153,7 +154,7 @@ def test_runs_and_data_that_do_not_fit_are_refused(line: Path, tmp_path: Path) -
         ("policy", {"agent": "gcbc"}, "no world model"),
     ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({**description, **changes}))
+        checkpoint.save_description(tmp_path / name, {**description, **changes})
         with pytest.raises(ValueError, match=message):
             load_worlds([tmp_path / name])
 

@@ -1,5 +1,6 @@
 """LeWM's equations, and LeWMAgent as a policy."""
 
+import math
 import time
 
 import gymnasium as gym
@@ -287,8 +288,29 @@ def test_time_limit_ends_the_search_early():
     began = time.monotonic()
     agent.act(tiny.observation(2))
     assert time.monotonic() - began < 5
-    with pytest.raises(ValueError, match="time_limit_s"):
-        LeWMAgent(tiny.model(), PlanningConfig(), tiny.ENVIRONMENT, time_limit_s=0.0)
+    for limit in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="time_limit_s"):
+            LeWMAgent(tiny.model(), PlanningConfig(), tiny.ENVIRONMENT, time_limit_s=limit)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_costs_that_are_not_numbers_are_refused(planner):
+    config = PlanningConfig(CEMConfig()).changed({"planner": planner, "n_iterations": 2})
+    with pytest.raises(ValueError, match="no candidate plan has a cost that is a number"):
+        cost = lambda predicted, goal: predicted[..., -1, 0] * math.nan  # noqa: E731
+        LeWMAgent(tiny.model(), config, tiny.ENVIRONMENT, cost=cost).act(tiny.observation())
+    with pytest.raises(ValueError, match=r"cost must return a tensor \(1, \d+\), got \(1, \d+, 5\)"):
+        LeWMAgent(tiny.model(), config, tiny.ENVIRONMENT, cost=lambda z, goal: z[..., 0]).act(tiny.observation())
+
+
+def test_planner_can_be_chosen_by_name(tmp_path):
+    tiny.agent().save(tmp_path)
+    assert LeWMAgent.load(tmp_path, planning="icem").planning.planner_name == "icem"
+    assert LeWMAgent.load(tmp_path, planning={"n_samples": 20}).planning.search.n_samples == 20
+    with pytest.raises(ValueError, match="unknown planner 'nonsense'; expected one of: cem"):
+        LeWMAgent.load(tmp_path, planning="nonsense")
+    with pytest.raises(ValueError, match="planning must be a PlanningConfig, got 'cem'"):
+        LeWMAgent(tiny.model(), "cem", tiny.ENVIRONMENT)
 
 
 def test_goal_can_be_set_where_observations_have_none():

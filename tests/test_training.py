@@ -1,7 +1,12 @@
 """The training loop: repeatable, resumable, and honest about divergence; run folders."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from agents import load_agent
 from agents.__main__ import main
 from agents.lewm import LeWMAgent
 from agents.run import train_run
-from lewm_gym import checkpoint, training
+from lewm_gym import checkpoint, processes, training
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.diagnostics import collapse_warning, latent_statistics
 from lewm_gym.training import TrainingConfig, TrainingDiverged
@@ -102,6 +107,121 @@ def test_run_of_a_version_that_lacked_a_setting_is_the_same(dataset, tmp_path):
         run(dataset, tmp_path / "run", decoder_weight=0.5)
 
 
+@pytest.mark.parametrize("setting", [{"checkpoint_every_s": 0.0}, {"log_every_steps": 2}, {"validate_every_steps": 5}])
+def test_settings_without_effect_on_the_weights_may_change_on_resume(dataset, tmp_path, setting):
+    run(dataset, tmp_path / "whole")
+
+    def kill(done, total, logs):
+        if done == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(dataset, tmp_path / "run", kill, checkpoint_every_s=0.0)
+    run(dataset, tmp_path / "run", **setting)
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_a_second_training_in_a_run_folder_is_refused(dataset, tmp_path):
+    """As two commands with other seeds that are given the same --out."""
+    began = []
+
+    def another(done, total, logs):
+        if not began:
+            began.append(done)
+            description = (tmp_path / "run" / checkpoint.DESCRIPTION).read_bytes()
+            (tmp_path / "run" / checkpoint.DESCRIPTION).unlink()  # as if both had looked before either wrote
+            with pytest.raises(ValueError, match=rf"run is being written by another process .pid {os.getpid()}.*wait"):
+                run(dataset, tmp_path / "run", seed=1)
+            (tmp_path / "run" / checkpoint.DESCRIPTION).write_bytes(description)
+
+    run(dataset, tmp_path / "run", another)
+    run(dataset, tmp_path / "alone")
+    assert began
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_loaded(dataset, tmp_path, monkeypatch):
+    sample = LeWMAgent.samplers.__func__
+
+    def meanwhile(cls, *arguments):
+        monkeypatch.undo()
+        run(dataset, tmp_path / "run")
+        return sample(cls, *arguments)
+
+    monkeypatch.setattr(LeWMAgent, "samplers", classmethod(meanwhile))
+    run(dataset, tmp_path / "run", on_log=lambda *_: pytest.fail("trained again"))
+    steps = [row["step"] for row in training.read_log(tmp_path / "run" / checkpoint.LOG)]
+    assert steps == [1, 10, 12]
+
+
+def test_what_a_killed_training_left_is_removed_at_the_next_start(dataset, tmp_path):
+    (tmp_path / "run").mkdir()
+    left = tmp_path / "run" / ".checkpoint.safetensors.0123456789ab.tmp.safetensors"
+    left.write_bytes(b"half")
+    run(dataset, tmp_path / "run")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_saves_a_checkpoint_and_goes_on_as_if_it_had_not(dataset, tmp_path, number):
+    """Ctrl-C, and what clusters send; through the command line, whose handlers count after the step."""
+    settings = [f"{name}={json.dumps(value)}" for name, value in tiny.SETTINGS.items()]
+    command = [sys.executable, "-m", "agents", "lewm", str(dataset), "--out", "run", "--steps", "4000", "--device"]
+    command += ["cpu", "--set", "checkpoint_every_s=1e6", *settings]
+    process = subprocess.Popen(command, cwd=tmp_path, env=tiny.ENVIRON, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    for _ in range(1200):
+        if training.read_log(tmp_path / "run" / checkpoint.LOG)[2:] or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and b"stopped" in errors and b"Traceback" not in errors, errors.decode()
+    tensors = checkpoint.load_tensors(tmp_path / "run" / checkpoint.CHECKPOINT)
+    done = int(tensors["progress/step"])
+    assert done >= 10 and training.read_log(tmp_path / "run" / checkpoint.LOG)[-1]["step"] <= done
+    assert not list((tmp_path / "run").glob(".*.tmp*"))
+
+
+def test_resuming_after_a_stop_equals_an_undisturbed_run(dataset, tmp_path):
+    run(dataset, tmp_path / "whole")
+
+    def stop(done, total, logs):
+        if done == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(dataset, tmp_path / "run", stop)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert int(checkpoint.load_tensors(tmp_path / "run" / checkpoint.CHECKPOINT)["progress/step"]) == 5
+    run(dataset, tmp_path / "run")
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), processes.stops_noted() as stops:
+            signal.raise_signal(signal.SIGINT)
+            assert stops == [signal.SIGINT]
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("went on")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_damaged_line_within_the_log_is_named(tmp_path):
+    for damage in (b'{"step": "x"}', b"[" * 100_000, b"\xff\xfe", b"3"):
+        (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
+        with pytest.raises(ValueError, match="log.jsonl, line 2, is damaged"):
+            training.read_log(tmp_path / "log.jsonl")
+        (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n' + damage)  # cut off by a kill
+        assert training.read_log(tmp_path / "log.jsonl") == [{"step": 1}]
+
+
 def test_dataset_that_was_moved_is_still_the_same(dataset, tmp_path):
     moved = shutil.copytree(dataset, tmp_path / "moved")
     run(dataset, tmp_path / "run")
@@ -136,6 +256,33 @@ def test_bad_settings_are_refused_and_leave_nothing_behind(dataset, tmp_path, na
     with pytest.raises(ValueError):
         run(dataset, tmp_path / "run", **{name: BAD_SETTINGS[name]})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"latent_size": 99_999_999_999_999_999}, "beyond 64 bits"),
+        ({"latent_size": 1_000_000}, "training the model of these settings takes [0-9,.]+ GiB; this machine has"),
+        ({"steps": 10**30}, "steps must be a whole number of 64 bits"),
+        ({"predictor_depth": 10**9}, "predictor_depth must be at most 1000"),
+        ({"batch_size": 2_147_483_648}, "batch_size 2,147,483,648 takes [0-9,.]+ GiB"),
+    ],
+)
+def test_numbers_beyond_the_memory_are_refused_before_work_begins(dataset, tmp_path, monkeypatch, setting, message):
+    monkeypatch.setattr(LeWMAgent, "samplers", lambda *arguments: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=message):
+        run(dataset, tmp_path / "run", **setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_of_ones_own_environments_are_named_like_datasets_and_say_what_to_do_next(dataset, monkeypatch, capsys):
+    folders = []
+    monkeypatch.setattr("agents.run.train_run", lambda kind, data, folder, *a: folders.append(folder.name))
+    monkeypatch.setattr(Dataset, "task", "gym:my_package:My/Env-v0")
+    main(["lewm", str(dataset)])
+    assert folders == ["my_package-My-Env-v0-lewm-0"]
+    said = capsys.readouterr().out
+    assert "agents.load_agent('runs/my_package-My-Env-v0-lewm-0')" in said and "benchmarks" not in said
 
 
 def test_folder_is_named_after_the_presets_seed(dataset, monkeypatch):
@@ -217,9 +364,8 @@ def test_truncated_weights_are_refused(finished):
 
 
 def test_weights_of_another_model_are_refused(finished):
-    description = json.loads((finished / checkpoint.DESCRIPTION).read_text())
-    description["model"]["latent_size"] = 6
-    (finished / checkpoint.DESCRIPTION).write_text(json.dumps(description))
+    description = checkpoint.load_description(finished)
+    tiny.edit_run(finished, model={**description["model"], "latent_size": 6})
     with pytest.raises(ValueError, match="another shape"):
         load_agent(finished)
 
@@ -227,18 +373,71 @@ def test_weights_of_another_model_are_refused(finished):
 def test_missing_damaged_and_foreign_folders_are_refused(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run"):
         load_agent(tmp_path / "nothing")
-    description = json.loads((finished / checkpoint.DESCRIPTION).read_text())
-    for change, message in (({"agent": "gcbc"}, "gcbc"), ({"schema": 99}, "schema 99")):
-        (finished / checkpoint.DESCRIPTION).write_text(json.dumps({**description, **change}))
-        with pytest.raises(ValueError, match=message):
-            LeWMAgent.load(finished)
+    description = checkpoint.load_description(finished)
+    tiny.edit_run(finished, agent="gcbc")
+    with pytest.raises(ValueError, match="gcbc"):
+        LeWMAgent.load(finished)
+    path = finished / checkpoint.DESCRIPTION
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
+    with pytest.raises(ValueError, match="schema 99"):
+        LeWMAgent.load(finished)
     for damage in ({"planning": None}, {"model": {**description["model"], "of_the_future": 1}}, {"model": None}):
-        (finished / checkpoint.DESCRIPTION).write_text(json.dumps({**description, **damage}))
+        checkpoint.save_description(finished, {**description, **damage})
         with pytest.raises(ValueError, match="this version cannot read"):
             LeWMAgent.load(finished)
-    (finished / checkpoint.DESCRIPTION).write_text("{")
+    path.write_text("{")
     with pytest.raises(ValueError, match="JSON"):
         LeWMAgent.load(finished)
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.DESCRIPTION])
+def test_any_flipped_bit_of_a_run_is_noticed_as_it_is_loaded(finished, name):
+    path = finished / name
+    whole = path.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(whole), 40).tolist() + [0, 9, 20, 60, 90]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            LeWMAgent.load(finished)
+        except ValueError as error:
+            assert str(path) in str(error) and "again" in str(error)
+        else:  # white space of JSON, or a digit beyond the precision of numbers, says the same
+            assert name == checkpoint.DESCRIPTION and json.loads(damaged) == json.loads(whole), position
+    path.write_bytes(whole)
+    LeWMAgent.load(finished)
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed_before_training_goes_on(finished):
+    path = finished / checkpoint.CHECKPOINT
+    whole = path.read_bytes()
+    for position in np.random.default_rng(1).integers(0, len(whole), 40).tolist() + [0, 9, 20, 60, 90]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="checkpoint.safetensors is damaged.*delete it"):
+            checkpoint.load_tensors(path)
+
+
+def test_checkpoint_of_another_run_is_refused(dataset, tmp_path):
+    for seed in (0, 1):
+        run(dataset, tmp_path / str(seed), seed=seed)
+        (tmp_path / str(seed) / checkpoint.WEIGHTS).unlink()
+    shutil.copy(tmp_path / "1" / checkpoint.CHECKPOINT, tmp_path / "0")
+    with pytest.raises(ValueError, match="0/checkpoint.safetensors belongs to another run"):
+        run(dataset, tmp_path / "0", seed=0)
+
+
+def test_run_of_a_version_without_checksums_is_loaded_as_it_is(finished):
+    from safetensors.torch import save_file
+
+    before = LeWMAgent.load(finished).act(tiny.observation())
+    save_file(weights(finished), finished / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match="of a version without checksums"):  # as its run.json is of this version
+        LeWMAgent.load(finished)
+    old = {k: v for k, v in checkpoint.load_description(finished).items() if k != "sha256"}
+    (finished / checkpoint.DESCRIPTION).write_text(json.dumps({**old, "schema": 1}))
+    np.testing.assert_array_equal(LeWMAgent.load(finished).act(tiny.observation()), before)
 
 
 def test_failed_write_leaves_neither_a_partial_nor_a_damaged_file(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import torch
 
 from agents.lewm import PRESETS, LeWM, LeWMAgent, LeWMConfig
 from agents.planning import PlanningConfig
+from lewm_gym import checkpoint
 from lewm_gym.planning.cem import CEMConfig
 
+#: For commands started by tests: this tree's packages.
+ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 #: Overrides that turn the laptop preset into one that trains in a second.
 SETTINGS = {
     "conv_channels": (8, 8, 8),
@@ -64,3 +69,9 @@ def collect_two_room(folder: Path, episodes: int = 6) -> Path:
 
     collect("two_room", folder, episodes, workers=1, pictures=False)
     return folder
+
+
+def edit_run(folder: Path, **changes) -> None:
+    """Changes what `run.json` says, as another version or another run would have said it."""
+    described = json.loads((folder / "run.json").read_text())
+    checkpoint.save_description(folder, {**described, **changes})

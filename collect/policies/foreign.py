@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_gym.data.files import sha256
+from lewm_gym.files import sha256
 from lewm_gym.types import Info, Obs
 
 RANDOM = "random"

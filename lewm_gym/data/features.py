@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.files import exclusive
 from lewm_gym.data.goals import GoalSampler
-from lewm_gym.files import make_folder
+from lewm_gym.files import exclusive, make_folder
 from lewm_gym.nn.distributed import is_first, wait_for_all
 from lewm_gym.types import Batch, ProprioceptiveBatch
 

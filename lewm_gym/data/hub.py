@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.files import exclusive, sha256
 from lewm_gym.data.manifest import MANIFEST_NAME, SHARD_PATTERN, load_manifest
 from lewm_gym.data.writer import PARTS
-from lewm_gym.files import make_folder
+from lewm_gym.files import exclusive, make_folder, sha256
 
 #: What a dataset is; locks, parts and whatever else lies in the folder stay here.
 FILES = (MANIFEST_NAME, SHARD_PATTERN, "contact_sheet.png", "film.mp4")

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lewm_gym.data.files import sha256
 from lewm_gym.data.header import SCHEMA, Header, check_schema, differences, merged
 from lewm_gym.data.shard import Shard
-from lewm_gym.files import atomic_file
+from lewm_gym.files import atomic_file, sha256
 
 MANIFEST_NAME = "manifest.json"
 SHARD_PATTERN = "episodes-*.arrow"

@@ -10,10 +10,10 @@ import numpy as np
 
 from lewm_gym.data.codec import FrameDecoder, pixels_hash
 from lewm_gym.data.episode import check_episode
-from lewm_gym.data.files import sha256
 from lewm_gym.data.header import differences
 from lewm_gym.data.manifest import MANIFEST_NAME, SHARD_PATTERN, Manifest, ShardInfo, load_manifest, scan
 from lewm_gym.data.shard import Shard, states_hash
+from lewm_gym.files import sha256
 
 
 def verify(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> list[str]:

@@ -18,11 +18,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lewm_gym.data.files import exclusive, remove_leftovers
 from lewm_gym.data.header import Header, differences, merged
 from lewm_gym.data.manifest import SHARD_PATTERN, Manifest, ShardInfo, scan, shard_name
 from lewm_gym.data.shard import EncodedEpisode, Shard, write_part, write_shard
-from lewm_gym.files import make_folder
+from lewm_gym.files import exclusive, make_folder, remove_leftovers
 
 PARTS = "parts"
 SHARD_EPISODES = 50
