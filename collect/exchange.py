@@ -10,7 +10,8 @@ from typing import Any
 
 from lewm_gym.cli import Parser
 
-FORMATS = ("hdf5", "lerobot", "minari")
+EXPORTS = ("hdf5", "lerobot", "minari")
+IMPORTS = ("hdf5", "lance", "lerobot", "minari")
 Bar = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 Summary = Callable[[Any], str]
 
@@ -38,7 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[Parser], bar: Bar, summary
 def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
     parser.add_argument(
-        "--format", choices=FORMATS, default="hdf5", help="of the files (default: hdf5, the reference's)"
+        "--format", choices=EXPORTS, default="hdf5", help="of the files (default: hdf5, the reference's)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="where to (default: FOLDER.h5, FOLDER-minari or FOLDER-lerobot)"
@@ -75,29 +76,39 @@ def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="an HDF5 file, or a folder of Minari's or LeRobot's"
+        "source", type=Path, metavar="SOURCE", help="an HDF5 file, or a folder of Lance's, Minari's or LeRobot's"
     )
-    parser.add_argument("--format", choices=FORMATS, help="of SOURCE (default: seen from it)")
-    parser.add_argument("--task", metavar="NAME", help="name to record; HDF5 needs one, such as pusht")
+    parser.add_argument("--format", choices=IMPORTS, help="of SOURCE (default: seen from it)")
+    parser.add_argument("--task", metavar="NAME", help="name to record; HDF5 and Lance need one, such as pusht")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
-    parser.add_argument("--state", metavar="NAME", help="column of the state (HDF5: state; LeRobot: observation.state)")
     parser.add_argument(
-        "--pixels", metavar="NAME", help="picture or camera to take (Minari, LeRobot), if there are several"
+        "--state",
+        metavar="NAME",
+        help="column of the state (default: HDF5: state; Lance: state, or qpos,qvel; LeRobot: observation.state)",
+    )
+    parser.add_argument(
+        "--pixels", metavar="NAME", help="picture or camera to take (Lance, Minari, LeRobot), if there are several"
     )
 
 
 def _import(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
     kind = options.format or _kind_of(options.source)
-    for name, kinds in (("state", ("hdf5", "lerobot")), ("pixels", ("minari", "lerobot"))):
+    for name, kinds in (("state", ("hdf5", "lance", "lerobot")), ("pixels", ("lance", "minari", "lerobot"))):
         if getattr(options, name) is not None and kind not in kinds:
             raise ValueError(f"--{name} does not apply to {kind}")
+    if kind in ("hdf5", "lance") and options.task is None:
+        raise ValueError(f"{options.source} does not say its task: give --task, such as --task pusht")
     with bar(f"import {options.source}", "episode") as advance:
         if kind == "hdf5":
             from lewm_gym.data.hdf5 import import_hdf5
 
-            if options.task is None:
-                raise ValueError("an HDF5 file does not say its task: give --task, such as --task pusht")
             dataset = import_hdf5(options.source, options.out, options.task, options.state or "state", progress=advance)
+        elif kind == "lance":
+            from lewm_gym.data.lance import import_lance
+
+            dataset = import_lance(
+                options.source, options.out, options.task, options.state, options.pixels, progress=advance
+            )
         elif kind == "minari":
             from lewm_gym.data.minari import import_minari
 
@@ -116,6 +127,8 @@ def _kind_of(source: Path) -> str:
         raise FileNotFoundError(f"there is nothing at {source}")
     if source.is_file():
         return "hdf5"
+    if source.suffix == ".lance" or any(source.glob("*.lance")):
+        return "lance"
     return "lerobot" if (source / "meta" / "info.json").exists() else "minari"
 
 

@@ -34,7 +34,7 @@ def test_every_format_goes_out_and_comes_in(dataset, tmp_path, capsys, name, nee
     [
         (("export", "SET", "--lossy"), "for --format minari only"),
         (("import", "nowhere", "--out", "x"), "nothing at nowhere"),
-        (("import", "SET/manifest.json", "--out", "x"), "give --task"),
+        (("import", "SET/manifest.json", "--out", "x"), "manifest.json does not say its task: give --task"),
         (("import", "SET", "--out", "x", "--state", "pose"), "--state does not apply to minari"),
     ],
 )

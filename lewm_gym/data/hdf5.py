@@ -19,7 +19,7 @@ from lewm_gym.data.header import Header
 from lewm_gym.data.imports import Progress, import_episodes
 from lewm_gym.files import atomic_path
 
-_NOT_QUANTITIES = {"pixels", "action", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
+_NOT_QUANTITIES = {"pixels", "action", "state", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
 _SUCCESS = ("success", "is_success", "terminated")
 
 
