@@ -25,7 +25,7 @@ def of_result(entry: Entry) -> list[tuple[str, str]]:
     seconds = description.get("training_seconds") or run.get("seconds")
     strict = result.rates()["strict_success"]
     ceiling = result.ceiling_success
-    where = f"{result.offset_steps} steps apart" if result.offset_steps else "goals drawn by the environment"
+    where = f"{result.offset_steps} steps apart" if result.offset_steps else "goals drawn uniformly"
     values = [
         ("command", result.command),
         ("commit", commit_text(result.commit)),

@@ -175,7 +175,7 @@ class Group:
     @property
     def title(self) -> str:
         """Returns the heading, e.g. `Two-Room, goals 25 steps away`."""
-        where = f"{self.offset_steps} steps away" if self.offset_steps else "that the environment draws"
+        where = f"{self.offset_steps} steps away" if self.offset_steps else "drawn uniformly"
         return f"{self.task_title}, goals {where}"
 
     def measured(self) -> list[Bar]:

@@ -14,7 +14,7 @@ from benchmarks import film as films
 from benchmarks import runs
 from benchmarks.outcome_log import OutcomeLog
 from benchmarks.plan import stream_seed
-from benchmarks.protocols import Job, PairSetLike, Request, make_job
+from benchmarks.protocols import SHIPPED, Job, PairSetLike, Request, make_job
 from benchmarks.runs import weights_hash
 from benchmarks.session import Session, Stage, TimedAgent, as_arguments, counter
 from lewm_gym import provenance
@@ -48,7 +48,7 @@ def measure(
         planning: Settings of planning in place of the run's (`PlanningConfig.changed`); the result records them.
         request: Fields of `Request`:
             protocol: "audited", "official" or "sampled".
-            pairs: A pair set or its file; default the one shipped with the task at `offset_steps`.
+            pairs: A pair set, its file, or the name of a suite that ships ("markov"); default the task's own suite.
             offset_steps: Distance of the shipped pairs, environment steps.
             episodes: How many pairs, from the first; default all.
             budget_steps: Environment steps allowed; default twice the distance.
@@ -57,6 +57,7 @@ def measure(
             workers: Processes that the environments live in; changes the speed only.
             strict: Whether to judge strict success too, which takes up to twice as many plans (not `official`).
             dataset: Where the training set lies now (`official` only).
+            sampled_goals: "uniform" or "walk" (`sampled` only), see `benchmarks.sampled`.
 
     Raises:
         ValueError: If run, pairs and arguments do not fit one another.
@@ -119,11 +120,19 @@ def replanned(agent: Agent, settings: Mapping[str, Any]) -> Agent:
 def default_path(run: Path, job: Job, planning: Mapping[str, Any] | None = None) -> Path:
     """Returns where a result goes if nobody says: `results/<run>-<distance or protocol>-seed<seed>.json`.
 
-    Other settings of planning than the run's stand at the end of its name.
+    Before the distance stands the name of a suite other than the task's own, at the end other settings of planning than
+    the run's.
     """
-    kind = str(job.offset_steps) if job.protocol == "audited" else job.protocol
+    suite = job.source["source"].removeprefix(SHIPPED).removeprefix(", ") + "-" if _is_other_suite(job) else ""
+    kind = f"{suite}{job.offset_steps}" if job.protocol == "audited" else job.protocol
+    if job.protocol == "sampled":
+        kind += f"-{job.source['source']}" + (str(job.offset_steps) if job.offset_steps else "")
     settings = "".join(f"-{name}={value}" for name, value in (planning or {}).items())
     return Path("results", f"{run.resolve().name}-{kind}-seed{job.settings.seed}{settings}.json")
+
+
+def _is_other_suite(job: Job) -> bool:
+    return str(job.source["source"]).startswith(f"{SHIPPED}, ")
 
 
 def refilm(
@@ -175,11 +184,12 @@ def _request_of(result: Result, path: Path, pairs: PairSetLike | None, n_envs: i
     source = result.pairs["source"]
     if pairs is None and source == "given":
         raise ValueError(f"{path} was measured on pairs given in Python: give them again (pairs=)")
-    from_file = result.protocol == "audited" and source != "shipped"
+    named = str(source).removeprefix(f"{SHIPPED}, ") if result.protocol == "audited" and source != SHIPPED else None
     return Request(
         protocol=result.protocol,
-        pairs=pairs if pairs is not None else source if from_file else None,
-        offset_steps=result.offset_steps,
+        pairs=pairs if pairs is not None else named,
+        offset_steps=result.offset_steps or 25,
+        sampled_goals=source if result.protocol == "sampled" else "uniform",
         episodes=len(result.outcomes),
         budget_steps=result.budget_steps,
         seed=result.seed,

@@ -34,10 +34,18 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     )
     plan.add_argument(
         "--sampled-goals",
-        action="store_true",
-        help="starts and goals that the environment draws itself: needs neither pairs nor a dataset",
+        nargs="?",
+        const="uniform",
+        metavar="KIND",
+        help="goals that no dataset holds; uniform (default): start and goal drawn over all of the task's states; "
+        "walk: where a random walk of --offset steps leads from the shipped pairs' starts",
     )
-    plan.add_argument("--pairs", type=Path, metavar="FILE", help="pair set to use instead of the one shipped")
+    plan.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="NAME",
+        help="another suite that ships (cube: markov), or a file of pairs (default: the task's own suite)",
+    )
     plan.add_argument("--dataset", type=Path, metavar="FOLDER", help="where the training set lies now (official)")
     plan.add_argument(
         "--offset",
@@ -71,14 +79,15 @@ def add_command(commands: argparse._SubParsersAction[cli.Parser]) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     protocol = options.protocol
-    if options.sampled_goals:
+    if options.sampled_goals is not None:
         if protocol != "audited":
             raise ValueError("--sampled-goals is a protocol of its own; leave out --protocol")
         protocol = "sampled"
     if options.out is not None and len(options.offset) > 1:
         raise ValueError("--out names one result; with several --offset each gets its own name in results/")
-    if options.pairs is not None and len(options.offset) > 1:
-        raise ValueError("--pairs names pairs of one distance; leave out --offset")
+    is_suite = importlib.import_module("benchmarks.protocols").is_suite
+    if options.pairs is not None and len(options.offset) > 1 and not is_suite(options.pairs):
+        raise ValueError("--pairs names a file of pairs of one distance; leave out --offset")
     planning = importlib.import_module("agents.__main__").parse_settings(options.planning)
     measure = importlib.import_module("benchmarks.measure").measure
     for offset in options.offset:
@@ -91,6 +100,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _request(options: argparse.Namespace, protocol: str, offset: int) -> dict[str, Any]:
     return {
+        **({"sampled_goals": options.sampled_goals} if options.sampled_goals is not None else {}),
         "protocol": protocol,
         "pairs": options.pairs,
         "dataset": options.dataset,
@@ -107,7 +117,9 @@ def summary(result: Result) -> str:
     """Returns the result in a few lines for a terminal."""
     title = importlib.import_module("lewm_gym.tasks").get_task(result.task).title
     agent = importlib.import_module("benchmarks.report").AGENT_TITLES.get(result.agent, result.agent)
-    where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals that the environment draws"
+    where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals drawn uniformly"
+    if result.protocol == "sampled" and result.offset_steps:
+        where = f"goals {result.offset_steps} steps of a random walk away"
     rates = result.rates()
     pairs = "held-out pairs" if result.protocol == "audited" else "pairs"
     lines = [
@@ -116,10 +128,26 @@ def summary(result: Result) -> str:
         _line("strict", rates["strict_success"], "held for 5 steps"),
         _line("random", rates["floor_success"], "the same pairs"),
         _line("replay", rates["ceiling_success"], "the recorded actions"),
+        *_phase_lines(result),
     ]
     per_plan = result.timing.get("seconds_per_plan")
     lines.append(f"  time     {result.seconds:.0f} s" + (f", {per_plan:.2f} s per plan" if per_plan else ""))
     return "\n".join(line for line in lines if line)
+
+
+def _phase_lines(result: Result) -> list[str]:
+    """Returns a line for each phase of the pairs; where they have none, and could, one that says how to add them."""
+    phases = result.by_phase()
+    if not phases and result.protocol == "audited":
+        return ["  phases   unknown: the pairs are of an older version (python -m collect phases FILE adds them)"]
+    lines = []
+    for phase, rates in phases.items():
+        strict, floor = rates["strict_success"], rates["floor_success"]
+        parts = [f"{rate.successes} {name}" for rate, name in ((strict, "strict"), (floor, "random")) if rate]
+        rate = rates["success"]
+        assert rate is not None
+        lines.append(f"    {phase:<18} {rate}  {rate.successes} of {rate.episodes} ({', '.join(parts)})")
+    return lines
 
 
 def _line(name: str, rate: Rate | None, note: str) -> str:

@@ -3,27 +3,26 @@
 - audited (ours): a pair set of a reserved seed, none solved at its start, a random stream each, strict success too;
 - official: as published, see `benchmarks.official`: rows of the training set, the reference's rules with its inexact
   restore, one random stream for all, an episode stops at its success;
-- sampled: the environment draws starts and goals itself, so that neither a manifest nor a dataset is needed.
+- sampled: goals that no dataset holds, drawn uniformly or found by random walks, see `benchmarks.sampled`.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import gymnasium
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks import official, runs
 from benchmarks.environments import PairLike, Rules
-from benchmarks.plan import Settings, stream_seed
+from benchmarks.plan import Settings
+from benchmarks.sampled import sample_pairs
 from lewm_gym.results import PROTOCOLS
 from lewm_gym.tasks import Task, get_task
 
+SHIPPED = "shipped"  # what a result calls the source of the task's own suite; "shipped, markov" that of another
 SAMPLED_EPISODES = 100  # by default
 
 
@@ -65,6 +64,7 @@ class Request:
     workers: int = 1
     strict: bool = True
     dataset: str | Path | None = None
+    sampled_goals: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -95,7 +95,7 @@ class Job:
         protocol: One of PROTOCOLS.
         offset_steps: Distance from start to goal; 0 where the environment drew them.
         pairs: Starts and goals, those to evaluate only.
-        source: What a result says of the pairs: `{"hash", "source", "count", "seed"}`.
+        source: What a result says of the pairs: `{"hash", "source", "count", "seed"}`, and `"phases"` where they have.
         settings: How they are evaluated.
         rules: How the environments are made.
     """
@@ -155,6 +155,7 @@ def _audited(run: Path, description: dict[str, Any], request: Request) -> Job:
             "source": _source_name(request.pairs),
             "count": count,
             "seed": pair_set.seed,
+            **_phases(pair_set.pairs[: request.episodes]),
         },
         _settings(request, request.budget_steps or 2 * pair_set.offset_steps, strict=request.strict),
         Rules(known.get("render_quality")),
@@ -183,44 +184,38 @@ def _official(run: Path, description: dict[str, Any], request: Request) -> Job:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnPair:
-    """A start and a goal that the environment drew; nothing is known of what leads from one to the other."""
-
-    start_state: NDArray[np.float64]
-    goal_state: NDArray[np.float64]
-    actions: NDArray[np.float32]
-
-
 def _sampled(run: Path, description: dict[str, Any], request: Request) -> Job:
     task = get_task(str(description["task"]))
     count = _count(request, SAMPLED_EPISODES)
-    pairs = draw_pairs(task, count, request.seed)
+    walks = request.sampled_goals == "walk"
+    budget = request.budget_steps or (2 * request.offset_steps if walks else task.max_episode_steps)
+    sampled = sample_pairs(task, request.sampled_goals, count, request.seed, request.offset_steps if walks else budget)
+    source = {
+        "hash": official.content_hash(sampled.pairs),
+        "source": request.sampled_goals,
+        "count": count,
+        "seed": request.seed,
+        "drawn": sampled.drawn,
+        **_phases(sampled.pairs),
+    }
     return Job(
         task,
         "sampled",
-        0,
-        pairs,
-        {"hash": official.content_hash(pairs), "source": "the environment", "count": count, "seed": request.seed},
-        _settings(request, request.budget_steps or task.max_episode_steps, strict=request.strict),
+        request.offset_steps if walks else 0,
+        sampled.pairs,
+        source,
+        _settings(request, budget, strict=request.strict),
         Rules(runs.dataset_of(description).get("render_quality")),
     )
 
 
-def draw_pairs(task: Task, count: int, seed: int) -> tuple[DrawnPair, ...]:
-    """Returns starts and goals as the environment's own `reset` draws them; pair i is a function of (task, seed, i)."""
-    env = gymnasium.make(f"lewm_gym:{task.env_id}", disable_env_checker=True)
-    try:
-        env.unwrapped.draw_observations = False  # type: ignore[attr-defined]
-        infos = [env.reset(seed=stream_seed(seed, index) % 2**32)[1] for index in range(count)]
-    finally:
-        env.close()
-    nothing = np.zeros((0, task.action_size), np.float32)
-    return tuple(DrawnPair(info["state"], info["goal_state"], nothing) for info in infos)
-
-
 def load_pairs(task: str, pairs: str | Path | PairSetLike | None, offset_steps: int) -> PairSetLike:
     """Returns the pair set given, read from its file, or the shipped one of a task at a distance.
+
+    Args:
+        task: Name of the task.
+        pairs: None for the task's own suite, the name of another suite that ships (such as "markov"), a file, or a set.
+        offset_steps: Distance of shipped pairs.
 
     Raises:
         ValueError: If there is none, or the file is damaged or was changed.
@@ -229,13 +224,30 @@ def load_pairs(task: str, pairs: str | Path | PairSetLike | None, offset_steps: 
     if pairs is not None and not isinstance(pairs, str | Path):
         return pairs
     module = importlib.import_module("lewm_gym.pairs")
-    loaded: PairSetLike = module.load_shipped(task, offset_steps) if pairs is None else module.PairSet.load(Path(pairs))
+    if pairs is None or is_suite(pairs):
+        shipped: PairSetLike = module.load_shipped(task, offset_steps, pairs and str(pairs))
+        return shipped
+    loaded: PairSetLike = module.PairSet.load(Path(pairs))
     return loaded
+
+
+def is_suite(pairs: Any) -> bool:
+    """Returns whether what was asked for is the name of a suite that ships, rather than a file."""
+    named = isinstance(pairs, str | Path) and re.fullmatch(r"[a-z_]+", str(pairs)) is not None
+    return named and not Path(pairs).is_file()
+
+
+def _phases(pairs: Sequence[PairLike]) -> dict[str, Any]:
+    """Returns the pairs' phases as a result has them: none of a file of an older version."""
+    phases = [getattr(pair, "phase", None) for pair in pairs]
+    return {} if None in phases else {"phases": phases}
 
 
 def _source_name(pairs: str | Path | PairSetLike | None) -> str:
     if pairs is None:
-        return "shipped"
+        return SHIPPED
+    if is_suite(pairs):
+        return f"{SHIPPED}, {pairs}"
     return str(pairs) if isinstance(pairs, str | Path) else "given"
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from agents import agent_class
 from benchmarks.plan import PairLike, stream_seed
+from benchmarks.sampled import pursue
 from collect.episodes import make_env
 from collect.policies import make_pursuer
 from lewm_gym import checkpoint
@@ -61,17 +62,15 @@ def expert_actions(task: str, pairs: Sequence[PairLike], seed: int, budget_steps
     env.draw_observations = False  # the policy looks at states
     try:
         return [
-            _pursue(make_pursuer(task), env, pair, np.random.default_rng([seed, index]), budget_steps)
+            pursue(
+                make_pursuer(task),
+                env,
+                pair.start_state,
+                pair.goal_state,
+                np.random.default_rng([seed, index]),
+                budget_steps,
+            )[0]
             for index, pair in enumerate(pairs)
         ]
     finally:
         env.close()
-
-
-def _pursue(policy: Any, env: Any, pair: PairLike, rng: np.random.Generator, budget: int) -> NDArray[np.float32]:
-    _, info = policy.pursue(env, rng, pair.start_state, pair.goal_state)
-    actions: list[NDArray[np.float32]] = []
-    while len(actions) < budget and not info["is_success"]:
-        actions.append(policy.act(info))
-        _, _, _, _, info = env.step(actions[-1])
-    return np.stack(actions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_task(commands, task)
     _add_gym(commands)
     _add_pairs(commands)
+    _add_phases(commands)
     _add_describe(commands)
     _add_verify(commands)
     _add_render(commands)
@@ -131,6 +133,7 @@ def _add_pairs(commands: argparse._SubParsersAction[Parser]) -> None:
     add("task", metavar="TASK", help=f"one of: {', '.join(TASKS)}")
     add("--offsets", type=int, nargs="+", metavar="STEPS", help="distances, environment steps (default: the task's)")
     add("--count", type=int, default=200, metavar="N", help="pairs per distance (default: %(default)s)")
+    add("--policy", metavar="NAME", help="whose episodes (default: the task's first)")
     add("--out", type=Path, default=Path("pairs"), metavar="FOLDER", help="where to (default: %(default)s)")
 
 
@@ -141,10 +144,33 @@ def _pairs(options: argparse.Namespace) -> None:
     make_folder(options.out)  # before minutes are spent
     for offset in offsets:
         with _bar(f"pairs {options.task} {offset}", "pair") as advance:
-            pairs = make_pairs(options.task, offset, options.count, progress=advance)
-        path = options.out / f"{options.task}-{offset}.json"
+            pairs = make_pairs(options.task, offset, options.count, progress=advance, policy=options.policy)
+        suite = options.task if options.policy is None else f"{options.task}-{options.policy}"
+        path = options.out / f"{suite}-{offset}.json"
         pairs.save(path)
         print(f"{path}: {len(pairs.pairs)} pairs, {path.stat().st_size / 1e3:,.0f} kB, content {pairs.content_hash}")
+
+
+def _add_phases(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "phases",
+        help="add their phases to evaluation pairs",
+        description="Writes what lies between start and goal into files of pairs of older versions; all else stays.",
+    )
+    parser.set_defaults(main=_phases)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="made by `python -m collect pairs`")
+
+
+def _phases(options: argparse.Namespace) -> None:
+    from collect.pairs import with_phases
+    from lewm_gym.pairs import PairSet
+
+    for path in options.files:
+        with _bar(f"phases {path}", "pair") as advance:
+            pairs = with_phases(PairSet.load(path), advance)
+        pairs.save(path)
+        counts = Counter(pair.phase for pair in pairs.pairs)
+        print(f"{path}: {', '.join(f'{count} {phase}' for phase, count in counts.most_common())}")
 
 
 def _add_describe(commands: argparse._SubParsersAction[Parser]) -> None:

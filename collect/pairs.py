@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def make_pairs(
     count: int = COUNT,
     seed: int = RESERVED_SEED,
     progress: Callable[[int, int], None] | None = None,
+    policy: str | None = None,
 ) -> PairSet:
     """Returns `count` pairs, each from an episode of its own, unsolved at the start and checked by replay.
 
@@ -47,6 +49,7 @@ def make_pairs(
         count: How many.
         seed: Of the episodes; the default is reserved, so that no dataset contains them.
         progress: Called with (pairs found, count).
+        policy: Whose episodes; None is the task's default.
 
     Raises:
         ValueError: For arguments out of range, episodes that are too short, or an environment that does not replay.
@@ -55,7 +58,7 @@ def make_pairs(
     for name, value in (("offset_steps", offset_steps), ("count", count)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    header = make_header(task.name, seed=seed, states_only=True)
+    header = make_header(task.name, seed=seed, policy=policy, states_only=True)
     player, env = Player(header), make_env(task.name)
     env.draw_observations = False  # type: ignore[attr-defined]  # a replay needs no pictures, and Cube's take long
     pairs: list[Pair] = []
@@ -68,8 +71,8 @@ def make_pairs(
             start = _choose(env, episode, offset_steps, rng, hard)
             fruitless = 0 if start is not None else fruitless + 1
             if start is not None:
-                pairs.append(_cut(episode, start, offset_steps, number, seed))
-                _check_replay(env, pairs[-1])
+                pair = _cut(episode, start, offset_steps, number, seed)
+                pairs.append(replace(pair, phase=env.phase(_replay(env, pair))))  # type: ignore[attr-defined]
                 if progress is not None:
                     progress(len(pairs), count)
             elif fruitless >= _PATIENCE:
@@ -111,15 +114,42 @@ def _cut(episode: Episode, start: int, offset: int, number: int, seed: int) -> P
     )
 
 
-def _check_replay(env: Any, pair: Pair) -> None:
-    """Raises ValueError unless the actions lead from start to goal bit for bit, in an environment of their own."""
+def with_phases(pair_set: PairSet, progress: Callable[[int, int], None] | None = None) -> PairSet:
+    """Returns the same pairs with the phases that the environment gives them now; each is checked by replay.
+
+    Args:
+        pair_set: Any of the task's.
+        progress: Called with (pairs done, pairs in all).
+
+    Raises:
+        ValueError: If a pair does not replay.
+    """
+    env = make_env(pair_set.task)
+    env.draw_observations = False  # type: ignore[attr-defined]
+    pairs = []
+    try:
+        for pair in pair_set.pairs:
+            pairs.append(replace(pair, phase=env.phase(_replay(env, pair))))  # type: ignore[attr-defined]
+            if progress is not None:
+                progress(len(pairs), len(pair_set.pairs))
+    finally:
+        env.close()
+    return replace(pair_set, pairs=tuple(pairs))
+
+
+def _replay(env: Any, pair: Pair) -> NDArray[np.float64]:
+    """Returns the states from start to goal, (D + 1, state_size), in an environment of their own.
+
+    Raises:
+        ValueError: If the pair is solved at its start, or the actions do not lead to the goal bit for bit.
+    """
     _, info = env.reset(options={"state": pair.start_state, "goal_state": pair.goal_state})
     if info["is_success"]:
         raise ValueError(f"episode {pair.episode}, step {pair.start_step}: already solved at the start")
-    for action in pair.actions:
-        info = env.step(action)[4]
-    if not np.array_equal(info["state"], pair.goal_state):
+    states = [info["state"], *(env.step(action)[4]["state"] for action in pair.actions)]
+    if not np.array_equal(states[-1], pair.goal_state):
         raise ValueError(
             f"episode {pair.episode}, step {pair.start_step}: replaying the recorded actions does not repeat the "
             "recorded states; the environment does not restore its state exactly"
         )
+    return np.stack(states)

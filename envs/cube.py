@@ -72,6 +72,8 @@ class CubeEnv(GoalEnv):
     action_size = 5
     state_size = STATE_SIZE
     proprioceptive = get_task("cube").proprioception
+    phases = get_task("cube").phases
+    walk_std = (0.4, 0.4, 0.4, 0.4, 0.4)
     render_qualities = ("fast", "reference")
     quantity_units = {"cube_position": "m", "effector_position": "m", "joint_angles": "rad"}
     variation_ranges = {
@@ -165,6 +167,12 @@ class CubeEnv(GoalEnv):
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns the cube's position, (3,) m."""
         return state[CUBE_POSITION].copy()
+
+    def phase(self, states: NDArray[np.float64]) -> str:
+        """Returns "arm only" if the cube is at its goal; else whether it is "in hand" at the start, or "empty hand"."""
+        if self.is_goal(states[0], states[-1]):
+            return "arm only"
+        return "in hand" if self.simulation.holds_cube(states[0]) else "empty hand"
 
     def render_state(self, state: State) -> Frame:
         """Returns the picture of the scene at `state`; only the positions are seen."""

@@ -77,7 +77,8 @@ class Simulation:
         self._model = physics_model(half_size)
         self._data = self._mujoco.MjData(self._model)
         self._site = self._model.site("ur5e/robotiq/pinch").id
-        self._pad = self._model.body("ur5e/robotiq/right_pad").id
+        self._pads = [self._model.body(f"ur5e/robotiq/{side}_pad").id for side in ("right", "left")]
+        self._cube = self._model.body("object_0").id
         try:
             controllers = importlib.import_module("ogbench.manipspace.controllers")
             self._lie: Any = importlib.import_module("ogbench.manipspace.lie")
@@ -138,15 +139,24 @@ class Simulation:
         self._data.ctrl = control
         self._mujoco.mj_forward(self._model, self._data)
         self._mujoco.mj_rnePostConstraint(self._model, self._data)
-        return float(np.clip(np.linalg.norm(self._data.cfrc_ext[self._pad]) / 50.0, 0.0, 1.0))
+        return float(np.clip(np.linalg.norm(self._data.cfrc_ext[self._pads[0]]) / 50.0, 0.0, 1.0))
+
+    def holds_cube(self, state: State) -> bool:
+        """Returns whether both fingers' pads touch the cube at a state (61,)."""
+        self._collide(state)
+        bodies = self._model.geom_bodyid[self._data.contact.geom]
+        return all(((bodies == pad).any(1) & (bodies == self._cube).any(1)).any() for pad in self._pads)
 
     def penetration(self, state: State) -> float:
         """Returns how deep (m) bodies are inside one another where they are deepest, the linkage's own parts aside."""
+        self._collide(state)
+        distances = self._data.contact.dist
+        return max(0.0, -float(distances.min())) if len(distances) else 0.0
+
+    def _collide(self, state: State) -> None:
         self._restore(state)
         self._mujoco.mj_comPos(self._model, self._data)
         self._mujoco.mj_collision(self._model, self._data)
-        distances = self._data.contact.dist
-        return max(0.0, -float(distances.min())) if len(distances) else 0.0
 
     def _restore(self, state: State) -> None:
         data = self._data

@@ -19,6 +19,7 @@ from lewm_gym.tasks import IMAGE_SIZE
 Frame = NDArray[np.uint8]
 State = NDArray[np.float64]
 
+_WALK_MEMORY = 0.9  # correlation of consecutive actions: they keep their direction for about ten steps
 RESET_OPTIONS = ("state", "goal_state", "goal_image", "variations")
 
 
@@ -69,6 +70,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     variation_ranges: ClassVar[dict[str, Any]] = {}
     #: `Task.proprioception` of the task: name and size of the quantities that `proprioception=True` shows.
     proprioceptive: ClassVar[dict[str, int]]
+    #: Standard deviation of each action of `sample_walk`, (action_size,): about that of recorded ones.
+    walk_std: ClassVar[tuple[float, ...]]
+    #: `Task.phases` of the task: what `phase` may return.
+    phases: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -147,6 +152,14 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
         """Returns the named physical quantities of a state, each (k,) float32, for probing and statistics."""
 
+    @abstractmethod
+    def phase(self, states: NDArray[np.float64]) -> str:
+        """Returns what lies between a start and a goal, one of the task's `phases`.
+
+        Args:
+            states: (n, state_size), from the start to the goal, those between as far as they are known; at least two.
+        """
+
     def is_goal(self, state: State, goal_state: State) -> bool:
         """Returns whether the task is solved in `state` if the goal is `goal_state`."""
         return bool(self.reached(self.achieved_goal(state), self.achieved_goal(goal_state)))
@@ -161,6 +174,19 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
 
     def _apply_variations(self, variations: dict[str, Any]) -> None:
         """Applies checked variations (all of `variation_ranges`, defaults filled in); called at every reset."""
+
+    def sample_walk(self, rng: np.random.Generator, steps: int) -> NDArray[np.float32]:
+        """Returns a smooth random walk's actions, (steps, action_size), within the bounds.
+
+        Each action is a Gaussian of std `walk_std`, correlated by 0.9 with the one before, then clipped.
+        """
+        actions = np.empty((steps, self.action_size))
+        action = rng.standard_normal(self.action_size)
+        for step in range(steps):
+            if step:
+                action = _WALK_MEMORY * action + np.sqrt(1.0 - _WALK_MEMORY**2) * rng.standard_normal(self.action_size)
+            actions[step] = action
+        return np.clip(actions * self.walk_std, -1.0, 1.0).astype(np.float32)
 
     # What a user sees ----------------------------------------------------------------------------------------
 

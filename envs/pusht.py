@@ -46,6 +46,7 @@ AGENT_TOLERANCE = 15.0
 AGENT_WALL_TOLERANCE = 1.0
 MAX_ANGLE = 1000.0  # rad; the simulation wraps to [0, 2 pi)
 MAX_SPEED, MAX_SPIN = 2000.0, 50.0  # px/s, rad/s; the simulation stays below 700 and 8
+_TOUCHED = 1e-9  # px or rad that the block moves once it is touched, above rounding
 _AGENT_STARTS = (50.0, 450.0)  # px, each axis
 _BLOCK_STARTS = (100.0, 400.0)  # px, each axis
 _RADIUS_PER_SCALE = 0.375  # px of agent radius, as the reference scales its disc
@@ -62,6 +63,8 @@ class PushTEnv(GoalEnv):
     action_size = 2
     state_size = 10
     proprioceptive = get_task("pusht").proprioception
+    phases = get_task("pusht").phases
+    walk_std = (0.2, 0.2)
     variation_ranges = {
         "agent_color": (0.0, 255.0, (65.0, 105.0, 225.0)),
         "agent_scale": (20.0, 60.0, 40.0),
@@ -149,6 +152,12 @@ class PushTEnv(GoalEnv):
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns agent position, block position and block angle, (5,)."""
         return state[:5].copy()
+
+    def phase(self, states: NDArray[np.float64]) -> str:
+        """Returns "contact" if the disc moves the T on the way, else "free"."""
+        moved = np.abs(states[1:, 2:5] - states[0, 2:5])
+        moved[:, 2] = np.minimum(moved[:, 2] % (2 * np.pi), -moved[:, 2] % (2 * np.pi))
+        return "contact" if (moved > _TOUCHED).any() else "free"
 
     def coverage(self, state: State, goal_state: State) -> float:
         """Returns the part of the block's goal pose that the block covers, 0..1."""

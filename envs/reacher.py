@@ -46,6 +46,7 @@ MAX_VELOCITY = 50.0  # rad/s
 # accelerations of 3,300 rad/s^2.
 MAX_TURN = 1e6  # rad, of the shoulder
 MAX_WARM_START = 1e6  # rad/s^2
+_TURNS = (60.0, 120.0)  # degrees, between phases
 _DENSITY = 1000.0  # kg/m^3, MuJoCo's default, which the suite's model uses
 _FLOOR = 'width="300" height="300" mark="edge" markrgb=".2 .3 .4"'
 
@@ -57,6 +58,8 @@ class ReacherEnv(GoalEnv):
     action_size = 2
     state_size = 6
     proprioceptive = get_task("reacher").proprioception
+    phases = get_task("reacher").phases
+    walk_std = (0.6, 0.6)
     render_qualities = ("fast", "reference")
     quantity_units = {"joint_velocities": "rad/s", "finger_position": "m"}
     variation_ranges = {
@@ -122,6 +125,12 @@ class ReacherEnv(GoalEnv):
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
         """Returns both joint angles, (2,) rad."""
         return state[:2].copy()
+
+    def phase(self, states: NDArray[np.float64]) -> str:
+        """Returns how far the joint that must turn further must turn at least, in one of three ranges."""
+        shoulder, wrist = states[-1, :2] - states[0, :2]
+        turn = np.degrees(max(abs((shoulder + np.pi) % (2 * np.pi) - np.pi), abs(wrist)))
+        return self.phases[int(np.searchsorted(_TURNS, turn))]
 
     def render_state(self, state: State) -> Frame:
         """Returns the picture of the arm at `state`; only the angles are seen."""

@@ -58,6 +58,8 @@ class TwoRoomEnv(GoalEnv):
     action_size = 2
     state_size = 2
     proprioceptive = get_task("two_room").proprioception
+    phases = get_task("two_room").phases
+    walk_std = (0.6, 0.6)
     variation_ranges = {
         "agent_color": (0.0, 255.0, (255.0, 0.0, 0.0)),
         "agent_radius": (7.0, 14.0, 7.0),
@@ -121,6 +123,11 @@ class TwoRoomEnv(GoalEnv):
     def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Returns whether dots are within 16 px of their goals."""
         return ((achieved - desired) ** 2).sum(-1) < SUCCESS_RADIUS**2
+
+    def phase(self, states: NDArray[np.float64]) -> str:
+        """Returns "same room" or "other room", where the goal is; half of a door belongs to either."""
+        start, goal = states[[0, -1], 0 if self.rooms.vertical else 1] < CENTRE
+        return "same room" if start == goal else "other room"
 
     def render_state(self, state: State) -> Frame:
         """Returns the picture of the dot at `state`, and of the goal if `goal_visible`."""

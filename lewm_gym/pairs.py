@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -35,6 +36,7 @@ class Pair:
         episode: Number of the episode that it was taken from.
         start_step: Step of that episode at which it starts.
         seed: Seed of the collection that the episode belongs to.
+        phase: What lies between start and goal, one of `Task.phases`; None in files of older versions.
     """
 
     start_state: NDArray[np.float64]
@@ -43,6 +45,7 @@ class Pair:
     episode: int
     start_step: int
     seed: int
+    phase: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,9 @@ class PairSet:
 
     def __post_init__(self) -> None:
         task = get_task(self.task)
+        without = sum(pair.phase is None for pair in self.pairs)
+        if without not in (0, len(self.pairs)):
+            raise ValueError(f"{without} of {len(self.pairs)} pairs have no phase: either all or none have one")
         if self.offset_steps < 1:
             raise ValueError(f"offset_steps must be at least 1, got {self.offset_steps}")
         if not self.pairs:
@@ -82,12 +88,15 @@ class PairSet:
             ):
                 if array.shape != shape or not np.isfinite(array).all():
                     raise ValueError(f"pair {index}: {name} must be finite and of shape {shape}, got {array.shape}")
+            if pair.phase is not None and pair.phase not in task.phases:
+                expected = ", ".join(map(repr, task.phases))
+                raise ValueError(f"pair {index}: phase must be one of {expected}, got {pair.phase!r}")
             if not (np.abs(pair.actions) <= 1.0).all():
                 raise ValueError(f"pair {index}: actions must lie within [-1, 1]")
 
     @property
     def content_hash(self) -> str:
-        """128 bits, in hexadecimal, that stand for task, distance, states and actions."""
+        """128 bits, in hexadecimal, that stand for task, distance, states and actions; phases follow from those."""
         digest = hashlib.blake2b(f"{self.task} {self.offset_steps} {self.seed}".encode(), digest_size=16)
         for pair in self.pairs:
             digest.update(f"{pair.episode} {pair.start_step}".encode())
@@ -123,33 +132,52 @@ class PairSet:
         return _parse(Path(path).read_text(), str(path))
 
 
-def load_shipped(task_name: str, offset_steps: int) -> PairSet:
+def load_shipped(task_name: str, offset_steps: int, policy: str | None = None) -> PairSet:
     """Returns the pairs that ship with the package.
 
+    Args:
+        task_name: Name of the task.
+        offset_steps: Distance, environment steps.
+        policy: None for the task's own suite; the name of another policy for the suite made from its episodes.
+
     Raises:
-        ValueError: If there are none for that task at that distance; the message says which there are.
+        ValueError: If there are none; the message says which there are.
         FileNotFoundError: If the installation lacks them.
     """
     get_task(task_name)
+    suite = task_name if policy is None else f"{task_name}-{policy}"
     folder = resources.files("lewm_gym") / "pair_sets"
-    file = folder / f"{task_name}-{offset_steps}.json"
+    file = folder / f"{suite}-{offset_steps}.json"
     if not file.is_file():
-        there = sorted(
-            int(f.name[len(task_name) + 1 : -5])
-            for f in (folder.iterdir() if folder.is_dir() else ())
-            if f.name.startswith(f"{task_name}-") and f.name.endswith(".json")
-        )
-        if not there:
+        suites = shipped_suites(task_name)
+        if not any(suites.values()):
             raise FileNotFoundError(
                 f"this installation lacks the evaluation pairs of {task_name} in {folder}: pip install "
                 f"--force-reinstall --no-deps lewm-gym"
             )
+        distances = suites.get(policy)
+        if distances is None:
+            known = ", ".join(sorted(name for name in suites if name)) or "none"
+            raise ValueError(
+                f"no evaluation pairs of {task_name} from policy {policy!r} ship; there are suites of: {known}"
+            )
         raise ValueError(
-            f"no evaluation pairs of {task_name} ship at {offset_steps} steps; there are some at: "
-            f"{', '.join(map(str, there))}. Others: python -m collect pairs {task_name} --offsets "
+            f"no evaluation pairs of {suite} ship at {offset_steps} steps; there are some at: "
+            f"{', '.join(map(str, distances))}. Others: python -m collect pairs {task_name} --offsets "
             f"{offset_steps}"
         )
     return _parse(file.read_text(), file.name)
+
+
+def shipped_suites(task_name: str) -> dict[str | None, list[int]]:
+    """Returns the distances of the suites that ship, by policy; None is the task's own."""
+    folder = resources.files("lewm_gym") / "pair_sets"
+    found: dict[str | None, list[int]] = {None: []}
+    for file in folder.iterdir() if folder.is_dir() else ():
+        match = re.fullmatch(rf"{re.escape(task_name)}-(?:(.+)-)?(\d+)\.json", file.name)
+        if match:
+            found.setdefault(match[1], []).append(int(match[2]))
+    return {policy: sorted(distances) for policy, distances in found.items()}
 
 
 def _parse(text: str, where: str) -> PairSet:
@@ -181,6 +209,7 @@ def _pair_as_json(pair: Pair) -> dict[str, Any]:
     return {
         "episode": pair.episode,
         "start_step": pair.start_step,
+        **({} if pair.phase is None else {"phase": pair.phase}),
         "start_state": pair.start_state.tolist(),
         "goal_state": pair.goal_state.tolist(),
         "actions": [[_shortest(x) for x in row] for row in pair.actions],
@@ -201,6 +230,7 @@ def _pair_from_json(record: dict[str, Any], seed: int) -> Pair:
         episode=int(record["episode"]),
         start_step=int(record["start_step"]),
         seed=seed,
+        phase=record.get("phase"),
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from lewm_gym.files import atomic_file, make_folder, parse_json, read_json
+from lewm_gym.tasks import get_task
 
 FORMAT = "lewm-gym result"
 SCHEMA = 2  # raise it when a field changes its meaning, appears or goes
@@ -28,6 +29,8 @@ RATES = (
     "ceiling_success",
     "ceiling_strict_success",
 )
+_OUTCOMES = ("outcomes", "floor", "ceiling")
+_BY_PHASE = "rates_by_phase"
 #: How start/goal pairs are chosen and judged: held out, unsolved and a random stream each; as published; or drawn by
 #: the environment itself.
 PROTOCOLS = ("audited", "official", "sampled")
@@ -113,7 +116,8 @@ class Result:
         protocol: One of `PROTOCOLS`.
         offset_steps: Environment steps between start and goal in the recorded episode; 0 where nothing was recorded.
         budget_steps: Environment steps allowed.
-        pairs: `{"hash", "source", "count", "seed"}` of the pair set.
+        pairs: `{"hash", "source", "count", "seed"}` of the pair set; where its pairs have phases also `"phases"`, of
+            the evaluated ones in the order of the outcomes.
         outcomes: One per evaluated pair.
         floor: The random policy on the same pairs; empty if it was not measured.
         ceiling: The recorded actions, replayed, on the same pairs; likewise.
@@ -150,6 +154,9 @@ class Result:
             raise ValueError("a result needs at least one outcome")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {self.protocol!r}; expected one of: {', '.join(PROTOCOLS)}")
+        phases = self.pairs.get("phases")
+        if phases is not None and len(phases) != len(self.outcomes):
+            raise ValueError(f"{len(phases)} phases do not fit {len(self.outcomes)} outcomes")
         for name, others in (("random floor", self.floor), ("ceiling", self.ceiling)):
             if [o.pair for o in others] not in ([], [o.pair for o in self.outcomes]):
                 raise ValueError(f"the {name} must be measured on the same pairs as the agent")
@@ -180,11 +187,24 @@ class Result:
             "ceiling_strict_success": Rate.strictly(self.ceiling),
         }
 
+    def by_phase(self) -> dict[str, dict[str, Rate | None]]:
+        """Returns every rate by the pairs' phase, the easiest first; empty where the pairs have none."""
+        phases = self.pairs.get("phases") or ()
+        found = {}
+        for phase in get_task(self.task).phases:
+            here = [i for i, name in enumerate(phases) if name == phase]
+            if here:
+                parts: dict[str, Any] = {
+                    name: tuple(getattr(self, name)[i] for i in here) for name in _OUTCOMES if getattr(self, name)
+                }
+                found[phase] = replace(self, **parts, pairs={}).rates()
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Returns the file's content; the success rates repeat what follows from the outcomes, for readers."""
         head = {"format": FORMAT, "schema": SCHEMA, "kind": self.kind}
-        rates = {name: asdict(rate) if rate else None for name, rate in self.rates().items()}
-        return {**head, **rates, **asdict(self)}
+        phases = {name: _as_json(rates) for name, rates in self.by_phase().items()}
+        return {**head, **_as_json(self.rates()), **({_BY_PHASE: phases} if phases else {}), **asdict(self)}
 
     def save(self, path: str | Path) -> None:
         """Writes the result, creating the folder; a reader never sees half a file."""
@@ -207,19 +227,21 @@ class Result:
             age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
             advice = "update LeWM-Gym" if age == "a newer" else "run the benchmark again"
             raise ValueError(f"{path} has {age} result schema ({schema}; this version reads {SCHEMA}): {advice}")
-        derived = {key: data.pop(key, None) for key in ("format", "schema", *RATES)}
+        derived = {key: data.pop(key, None) for key in ("format", "schema", *RATES, _BY_PHASE)}
         names = {field.name for field in fields(cls)}
         if missing := sorted(names - set(data)):
             raise ValueError(f"{path} lacks {', '.join(missing)}; run the benchmark again")
         if unknown := sorted(set(data) - names):
             raise ValueError(f"{path} has unknown fields {', '.join(unknown)}")
         try:
-            for key in ("outcomes", "floor", "ceiling"):
+            for key in _OUTCOMES:
                 data[key] = tuple(Outcome(**row) for row in data[key])
             result = cls(**data)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        if not all(_agrees(derived[key], rate) for key, rate in result.rates().items()):
+        by_phase = {name: (derived[_BY_PHASE] or {}).get(name, {}) for name in result.by_phase()}
+        stored = [(derived, result.rates()), *((by_phase[name], rates) for name, rates in result.by_phase().items())]
+        if not all(_agrees(found.get(key), rate) for found, rates in stored for key, rate in rates.items()):
             raise ValueError(f"{path} contradicts itself: its success rates do not follow from its outcomes")
         return result
 
@@ -268,6 +290,10 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     make_folder(path.parent)
     with atomic_file(path) as file:
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def _as_json(rates: dict[str, Rate | None]) -> dict[str, Any]:
+    return {name: asdict(rate) if rate else None for name, rate in rates.items()}
 
 
 def _agrees(stored: Any, rate: Rate | None) -> bool:

@@ -26,6 +26,7 @@ class Task:
         goal_offsets: Distances (environment steps) at which evaluation pairs exist; budget is twice the distance.
         proprioception: Name -> size of the physical quantities that the actor can sense of itself, never of an object:
             what environments made with `proprioception=True` show, and the columns of that name in datasets.
+        phases: What lies between start and goal, in words, the easiest first: what success is reported by.
         extra: Name of the pip extra that the simulator needs beyond the core, or None.
         vector_entry_point: `module:class` of a batched vector environment, or None.
     """
@@ -40,6 +41,7 @@ class Task:
     collect_episodes: int
     goal_offsets: tuple[int, ...]
     proprioception: dict[str, int]
+    phases: tuple[str, ...]
     extra: str | None = None
     vector_entry_point: str | None = None
 
@@ -58,6 +60,7 @@ TASKS: dict[str, Task] = {
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75),
             proprioception={"agent_position": 2},
+            phases=("same room", "other room"),
             vector_entry_point="envs.two_room_vector:TwoRoomVectorEnv",
         ),
         Task(
@@ -71,6 +74,7 @@ TASKS: dict[str, Task] = {
             collect_episodes=20_000,
             goal_offsets=(25, 50, 75, 100),
             proprioception={"agent_position": 2, "agent_velocity": 2},
+            phases=("free", "contact"),
         ),
         Task(
             name="cube",
@@ -83,6 +87,7 @@ TASKS: dict[str, Task] = {
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75, 100),
             proprioception={"joint_angles": 6, "effector_position": 3, "effector_yaw": 2, "gripper_opening": 1},
+            phases=("arm only", "in hand", "empty hand"),
             extra="mujoco",
         ),
         Task(
@@ -96,6 +101,7 @@ TASKS: dict[str, Task] = {
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75, 100),
             proprioception={"joint_angles": 4, "joint_velocities": 2},
+            phases=("under 60 degrees", "60 to 120 degrees", "over 120 degrees"),
             extra="mujoco",
         ),
     )

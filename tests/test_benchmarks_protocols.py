@@ -19,11 +19,10 @@ from benchmarks.__main__ import main
 from benchmarks.environments import View, WorkerEnvironments
 from benchmarks.measure import measure, refilm
 from benchmarks.plan import HOLD_STEPS, Settings, _Attempt, evaluate
-from benchmarks.protocols import draw_pairs
 from envs.cube_simulation import cube_turn
 from envs.two_room import TwoRoomEnv
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.results import Outcome, Result
+from lewm_gym.results import Outcome
 from lewm_gym.tasks import get_task
 
 
@@ -235,32 +234,6 @@ def test_killed_official_evaluation_begins_again(tmp_path: Path, dataset: Path) 
     again = Seeker()
     measure(run, protocol="official", episodes=5, agent=again, out=tmp_path / "r.json")
     assert set(again.batches) == {5}
-
-
-# sampled -------------------------------------------------------------------------------------------------------
-
-
-def test_sampled_goals_need_neither_pairs_nor_a_dataset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = a_run(tmp_path / "run")
-    monkeypatch.setattr("benchmarks.protocols.load_pairs", lambda *_: pytest.fail("pairs were read"))
-    monkeypatch.chdir(tmp_path)
-    assert main(["plan", str(run), "--sampled-goals", "--n-pairs", "3", "--workers", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert "goals that the environment draws, budget 100 steps, protocol sampled" in printed and "strict" in printed
-    result = Result.load(tmp_path / "results" / "run-sampled-seed0.json")
-    assert (result.protocol, result.offset_steps, result.ceiling, len(result.floor)) == ("sampled", 0, (), 3)
-
-
-def test_sampled_pairs_are_a_function_of_seed_and_number() -> None:
-    task = get_task("two_room")
-    few, many, other = (draw_pairs(task, count, seed) for count, seed in ((2, 0), (4, 0), (2, 1)))
-    for one, two, three in zip(few, many, other, strict=False):
-        np.testing.assert_array_equal(one.start_state, two.start_state)
-        np.testing.assert_array_equal(one.goal_state, two.goal_state)
-        assert not np.array_equal(one.goal_state, three.goal_state)
-        assert not TwoRoomEnv().is_goal(one.start_state, one.goal_state)
 
 
 def test_several_distances_leave_a_result_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
