@@ -24,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
     trainable = [name for name in AGENTS if name not in ("oracle", "expert", "random")]
     p.add_argument("agent", metavar="AGENT", help=f"one of: {', '.join(trainable)}")
     p.add_argument(
-        "dataset", type=Path, metavar="DATASET", help="folder that `python -m collect` wrote, e.g. data/two_room"
+        "dataset",
+        type=Path,
+        nargs="+",
+        metavar="DATASET",
+        help="folder that `python -m collect` wrote, e.g. data/two_room; several of one task are trained on together",
     )
     p.add_argument(
         "--preset",
@@ -79,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from agents.run import train_run
-    from lewm_gym.data.dataset import Dataset
+    from lewm_gym.data.union import open_datasets
     from lewm_gym.progress import Bars
 
     if args.threads is not None:
@@ -88,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(args.settings)
-    task = Dataset.open(args.dataset).task
+    task = open_datasets(args.dataset).task
     name = task.removeprefix("gym:").replace("/", "-").replace(":", "-")  # as dataset folders are named
     preset = kind.presets.get(args.preset)
     seed = overrides.get("seed", preset.training.seed if preset else 0)

@@ -18,6 +18,7 @@ from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
 from lewm_gym.curves import save_curves
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.union import open_datasets, parts_of
 from lewm_gym.files import exclusive, make_folder, remove_leftovers, sha256_of
 from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
 from lewm_gym.training import OnLog, Sink, TrainingConfig
@@ -39,7 +40,7 @@ Recipe = tuple[Any, Any, TrainingConfig]
 
 def train_run(
     agent_class: Any,
-    dataset_folder: str | Path,
+    dataset_folder: str | Path | Sequence[str | Path],
     folder: str | Path,
     preset: str,
     overrides: dict[str, Any] | None = None,
@@ -52,7 +53,7 @@ def train_run(
 
     Args:
         agent_class: A `Trainable` with `load`.
-        dataset_folder: Where `python -m collect` wrote.
+        dataset_folder: Where `python -m collect` wrote; several folders of one task are trained on together.
         folder: The run folder.
         preset: One of the class's presets.
         overrides: Values in place of the preset's, of `TrainingConfig` (`steps`, `seed`, ...) or of the model's
@@ -67,7 +68,7 @@ def train_run(
         FileNotFoundError: If there is no dataset.
     """
     device = choose_device(device)
-    dataset = Dataset.open(dataset_folder)
+    dataset = open_datasets(dataset_folder)
     folder = Path(folder)
     recipe = _configure(agent_class, preset, overrides or {}, dataset)
     description = _describe(agent_class, preset, recipe, dataset, device)
@@ -141,7 +142,22 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
             "render_quality": dataset.header.render_quality,
             "episodes": dataset.n_episodes,
             "frames": dataset.n_frames,
+            **_describe_parts(dataset),
         },
+    }
+
+
+def _describe_parts(dataset: Dataset) -> dict[str, Any]:
+    """Returns what a run folder says of each of several datasets, and of those together what a single one would say."""
+    parts = parts_of(dataset)
+    if len(parts) == 1:
+        return {}
+    seeds = {part.header.seed for part in parts}
+    described = [{k: v for k, v in _describe_dataset(part)["dataset"].items() if k != "folder"} for part in parts]
+    return {
+        "folder": " + ".join(str(part.folder) for part in parts),
+        "seed": seeds.pop() if len(seeds) == 1 else None,
+        "parts": described,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -87,12 +87,17 @@ class Trainable:
 
     @classmethod
     def fit(
-        cls, dataset: str | Path, folder: str | Path, preset: str = "laptop", device: str | None = None, **settings: Any
+        cls,
+        dataset: str | Path | Sequence[str | Path],
+        folder: str | Path,
+        preset: str = "laptop",
+        device: str | None = None,
+        **settings: Any,
     ) -> Self:
         """Trains on a dataset, or goes on where the run folder stands, and returns the agent.
 
         Args:
-            dataset: Folder of a dataset that `python -m collect` wrote.
+            dataset: Folder of a dataset that `python -m collect` wrote, or several of one task.
             folder: The run folder.
             preset: One of `presets`.
             device: Where to compute; the best one present by default.

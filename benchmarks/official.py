@@ -98,6 +98,10 @@ def open_training_set(run: Path, description: dict[str, Any], folder: Path | Non
         raise ValueError(
             f"{run} does not say which dataset it was trained on; the official protocol draws its pairs there"
         )
+    if known.get("parts"):
+        raise ValueError(
+            f"{run} was trained on several datasets ({known['folder']}); the official protocol draws its pairs from one"
+        )
     folder = Path(known["folder"]) if folder is None else folder
     if not folder.is_dir():
         raise FileNotFoundError(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import Episode
+from lewm_gym.data.union import DatasetUnion, open_datasets
 
 if TYPE_CHECKING:
     from lewm_gym.data.clips import ClipSampler
 
-__all__ = ["ClipSampler", "Dataset", "Episode"]
+__all__ = ["ClipSampler", "Dataset", "DatasetUnion", "Episode", "open_datasets"]
 
 
 def __getattr__(name: str) -> Any:
