@@ -23,10 +23,10 @@ class ActionModel(nn.Module):
         self.register_buffer("action_mean", torch.zeros(action_size))
         self.register_buffer("action_std", torch.ones(action_size))
 
-    def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Returns z-scored action blocks (..., A) of raw ones; an action not recorded (NaN) becomes the mean, 0."""
+    def normalize_actions(self, actions: Tensor, missing: float = 0.0) -> Tensor:
+        """Returns z-scored action blocks (..., A) of raw ones; one not recorded (NaN) becomes `missing`, the mean."""
         mean, std = self._block_statistics()
-        return ((actions - mean) / std).nan_to_num(nan=0.0)
+        return ((actions - mean) / std).nan_to_num(nan=missing)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
         """Returns raw action blocks (..., A) of z-scored ones."""

@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class ClipSampler:
         memory_budget: Bytes that decoded, averaged frames may take; None is half of the memory that is available
             (`lewm_gym.memory`), shared by the processes of a distributed training.
         proprioception: (n_frames, k) float32 of the whole dataset; batches are then `ProprioceptiveBatch`.
+        frames_every: Take only every so many-th stored picture, as if no other had been collected; saves memory.
 
     Raises:
         ValueError: For values out of range, a dataset of states only or without the frames at that `frame_skip`, or
@@ -68,6 +70,7 @@ class ClipSampler:
         threads: int | None = None,
         memory_budget: int | None = None,
         proprioception: NDArray[np.float32] | None = None,
+        frames_every: int = 1,
     ) -> None:
         for name, value, least in (("n_frames", n_frames, 2), ("frame_skip", frame_skip, 1), ("seed", seed, 0)):
             if value < least:
@@ -75,11 +78,19 @@ class ClipSampler:
         if image_size < 1 or IMAGE_SIZE % image_size:
             raise ValueError(f"image_size must divide {IMAGE_SIZE} (such as 56, 112 or 224), got {image_size}")
         self._stored = dataset.codec  # raises if there are no frames
-        self._every = dataset.picture_every
-        if frame_skip % self._every:
+        if frames_every < 1:
+            raise ValueError(f"frames_every must be at least 1, got {frames_every}")
+        self.picture_every = dataset.picture_every * frames_every
+        if frames_every > 1 and frame_skip % self.picture_every:
             raise ValueError(
-                f"{dataset.folder} stores every {self._every}th picture only, so that frame_skip must be a multiple of "
-                f"{self._every}, got {frame_skip}: choose another one, or collect again without --picture-every"
+                f"frame_skip must be a multiple of frames_every times the dataset's picture_every, {frames_every} x "
+                f"{dataset.picture_every}, got {frame_skip}"
+            )
+        if frame_skip % self.picture_every:
+            raise ValueError(
+                f"{dataset.folder} stores every {self.picture_every}th picture only, so that frame_skip must be a "
+                f"multiple of {self.picture_every}, got {frame_skip}: choose another one, or collect again without "
+                "--picture-every"
             )
         self.dataset = dataset
         self.n_frames, self.frame_skip, self.seed, self.image_size = n_frames, frame_skip, seed, image_size
@@ -94,7 +105,7 @@ class ClipSampler:
         self._orders = _Orders(self.n_clips, seed)
         self._actions, self._proprioception = dataset.actions, proprioception
         self._buffers = _Buffers()
-        pictures = count_pictures(dataset.lengths[self.episodes], self._every)
+        pictures = count_pictures(dataset.lengths[self.episodes], self.picture_every)
         self._rows_before = np.concatenate([[0], np.cumsum(pictures)])  # of `_frames`, one for each stored picture
         self.pooled_bytes = int(pictures.sum()) * 3 * image_size**2
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -108,7 +119,7 @@ class ClipSampler:
     def _count_starts(self) -> NDArray[np.int64]:
         span = (self.n_frames - 1) * self.frame_skip + 1
         lengths = self.dataset.lengths[self.episodes]
-        counts = np.maximum((lengths - span) // self._every + 1, 0)
+        counts = np.maximum((lengths - span) // self.picture_every + 1, 0)
         if counts.sum() == 0:
             longest = int(lengths.max()) if len(lengths) else 0
             raise ValueError(
@@ -159,14 +170,14 @@ class ClipSampler:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         clips = self._orders.at(positions)
         which = np.searchsorted(self._starts_before, clips, side="right") - 1
-        return which, (clips - self._starts_before[which]) * self._every
+        return which, (clips - self._starts_before[which]) * self.picture_every
 
     def _fill(self, pixels: NDArray[np.uint8], which: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         if self._in_memory:
             self.preload()
             assert self._frames is not None
             steps = starts[:, None] + np.arange(self.n_frames) * self.frame_skip
-            np.take(self._frames, self._rows_before[which][:, None] + steps // self._every, axis=0, out=pixels)
+            np.take(self._frames, self._rows_before[which][:, None] + steps // self.picture_every, axis=0, out=pixels)
             return
         for j in np.argsort(which, kind="stable").tolist():  # clips of one episode share its key frames
             first = int(starts[j])
@@ -184,14 +195,14 @@ class ClipSampler:
             planes = whole[0] if self._stored.layout == "chw" else np.ascontiguousarray(whole[0].transpose(2, 0, 1))
             out[k] = box_average(planes, self.image_size)
 
-    def _frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> torch.Tensor:
+    def frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> torch.Tensor:
         """Returns the frames of (B, K) episodes (positions within `episodes`) and stored steps, (B, K, h, w, 3)."""
         pixels = self._buffers.take((*which.shape, *self._frame_shape))
         out = pixels.numpy()
         if self._in_memory:
             self.preload()
             assert self._frames is not None
-            np.take(self._frames, self._rows_before[which] + steps // self._every, axis=0, out=out)
+            np.take(self._frames, self._rows_before[which] + steps // self.picture_every, axis=0, out=out)
         else:
             self._decode_at(out.reshape(-1, *self._frame_shape), which.ravel(), steps.ravel())
         return pixels.permute(0, 1, 3, 4, 2) if self._frame_shape[0] == 3 else pixels
@@ -199,6 +210,19 @@ class ClipSampler:
     def _decode_at(self, out: NDArray[np.uint8], which: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
         for j in np.argsort(which, kind="stable").tolist():  # frames of one episode share its key frames
             self._decode(out[j : j + 1], int(self.episodes[which[j]]), [int(steps[j])])
+
+    def episode_frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Yields the stored frames (T, h, w, 3) of each episode, in order."""
+        self.preload()
+        for k, (first, end) in enumerate(pairwise(self._rows_before.tolist())):
+            if self._frames is not None:
+                frames = self._frames[first:end]
+            else:
+                frames = np.empty((end - first, *self._frame_shape), np.uint8)
+                self._decode(
+                    frames, int(self.episodes[k]), range(0, len(frames) * self.picture_every, self.picture_every)
+                )
+            yield frames.transpose(0, 2, 3, 1) if self._frame_shape[0] == 3 else frames
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decodes all frames into memory if they fit, once; otherwise warns that every batch will be decoded anew.
@@ -244,7 +268,7 @@ class ClipSampler:
 
     def _decode_episode(self, frames: NDArray[np.uint8], k: int) -> None:
         rows = frames[self._rows_before[k] : self._rows_before[k + 1]]
-        self._decode(rows, int(self.episodes[k]), range(0, len(rows) * self._every, self._every))
+        self._decode(rows, int(self.episodes[k]), range(0, len(rows) * self.picture_every, self.picture_every))
 
     # Many batches --------------------------------------------------------------------------------------------
 

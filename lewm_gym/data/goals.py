@@ -109,7 +109,7 @@ class GoalSampler(ClipSampler):
         value = self.draw(rng, which, steps, self.value_goals)
         actor = self.draw(rng, which, steps, self.actor_goals)
         frames = [(which, steps), (which, steps + 1), value, actor]
-        pixels = self._frames_at(*(np.stack(part, axis=1) for part in zip(*frames, strict=True)))
+        pixels = self.frames_at(*(np.stack(part, axis=1) for part in zip(*frames, strict=True)))
         actions = self._actions[self.dataset.starts[self.episodes[which]] + steps]
         reached = (value[0] == which) & (value[1] == steps)
         now, after, value_goals, actor_goals = pixels.unbind(1)
