@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
         "--preset",
         default="laptop",
         metavar="NAME",
-        help="recipe: laptop (for two CPU cores; default) or paper (the paper's sizes, for a GPU)",
+        help="recipe: laptop (for two CPU cores; default), paper (the paper's sizes, for a GPU), or, of lewm and pldm, "
+        "guided (the best recipe for the task, with an actor)",
     )
     p.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<task>-<agent>-<seed>)")
     p.add_argument(
@@ -94,13 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
     overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(args.settings)
     task = open_datasets(args.dataset).task
     name = task.removeprefix("gym:").replace("/", "-").replace(":", "-")  # as dataset folders are named
-    preset = kind.presets.get(args.preset)
-    seed = overrides.get("seed", preset.training.seed if preset else 0)
+    seed = overrides.get("seed", kind.preset(args.preset, task).training.seed)
     folder = args.out or Path("runs") / f"{name}-{args.agent}-{seed}"
     if args.resume and not (folder / "run.json").exists():
         raise ValueError(f"there is no run in {folder} to resume")
     with _processes(args.device) as (device, first), Bars(disable=not first) as bars:
-        begin = _beginning(args, folder) if first else lambda description: ()
+        begin = _beginning(args, kind, folder) if first else lambda description: ()
         train_run(kind, args.dataset, folder, args.preset, overrides, device, bars.on_log, bars.on_load, begin)
     if first:
         print(f"{folder} is ready: " + _next_step(task, folder))
@@ -134,13 +134,15 @@ def _processes(device: str | None) -> Iterator[tuple[str | None, bool]]:
         torch.distributed.destroy_process_group()
 
 
-def _beginning(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, Any]], list[Any]]:
+def _beginning(args: argparse.Namespace, kind: Any, folder: Path) -> Callable[[dict[str, Any]], list[Any]]:
     """Returns what is called as training begins: it says what an agent's features are, and where else logs go."""
 
     def begin(description: dict[str, Any]) -> list[Any]:
         """Returns the further places that a training of this description logs to."""
         from agents import sinks
 
+        if description["preset"] == "guided":
+            print(f"recipe, beside the laptop preset: {_recipe(description, kind.presets['laptop'])}")
         if "features" in description:
             along = description["model"].get("encoder") == "scratch"
             frozen = "; for those of a frozen encoder: --encoder dino, or --encoder lewm --set encoder_run=RUN"
@@ -153,6 +155,16 @@ def _beginning(args: argparse.Namespace, folder: Path) -> Callable[[dict[str, An
         return made
 
     return begin
+
+
+def _recipe(description: dict[str, Any], other: Any) -> str:
+    """Returns the settings of a run that differ from a preset's, and its planner."""
+    from dataclasses import asdict
+
+    settings = {**description["model"], **description["training"]}
+    reference = {**asdict(other.model), **asdict(other.training)}
+    changed = [f"{k}={v}" for k, v in settings.items() if v != reference[k] and k not in ("action_size", "seed")]
+    return " ".join([*changed, f"planner={description['planning']['planner']}"])
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -22,12 +22,14 @@ class Agent(ABC):
     """
 
     proprioception = False
+    uses_steps_left = False  # whether it can be told within how many steps a goal is to be reached
 
     def __init__(self, action_low: Any, action_high: Any, frame_size: int) -> None:
         self.action_low = np.asarray(action_low, np.float32)
         self.action_high = np.asarray(action_high, np.float32)
         self.frame_size = frame_size
         self._goal: NDArray[np.uint8] | None = None
+        self._goal_steps: float | None = None
 
     @abstractmethod
     def reset(self, seeds: list[int] | None = None) -> None:
@@ -35,22 +37,35 @@ class Agent(ABC):
 
     @abstractmethod
     def _act(
-        self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], episode_start: NDArray[np.bool_] | None, state: Any
+        self,
+        pixels: NDArray[np.uint8],
+        goals: NDArray[np.uint8],
+        episode_start: NDArray[np.bool_] | None,
+        state: Any,
+        steps_left: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], Any]:
         """Returns actions (B, action_size) for frames and goals (B, h, w, 3), and the memory to hand back next time."""
 
-    def set_goal(self, image: NDArray[np.uint8] | None) -> None:
+    def set_goal(self, image: NDArray[np.uint8] | None, steps_left: float | None = None) -> None:
         """Pursues this goal in environments whose observations have none; None ends that.
 
         Args:
             image: (h, w, 3) uint8, a picture of how it should look.
+            steps_left: Environment steps within which to reach it; counted down as the agent acts, then kept at its
+                floor. None: the agent estimates them, if it needs them.
 
         Raises:
-            ValueError: For a picture of another shape or dtype.
+            ValueError: For a picture of another shape or dtype, or steps that are not positive or not used.
         """
+        self._goal_steps = None if steps_left is None else float(self._checked_steps(steps_left, 1)[0])
         self._goal = None if image is None else self._checked_frames("goal image", image, (3,))
 
-    def act(self, obs: Obs | NDArray[np.uint8], episode_start: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    def act(
+        self,
+        obs: Obs | NDArray[np.uint8],
+        episode_start: NDArray[np.bool_] | None = None,
+        steps_left: float | NDArray[Any] | None = None,
+    ) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, or (B, action_size) for a stacked one.
 
         Call it at every step. A changed goal begins a new plan; `reset()` between episodes is only needed where
@@ -60,11 +75,14 @@ class Agent(ABC):
             obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3). After `set_goal` the goal may be
                 missing, and pixels may come alone, as an array.
             episode_start: (B,), true where `obs` is the first of an episode: the old plan is dropped there.
+            steps_left: Environment steps from now within which the goal is to be reached, one number or (B,); None
+                lets the agent estimate them, if it needs them.
 
         Raises:
-            ValueError: For observations of another shape or dtype, or without a goal.
+            ValueError: For observations of another shape or dtype, or without a goal; for steps that are not positive,
+                or that this agent does not use.
         """
-        return self.predict(obs, episode_start=episode_start)[0]
+        return self.predict(obs, episode_start=episode_start, steps_left=steps_left)[0]
 
     def predict(
         self,
@@ -72,6 +90,7 @@ class Agent(ABC):
         state: Any = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
+        steps_left: float | NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], Any]:
         """Returns (action, state) in stable-baselines3's form, so that its `evaluate_policy` runs the agent.
 
@@ -80,15 +99,33 @@ class Agent(ABC):
             state: What the previous call returned, or None to use the agent's own memory.
             episode_start: (B,), true where an episode has just begun; the old plan is dropped there.
             deterministic: Without effect: an agent's randomness comes from its seed.
+            steps_left: As for `act`.
         """
         pixels, goals, single = self._checked(observation)
         if episode_start is not None:
             episode_start = np.asarray(episode_start, bool).reshape(-1)
             if len(episode_start) != len(pixels):
                 raise ValueError(f"episode_start has {len(episode_start)} entries for {len(pixels)} observations")
-        actions, state = self._act(pixels, goals, episode_start, state)
+        left = None if steps_left is None else self._checked_steps(steps_left, len(pixels))
+        actions, state = self._act(pixels, goals, episode_start, state, left)
         actions = np.clip(actions, self.action_low, self.action_high)
         return (actions[0] if single else actions), state
+
+    def _checked_steps(self, steps_left: float | NDArray[Any], n_envs: int) -> NDArray[np.float32]:
+        """Returns (n_envs,) steps left."""
+        if not self.uses_steps_left:
+            raise ValueError(
+                "this agent does not use steps_left: that is for planners with an actor, such as guided, and for "
+                "policies trained with steps left as an input"
+            )
+        steps = np.asarray(steps_left, np.float32)
+        if steps.ndim > 1 or steps.shape not in ((), (n_envs,)):
+            raise ValueError(
+                f"steps_left must be one number or one for each of {n_envs} environments, got shape {steps.shape}"
+            )
+        if not (np.isfinite(steps) & (steps > 0)).all():
+            raise ValueError(f"steps_left must be positive, got {steps_left}")
+        return np.broadcast_to(steps, (n_envs,))
 
     def _checked(self, obs: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
         """Returns pixels and goals with a leading environment dimension, and whether it was missing."""

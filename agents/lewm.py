@@ -9,6 +9,17 @@ The model, in the order of the paper:
 Nothing else: no stop-gradient, no moving average of weights, no reward, no augmentation, and no reconstruction unless
 an ablation asks for it (`decoder_weight`). Planning minimises the squared distance between the last predicted latent
 and the goal's (agents/planning.py).
+
+Beyond the paper, each off in its preset:
+
+    residual            z^_{t+1} = z_t + pred(...)                           (AD-WM, arXiv 2609.30264)
+    inverse_weight      || g(z_t, z^_{t+1}) - sg(e_a) ||^2                   AD-WM's inverse head, e_a embeds actions
+    information_weight  1/2 || e - mu(z_t, z^_{t+1}) ||^2 + 0.005 || mu ||^2 AD-WM's other head, e = e_a standardised
+    actor_steps         an actor imitates the data towards later frames      (lewm_gym/nn/actor.py)
+
+The actor proposes actions to the planners `actor`, `guided`, `arcem` and `fused`. With `imitation_weight` an actor is
+trained along with the world model, and its gradient reaches the encoder; a fresh one is then trained on the frozen
+latents (agents/imitation.py).
 """
 
 from __future__ import annotations
@@ -16,18 +27,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.actions import ActionModel, candidate_blocks
 from agents.devices import choose_device
+from agents.imitation import train_actor
 from agents.planning import PlanningAgent, PlanningConfig
-from agents.trainable import Preset
+from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym import checkpoint
+from lewm_gym.data.clips import ClipSampler
+from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
+from lewm_gym.nn.actor import GoalActor
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
@@ -39,8 +55,11 @@ from lewm_gym.nn.sigreg import SIGReg
 from lewm_gym.nn.vit import ViT
 from lewm_gym.planning.cem import CEMConfig
 from lewm_gym.tasks import IMAGE_SIZE, get_task
-from lewm_gym.training import TrainingConfig
+from lewm_gym.training import OnLog, Sink, TrainingConfig
 from lewm_gym.types import Batch
+
+if TYPE_CHECKING:
+    from lewm_gym.data.dataset import Dataset
 
 ENCODERS = ("vit", "resnet18", "conv")
 
@@ -73,19 +92,34 @@ class LeWMConfig:
     decoder_weight: float = 0.0  # of the squared error of frames decoded from their latents; 0: no decoder
     decoder_width: int = 192
     decoder_depth: int = 3
+    residual: bool = False  # predict what is added to the latest latent
+    inverse_weight: float = 0.0  # of the head that tells the action from two latents; AD-WM: 0.1
+    information_weight: float = 0.0  # of the mutual-information head; AD-WM: 0.01
+    head_width: int = 1024  # hidden width of both heads
+    imitation_weight: float = 0.0  # of an actor's loss while the world model is trained; 0: latents know no actor
+    frames_every: int = 1  # train on every so many-th picture of an episode, which saves memory
+    goal_frames: int = 2  # with imitation_weight: later frames drawn with each clip
+    goal_steps: int = 50  # greatest distance of a hindsight goal, environment steps
+    actor_steps: int = 0  # of training an actor on the frozen latents; 0: no actor
+    actor_batch_size: int = 1024  # pairs of latents
+    actor_learning_rate: float = 1e-3
+    actor_width: int = 512
+    actor_depth: int = 3
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder must be one of {ENCODERS}, not {self.encoder!r}")
         for field in dataclasses.fields(self):
-            least = 0 if field.name == "predictor_width" else 1
+            least = 0 if field.name in ("predictor_width", "actor_steps") else 1
             if field.type == "int" and getattr(self, field.name) < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {getattr(self, field.name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        for name in ("sigreg_weight", "decoder_weight"):
+        for name in ("sigreg_weight", "decoder_weight", "inverse_weight", "information_weight", "imitation_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, nor infinite, got {getattr(self, name)}")
+        if self.imitation_weight and not self.actor_steps:
+            raise ValueError("imitation_weight needs an actor: set actor_steps, such as 3000")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LeWMConfig:
@@ -125,7 +159,15 @@ class LeWM(ActionModel):
             self.decoder = PatchDecoder(
                 config.latent_size, config.image_size, width=config.decoder_width, depth=config.decoder_depth
             )
+        self.heads = ActionHeads(config)
+        self.actor: GoalActor | None = self.fresh_actor() if config.actor_steps else None
         self._rollouts: dict[torch.dtype, Rollout] = {}
+
+    def fresh_actor(self) -> GoalActor:
+        """Returns an untrained actor of the configuration's size."""
+        config = self.config
+        sizes = config.latent_size, config.action_size, config.frame_skip, config.goal_steps
+        return GoalActor(*sizes, config.actor_width, config.actor_depth)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Returns latents (..., Z) of frames (..., h, w, 3) uint8."""
@@ -137,21 +179,41 @@ class LeWM(ActionModel):
 
         Output t predicts the latent after latent t and block t, from inputs up to t.
         """
-        return self.prediction_projector(self.predictor(latents, self.action_encoder(actions)))
+        predicted = self.prediction_projector(self.predictor(latents, self.action_encoder(actions)))
+        return latents + predicted if self.config.residual else predicted
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the training loss of a batch of clips, and its parts."""
-        latents = self.encode(batch.pixels)
-        predicted = self.predict(latents[:, :-1], self.normalize_actions(batch.actions))
-        prediction = (predicted - latents[:, 1:]).float().square().mean()
-        sigreg = self.sigreg(latents.transpose(0, 1))
-        total = prediction + self.config.sigreg_weight * sigreg
-        parts = {"prediction": prediction, "sigreg": sigreg}
+        config = self.config
+        seen = self.encode(batch.pixels)  # of a clip, and of later frames where an actor is trained along
+        latents, actions = seen[:, : batch.actions.shape[1] + 1], self.normalize_actions(batch.actions)
+        predicted = self.predict(latents[:, :-1], actions)
+        parts = {
+            "prediction": (predicted - latents[:, 1:]).float().square().mean(),
+            "sigreg": self.sigreg(seen.transpose(0, 1)),
+        }
+        weights = {"prediction": 1.0, "sigreg": config.sigreg_weight}
         if self.decoder is not None:
-            images = to_network(batch.pixels.flatten(0, 1), self.config.image_size)
-            parts["reconstruction"] = (self.decoder(latents.flatten(0, 1)) - images).float().square().mean()
-            total = total + self.config.decoder_weight * parts["reconstruction"]
-        return total, parts
+            images = to_network(batch.pixels.flatten(0, 1), config.image_size)
+            parts["reconstruction"] = (self.decoder(seen.flatten(0, 1)) - images).float().square().mean()
+            weights["reconstruction"] = config.decoder_weight
+        if config.inverse_weight or config.information_weight:
+            embedded = self.action_encoder(actions).detach()
+            parts |= self.heads(latents[:, :-1], predicted, embedded)
+            weights |= {"inverse": config.inverse_weight, "information": config.information_weight}
+        if isinstance(batch, HindsightBatch):
+            assert self.actor is not None
+            parts["imitation"] = self.imitation(seen, batch)
+            weights["imitation"] = config.imitation_weight
+        return sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), parts
+
+    def imitation(self, latents: Tensor, batch: HindsightBatch) -> Tensor:
+        """Returns the actor's loss over all ordered pairs of the frames of each clip, (B, T + G, Z)."""
+        assert self.actor is not None
+        first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1, device=latents.device)
+        actions = self.normalize_actions(batch.next_actions, missing=math.nan)
+        pairs = latents[:, first], latents[:, second], batch.steps[:, second] - batch.steps[:, first], actions[:, first]
+        return self.actor.imitation_loss(*(part.flatten(0, 1) for part in pairs))
 
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans, float32.
@@ -181,9 +243,44 @@ class LeWM(ActionModel):
         """Returns the rollout with the present weights, made anew only when they have changed."""
         rollout = self._rollouts.get(dtype)
         if rollout is None or not rollout.is_current:
-            rollout = Rollout(self.action_encoder, self.predictor, self.prediction_projector, dtype)
+            rollout = Rollout(
+                self.action_encoder, self.predictor, self.prediction_projector, dtype, self.config.residual
+            )
             self._rollouts[dtype] = rollout
         return rollout
+
+
+class ActionHeads(nn.Module):
+    """Heads of AD-WM (arXiv 2609.30264) that ask two latents for the action between them; training alone uses them."""
+
+    def __init__(self, config: LeWMConfig) -> None:
+        super().__init__()
+        width = config.predictor_width or config.latent_size
+        self.inverse = self._head(config, width) if config.inverse_weight else None
+        self.information = self._head(config, width) if config.information_weight else None
+
+    @staticmethod
+    def _head(config: LeWMConfig, width: int) -> ProjectionHead:
+        return ProjectionHead(2 * config.latent_size, config.head_width, width)
+
+    def forward(self, latents: Tensor, predicted: Tensor, embedded: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of the heads that there are.
+
+        Args:
+            latents: (B, N, Z).
+            predicted: (B, N, Z), what follows them.
+            embedded: (B, N, width), the actions between, without gradient.
+        """
+        pair = torch.cat([latents, predicted], dim=-1)
+        losses = {}
+        if self.inverse is not None:
+            losses["inverse"] = (self.inverse(pair) - embedded).float().square().mean()
+        if self.information is not None:
+            mean, std = embedded.float().mean(dim=(0, 1)), embedded.float().std(dim=(0, 1))
+            guess = self.information(pair).float()
+            error = ((embedded - mean) / (std + 1e-6) - guess).square()
+            losses["information"] = 0.5 * (error + 0.01 * guess.square()).mean()
+        return losses
 
 
 def _make_encoder(config: LeWMConfig) -> ViT | ResNet18 | ConvEncoder:
@@ -221,9 +318,89 @@ PRESETS: dict[str, Preset] = {
         TrainingConfig(steps=1000, learning_rate=1e-3, schedule="cosine", checkpoint_every_s=15.0),
     ),
 }
+# As `laptop`, with an actor that the search begins with.
+PRESETS["guided"] = Preset(
+    dataclasses.replace(
+        PRESETS["laptop"].model, latent_size=128, sigreg_directions=512, imitation_weight=1.0, actor_steps=4000
+    ),
+    PlanningConfig().changed({"planner": "guided"}),
+    dataclasses.replace(PRESETS["laptop"].training, steps=3000, checkpoint_every_s=60.0),
+)
 
 
-class LeWMAgent(PlanningAgent):
+#: What the preset `guided` changes for a task: the recipe that reached most on it (docs/training.md).
+RECIPES: dict[str, dict[str, Any]] = {}
+
+
+class LatentAgent(PlanningAgent):
+    """Planning in latents that may carry an actor: what LeWM and PLDM share."""
+
+    @classmethod
+    def preset(cls, name: str, task: str) -> Preset:
+        """Returns a preset, with what RECIPES changes for the task if it is `guided`."""
+        found = super().preset(name, task)
+        changes = RECIPES.get(task, {}) if name == "guided" else {}
+        parts: dict[str, Any] = {
+            part: {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(of)}}
+            for part, of in (("model", found.model), ("training", found.training))
+        }
+        planning = {k: v for k, v in changes.items() if k not in parts["model"] and k not in parts["training"]}
+        return Preset(
+            dataclasses.replace(found.model, **parts["model"]),
+            found.planning.changed(planning),
+            dataclasses.replace(found.training, **parts["training"]),
+        )
+
+    @classmethod
+    def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+        """Returns where training and validation batches come from: clips, with later frames to imitate towards."""
+        config = model.config
+        options = {
+            "n_frames": config.context + 1,
+            "frame_skip": config.frame_skip,
+            "seed": seed,
+            "image_size": config.image_size,
+            "frames_every": config.frames_every,
+        }
+
+        def sampler(episodes: Any) -> ClipSampler:
+            if config.imitation_weight:
+                return HindsightClips(dataset, episodes, config.goal_frames, config.goal_steps, **options)
+            return ClipSampler(dataset, episodes, **options)
+
+        return split_samplers(dataset, sampler, on_load)
+
+    @classmethod
+    def train(
+        cls,
+        model: Any,
+        clips: Any,
+        validation: Any,
+        config: TrainingConfig,
+        folder: Path,
+        device: str,
+        on_log: OnLog | None = None,
+        sinks: Sequence[Sink] = (),
+        run: str = "",
+    ) -> float:
+        """Trains the world model, then an actor on its latents if the configuration asks for one."""
+        more = model.config.actor_steps
+
+        def first(done: int, total: int, latest: dict[str, float]) -> None:
+            if on_log:
+                on_log(done, total + more, latest)
+
+        def second(done: int, total: int, latest: dict[str, float]) -> None:
+            if on_log:
+                on_log(config.steps + done, config.steps + total, latest)
+
+        seconds = super().train(model, clips, validation, config, folder, device, first, sinks, run)
+        if more:
+            seconds += train_actor(model, clips, validation, config, folder, device, second, sinks, run)
+        return seconds
+
+
+class LeWMAgent(LatentAgent):
     """LeWM as a Gymnasium policy: `agent = LeWMAgent.load("runs/demo")`, then `agent.act(obs)` at every step."""
 
     name = "lewm"

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.devices import choose_device
+from agents.proposals import Unrolled, unroll
 from agents.trainable import Trainable, of_description
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
 from lewm_gym.planning.controller import Reply, Request
 from lewm_gym.planning.graphs import Graphs
 from lewm_gym.planning.threads import suited_threads
-from lewm_gym.types import Obs, PlanResult
+from lewm_gym.types import Cost, Obs, PlanResult
 
 
 def terminal_cost(predicted: Tensor, goal: Tensor) -> Tensor:
@@ -36,9 +37,14 @@ def sum_cost(predicted: Tensor, goal: Tensor) -> Tensor:
     return (predicted - goal[:, None, None]).square().sum(dim=(-2, -1))
 
 
+def closest_cost(predicted: Tensor, goal: Tensor) -> Tensor:
+    """Returns the least squared distance of any predicted latent to the goal's, (B, S)."""
+    return (predicted - goal[:, None, None]).square().sum(dim=-1).amin(dim=-1)
+
+
 #: (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S)
 LatentCost = Callable[[Tensor, Tensor], Tensor]
-COSTS: dict[str, LatentCost] = {"terminal": terminal_cost, "sum": sum_cost}
+COSTS: dict[str, LatentCost] = {"terminal": terminal_cost, "sum": sum_cost, "closest": closest_cost}
 PRECISIONS = ("float32", "bf16")
 
 
@@ -47,7 +53,7 @@ class PlanningConfig:
     """How an agent plans; the defaults are the paper's."""
 
     search: Any = field(default_factory=CEMConfig)  # settings of the planner, one of the PLANNERS' configurations
-    horizon_blocks: int = 5  # H
+    horizon_blocks: int = 5  # H; planners with an actor plan as many blocks as there are steps left, at most these
     execute_blocks: int = 5  # blocks taken before the next plan
     cost: str = "terminal"  # one of COSTS
     clip_actions: bool = False  # paper: False, candidates may leave the bounds, which hold at the environment's edge
@@ -55,6 +61,7 @@ class PlanningConfig:
     context_frames: int = 1  # paper: 1; up to the model's context, with the actions taken between them
     precision: str = "float32"  # of the rollout's matrix products, one of PRECISIONS; latents and costs are float32
     cuda_graph: bool = False  # on a GPU: replay a search's costs as one CUDA graph; not for planners by gradient
+    least_steps_left: int = 5  # planners with an actor: it is never told that fewer steps are left
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -65,11 +72,21 @@ class PlanningConfig:
             raise ValueError(
                 f"execute_blocks must be within 1..horizon_blocks ({self.horizon_blocks}), got {self.execute_blocks}"
             )
-        if self.context_frames < 1:
-            raise ValueError(f"context_frames must be at least 1, got {self.context_frames}")
-        planner = self.planner_name  # raises for settings of no planner
-        if self.cuda_graph and getattr(PLANNERS[planner][0], "needs_gradient", False):
-            raise ValueError(f"cuda_graph cannot be used with the planner {planner}: it needs gradients")
+        for name in ("context_frames", "least_steps_left"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        planner = PLANNERS[self.planner_name][0]  # raises for settings of no planner
+        if self.cuda_graph and getattr(planner, "needs_gradient", False):
+            raise ValueError(f"cuda_graph cannot be used with the planner {self.planner_name}: it needs gradients")
+        if self.cuda_graph and getattr(planner, "searches_residuals", False):
+            raise ValueError(
+                f"cuda_graph cannot be used with the planner {self.planner_name}: it asks the actor along each rollout"
+            )
+
+    @property
+    def needs_actor(self) -> bool:
+        """Whether the planner begins with what an actor proposes."""
+        return bool(getattr(PLANNERS[self.planner_name][0], "needs_actor", False))
 
     @property
     def planner_name(self) -> str:
@@ -84,7 +101,7 @@ class PlanningConfig:
 
         Args:
             settings: Fields of this or of the planner's configuration (`n_samples`, ...); `planner` names another
-                planner, which has its own defaults.
+                planner, which has its own defaults, some of them for fields of this (`Guided.planning_defaults`).
 
         Raises:
             ValueError: If a name is unknown or a value is not of its kind.
@@ -94,7 +111,10 @@ class PlanningConfig:
         if "planner" in settings:
             if settings["planner"] not in PLANNERS:
                 raise ValueError(f"unknown planner {settings['planner']!r}; expected one of: {', '.join(PLANNERS)}")
-            search = PLANNERS[settings["planner"]][1]()
+            planner, config = PLANNERS[settings["planner"]]
+            if settings["planner"] != self.planner_name:
+                search = config()
+                settings = {**getattr(planner, "planning_defaults", {}), **settings}
         of_search = {f.name for f in dataclasses.fields(search)}
         unknown = sorted(set(settings) - own - of_search - {"planner"})
         if unknown:
@@ -175,6 +195,12 @@ class PlanningAgent(Trainable, Agent):
             raise ValueError(f"context_frames {planning.context_frames} exceeds the model's context, {context}")
         if time_limit_s is not None and not 0 < time_limit_s < math.inf:
             raise ValueError(f"time_limit_s must be a positive number of seconds, or None, got {time_limit_s}")
+        if planning.needs_actor and getattr(model, "actor", None) is None:
+            raise ValueError(
+                f"the planner {planning.planner_name} needs an actor, and the model has none: "
+                "train one with `--preset guided`, or with `--set actor_steps=3000`"
+            )
+        self.uses_steps_left = planning.needs_actor
         self.model = model.to(device).eval()
         self.planning, self.description, self.device = planning, description, torch.device(device)
         self.time_limit_s = time_limit_s
@@ -243,23 +269,30 @@ class PlanningAgent(Trainable, Agent):
         """Forgets all plans; `seeds`, one per environment, begin fresh random streams."""
         self._controller.reset(seeds)
 
-    def plan(self, obs: Obs) -> list[Plan]:
+    def plan(self, obs: Obs, steps_left: float | NDArray[Any] | None = None) -> list[Plan]:
         """Returns a fresh plan for each environment without taking it; draws from the environments' random streams.
 
         Args:
             obs: As for `act`.
+            steps_left: As for `act`.
         """
         pixels, goals, _ = self._checked(obs)
+        left = [None] * len(pixels) if steps_left is None else self._checked_steps(steps_left, len(pixels)).tolist()
         slots = self._controller.slots_for(len(pixels))
         return [
-            self._plan([self._controller.request(slot, frame, goal)], None)[0]
-            for slot, frame, goal in zip(slots, pixels, goals, strict=True)
+            self._plan([self._controller.request(slot, frame, goal, k)], None)[0]
+            for slot, frame, goal, k in zip(slots, pixels, goals, left, strict=True)
         ]
 
     def _act(
-        self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], episode_start: NDArray[np.bool_] | None, state: Any
+        self,
+        pixels: NDArray[np.uint8],
+        goals: NDArray[np.uint8],
+        episode_start: NDArray[np.bool_] | None,
+        state: Any,
+        steps_left: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], Any]:
-        actions = self._controller.act(pixels, goals, episode_start, state)
+        actions = self._controller.act(pixels, goals, episode_start, state, steps_left, self._goal_steps)
         return actions, state if state is not None else self._controller.slots
 
     def _search(self, requests: list[Request]) -> list[Reply]:
@@ -282,32 +315,118 @@ class PlanningAgent(Trainable, Agent):
         return [replies[i] for i in range(len(requests))]
 
     def _plan(self, requests: list[Request], deadline: float | None) -> list[Plan]:
+        """Returns a plan for each request; with an actor, those with as many blocks to go are planned together."""
         gradient = getattr(self._planner, "needs_gradient", False)
         with torch.no_grad() if gradient else torch.inference_mode():
             latents = self._encode(np.stack([np.stack([*request.frames, request.goal]) for request in requests]))
             context, goal = latents[:, :-1], latents[:, -1]
             past = self._past(requests)
-            judged: list[Tensor] = []  # (B,) of each iteration: whether any candidate's cost is a number
+            generators = [request.generator for request in requests]
+            if not self.planning.needs_actor:
+                mean, std = self._proposal(requests)
+                with torch.no_grad() if gradient else contextlib.nullcontext():
+                    found = self._search_plans(self._cost_of(context, goal, past), mean, std, generators, deadline)
+                return self._finished(found, found.actions, context, goal, past)
+            left = self._steps_left(requests, context[:, -1], goal)
+            blocks = (left / self.model.config.frame_skip).ceil().clamp(1, self.planning.horizon_blocks).int().tolist()
+            plans: dict[int, Plan] = {}
+            for n_blocks in sorted(set(blocks)):
+                rows = [i for i, n in enumerate(blocks) if n == n_blocks]
+                plans |= zip(
+                    rows,
+                    self._plan_around_actor(
+                        context[rows], goal[rows], [t[rows] for t in past], left[rows], n_blocks,
+                        [generators[i] for i in rows], deadline,
+                    ),
+                    strict=True,
+                )  # fmt: skip
+            return [plans[i] for i in range(len(requests))]
 
-            def cost(actions: Tensor) -> Tensor:
-                # A step predicts one latent for each candidate of each environment.
-                with self._threads(actions.shape[0] * actions.shape[1] * goal.shape[-1]):
-                    costs = self._graphed(actions, context, goal, *past)
-                if costs.shape != actions.shape[:2]:
-                    raise ValueError(f"cost must return a tensor {tuple(actions.shape[:2])}, got {tuple(costs.shape)}")
-                judged.append(costs.detach().isfinite().any(dim=1))
-                return costs
+    def _plan_around_actor(
+        self,
+        context: Tensor,
+        goal: Tensor,
+        past: list[Tensor],
+        left: Tensor,
+        n_blocks: int,
+        generators: list[torch.Generator],
+        deadline: float | None,
+    ) -> list[Plan]:
+        def propose(residuals: Tensor | None = None) -> Unrolled:
+            with self._threads(len(left) * (1 if residuals is None else residuals.shape[1]) * goal.shape[-1]):
+                return unroll(
+                    self.model, context, past[0] if past else None, goal, left, n_blocks,
+                    self.planning.least_steps_left, residuals,
+                )  # fmt: skip
 
-            mean, std = self._proposal(requests)
-            with torch.no_grad() if gradient else contextlib.nullcontext():
-                found = self._planner.plan(cost, mean, std, [r.generator for r in requests], deadline)
-            if not torch.stack(judged).any(dim=0).all():
-                raise ValueError(
-                    "no candidate plan has a cost that is a number: check the model's weights, or the cost"
-                )
-            blocks = self._within_bounds(found.actions)
-            predicted = self._rollout(blocks.unsqueeze(1), context, *past)[:, 0]
+        if getattr(self._planner, "searches_residuals", False):
+            scale = self._planner.config.scale
+
+            def cost(residuals: Tensor) -> Tensor:
+                return self._cost(propose(residuals * scale).latents, goal)
+
+            shape = (len(left), n_blocks, self.model.config.action_block_size)
+            none = torch.zeros(shape, device=self.device)
+            found = self._search_plans(cost, none, none, generators, deadline)
+            actions = propose(found.actions.unsqueeze(1) * scale).actions[:, 0]
+        else:
+            proposal = propose()
+            mean, std = proposal.actions[:, 0], proposal.std[:, 0]
+            found = self._search_plans(self._cost_of(context, goal, past), mean, std, generators, deadline)
+            actions = found.actions
+        return self._finished(found, actions, context, goal, past)
+
+    def _search_plans(
+        self,
+        cost: Cost,
+        mean: Tensor,
+        std: Tensor,
+        generators: list[torch.Generator],
+        deadline: float | None,
+    ) -> PlanResult:
+        """Returns what the planner finds, having checked the costs that it was given.
+
+        Raises:
+            ValueError: For costs of another shape, or where no candidate has a cost that is a number.
+        """
+        judged: list[Tensor] = []  # (B,) of each iteration: whether any candidate's cost is a number
+
+        def checked(actions: Tensor) -> Tensor:
+            costs = cost(actions)
+            if costs.shape != actions.shape[:2]:
+                raise ValueError(f"cost must return a tensor {tuple(actions.shape[:2])}, got {tuple(costs.shape)}")
+            judged.append(costs.detach().isfinite().any(dim=1))
+            return costs
+
+        found = self._planner.plan(checked, mean, std, generators, deadline)
+        if judged and not torch.stack(judged).any(dim=0).all():
+            raise ValueError("no candidate plan has a cost that is a number: check the model's weights, or the cost")
+        return found
+
+    def _cost_of(self, context: Tensor, goal: Tensor, past: list[Tensor]) -> Cost:
+        def cost(actions: Tensor) -> Tensor:
+            # A step predicts one latent for each candidate of each environment.
+            with self._threads(actions.shape[0] * actions.shape[1] * goal.shape[-1]):
+                return self._graphed(actions, context, goal, *past)
+
+        return cost
+
+    def _finished(
+        self, found: PlanResult, actions: Tensor, context: Tensor, goal: Tensor, past: list[Tensor]
+    ) -> list[Plan]:
+        """Returns what was found, (B, H, A) z-scored actions, as plans."""
+        blocks = self._within_bounds(actions)
+        predicted = self._rollout(blocks.unsqueeze(1), context, *past)[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)
+
+    def _steps_left(self, requests: list[Request], latents: Tensor, goals: Tensor) -> Tensor:
+        """Returns (B,) steps left: as told, else as the actor estimates them; never fewer than the least."""
+        told = [request.steps_left for request in requests]
+        left = self.model.actor.steps_left(latents, goals) if None in told else torch.zeros(len(told))
+        for i, steps in enumerate(told):
+            if steps is not None:
+                left[i] = steps
+        return left.to(self.device).clamp_min(self.planning.least_steps_left)
 
     def _encode(self, frames: NDArray[Any]) -> Tensor:
         """Returns latents (B, n + 1, Z) of past frames, the present one and the goal, (B, n + 1, h, w, 3)."""
@@ -358,7 +477,7 @@ class PlanningAgent(Trainable, Agent):
     def _blocks(self, actions: NDArray[np.float32]) -> Tensor:
         """Returns raw actions (H * frame_skip, action_size) as z-scored blocks (H, A)."""
         return self.model.normalize_actions(
-            torch.from_numpy(actions).to(self.device).unflatten(0, (self.planning.horizon_blocks, -1)).flatten(1)
+            torch.from_numpy(actions).to(self.device).unflatten(0, (-1, self.model.config.frame_skip)).flatten(1)
         )
 
     def _within_bounds(self, actions: Tensor) -> Tensor:

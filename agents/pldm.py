@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from agents import lewm
-from agents.planning import PlanningAgent
 from agents.trainable import Preset
+from lewm_gym.data.hindsight import HindsightBatch
 from lewm_gym.nn.vicreg import batch_moments, covariance_loss, time_moments, variance_loss
 from lewm_gym.types import Batch
 
@@ -55,11 +55,12 @@ class PLDMConfig(lewm.LeWMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sigreg_weight or self.decoder_weight:
-            raise ValueError(
-                "PLDM has neither SIGReg nor a decoder: sigreg_weight and decoder_weight must stay 0, got "
-                f"{self.sigreg_weight} and {self.decoder_weight}"
-            )
+        for name in ("sigreg_weight", "decoder_weight", "inverse_weight", "information_weight"):
+            if getattr(self, name):
+                raise ValueError(
+                    "PLDM has neither SIGReg, nor a decoder, nor AD-WM's heads: "
+                    f"{name} must stay 0, got {getattr(self, name)}"
+                )
         for term in TERMS:
             if not 0 <= self.weight(term) < math.inf:
                 raise ValueError(f"{term}_weight must not be negative, nor infinite, got {self.weight(term)}")
@@ -82,13 +83,17 @@ class PLDM(lewm.LeWM):
             nn.Linear(config.inverse_width, config.action_block_size),
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the training loss of a batch of clips, and its seven terms before their weights."""
-        latents, actions = self.encode(batch.pixels), self.normalize_actions(batch.actions)
+        seen, actions = self.encode(batch.pixels), self.normalize_actions(batch.actions)
+        latents = seen[:, : actions.shape[1] + 1]  # of a clip; later frames follow where an actor is trained along
         predicted = self.predict(latents[:, :-1], actions)
         prediction = (predicted - latents[:, 1:]).float().square().mean()
         terms = self.regularisers(latents, actions)
         total = prediction + sum(self.config.weight(name) * term for name, term in terms.items())
+        if isinstance(batch, HindsightBatch):
+            terms["imitation"] = self.imitation(seen, batch)
+            total = total + self.config.imitation_weight * terms["imitation"]
         return total, {"prediction": prediction, **terms}
 
     def regularisers(self, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
@@ -122,7 +127,7 @@ def _presets() -> dict[str, Preset]:
     return presets
 
 
-class PLDMAgent(PlanningAgent):
+class PLDMAgent(lewm.LatentAgent):
     """PLDM as a Gymnasium policy."""
 
     name = "pldm"

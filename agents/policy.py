@@ -170,7 +170,12 @@ class PolicyAgent(Trainable, Agent):
         """Does nothing: environments are not remembered."""
 
     def _act(
-        self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8], episode_start: NDArray[np.bool_] | None, state: Any
+        self,
+        pixels: NDArray[np.uint8],
+        goals: NDArray[np.uint8],
+        episode_start: NDArray[np.bool_] | None,
+        state: Any,
+        steps_left: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], Any]:
         frames = [torch.from_numpy(np.ascontiguousarray(part)).to(self.device) for part in (pixels, goals)]
         # One by one on the CPU: products round differently for other batch shapes (see PlanningAgent._search).

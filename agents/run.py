@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def train_run(
     recipe = _configure(agent_class, preset, overrides or {}, dataset)
     description = _describe(agent_class, preset, recipe, dataset, device)
     if not _finished(agent_class, folder, description):
+        resumed, began = folder.exists(), time.process_time()
         model_config, _, config = recipe
         _check_memory(agent_class, model_config, config.batch_size, device)
         if folder.is_dir():
@@ -85,9 +87,10 @@ def train_run(
             if not _finished(agent_class, folder, description):  # by another process, meanwhile
                 run = _claim(folder, description)
                 sinks = make_sinks(description)
-                seconds = training.train(model, clips, validation, config, folder, device, on_log, sinks, run)
+                seconds = agent_class.train(model, clips, validation, config, folder, device, on_log, sinks, run)
                 if is_first():
-                    _finish(folder, {**description, "identity": run}, seconds)
+                    cpu_seconds = None if resumed else time.process_time() - began
+                    _finish(folder, {**description, "identity": run}, seconds, cpu_seconds)
                 wait_for_all()
     return agent_class.load(folder, device=device)
 
@@ -161,20 +164,19 @@ def _describe_parts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _finish(folder: Path, description: dict[str, Any], seconds: float) -> None:
+def _finish(folder: Path, description: dict[str, Any], seconds: float, cpu_seconds: float | None) -> None:
     rows = training.read_log(folder / checkpoint.LOG)
     title = f"{description['agent']} on {description['task']}, seed {description['training']['seed']}"
     save_curves(rows, folder / "curves.png", title)
     done = {**description, **provenance.describe(), "finished": True, "training_seconds": round(seconds, 1)}
+    if cpu_seconds is not None:  # of all threads, loading and encoding included; known of an uninterrupted training
+        done["cpu_seconds"] = round(cpu_seconds, 1)
     checkpoint.save_description(folder, done)
 
 
 def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset: Dataset) -> Recipe:
     """Returns the preset's three configurations with the dataset's action size and the overrides filled in."""
-    if preset not in agent_class.presets:
-        known = ", ".join(agent_class.presets)
-        raise ValueError(f"unknown preset {preset!r} of agent {agent_class.name!r}; expected one of: {known}")
-    recipe = agent_class.presets[preset]
+    recipe = agent_class.preset(preset, dataset.task)
     of_training = {f.name for f in dataclasses.fields(TrainingConfig)}
     of_model = {f.name for f in dataclasses.fields(recipe.model)} - FILLED_IN
     unknown = sorted(set(overrides) - of_training - of_model)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from lewm_gym import checkpoint
+from lewm_gym import checkpoint, training
 from lewm_gym.data.clips import ClipSampler
-from lewm_gym.training import TrainingConfig
+from lewm_gym.training import OnLog, Sink, TrainingConfig
 
 if TYPE_CHECKING:
     from lewm_gym.data.dataset import Dataset
@@ -47,6 +47,18 @@ class Trainable:
     presets: ClassVar[dict[str, Preset]]
     config_class: ClassVar[Any]
     model_class: ClassVar[Any]
+
+    @classmethod
+    def preset(cls, name: str, task: str) -> Preset:
+        """Returns one of `presets`, as it is for a task.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if name not in cls.presets:
+            known = ", ".join(cls.presets)
+            raise ValueError(f"unknown preset {name!r} of agent {cls.name!r}; expected one of: {known}")
+        return cls.presets[name]
 
     @classmethod
     def complete(cls, config: Any, dataset: Dataset) -> Any:
@@ -84,6 +96,22 @@ class Trainable:
             )
 
         return split_samplers(dataset, sampler, on_load)
+
+    @classmethod
+    def train(
+        cls,
+        model: Any,
+        clips: Any,
+        validation: Any,
+        config: TrainingConfig,
+        folder: Path,
+        device: str,
+        on_log: OnLog | None = None,
+        sinks: Sequence[Sink] = (),
+        run: str = "",
+    ) -> float:
+        """Trains a fresh model into a run folder, or goes on there; arguments and result as of `training.train`."""
+        return training.train(model, clips, validation, config, folder, device, on_log, sinks, run)
 
     @classmethod
     def fit(
@@ -125,6 +153,8 @@ class Trainable:
         description = checkpoint.load_description(folder)
         if description.get("agent") != cls.name:
             raise ValueError(f"{folder} holds a run of agent {description.get('agent')!r}, not of {cls.name!r}")
+        if description.get("finished") is False:  # there may be weights of an earlier stage
+            raise FileNotFoundError(f"the training in {folder} has not finished; run the same command again")
         tensors = checkpoint.load_weights_of(folder, description)
         model = cls.model_class(of_description(folder, description, "model", cls.config_class.from_json))
         checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))

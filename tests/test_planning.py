@@ -29,7 +29,11 @@ SEARCH = {
     "icem": ({"n_samples": 300, "n_elites": 30, "n_iterations": 30, "noise_exponent": 0.0, "steps_per_block": 2}, 0.1),
     "mppi": ({"n_samples": 500, "n_iterations": 60, "spread_decay": 0.93}, 0.2),
     "gradient": ({"n_iterations": 150}, 0.05),
+    "guided": ({"n_samples": 300, "n_elites": 30, "n_iterations": 30, "std": 1.0, "min_std": 0.0}, 0.05),
+    "arcem": ({"n_samples": 300, "n_elites": 30, "n_iterations": 30, "min_std": 0.0}, 0.05),
+    "fused": ({"search": "cem", "n_samples": 300, "n_iterations": 30}, 0.1),
 }
+SEARCHES = [name for name in PLANNERS if name != "actor"]  # which does not search
 
 
 def planner(name):
@@ -37,7 +41,7 @@ def planner(name):
     return kind(config(**SEARCH[name][0]))
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_planner_finds_the_optimum_of_a_quadratic(name):
     torch.manual_seed(0)
     target = torch.randn(SHAPE)
@@ -48,7 +52,7 @@ def test_planner_finds_the_optimum_of_a_quadratic(name):
     assert (result.cost[:, -1] < 0.05 * result.cost[:, 0]).all()
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_plan_of_an_environment_is_the_same_alone_or_among_others(name):
     target = torch.linspace(-1, 1, 60).view(SHAPE)
     together = planner(name).plan(quadratic(target), *prior(), streams(5, 6, 7))
@@ -56,7 +60,7 @@ def test_plan_of_an_environment_is_the_same_alone_or_among_others(name):
     torch.testing.assert_close(together.actions[1:2], alone.actions, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_nan_costs_are_never_chosen(name):
     def cost(samples):
         values = (samples - 0.5).square().sum(dim=(-1, -2))
@@ -67,14 +71,14 @@ def test_nan_costs_are_never_chosen(name):
     assert torch.isfinite(cost(result.actions.unsqueeze(1))).all()
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_deadline_ends_the_search_after_the_iteration_under_way(name):
     result = planner(name).plan(quadratic(torch.zeros(SHAPE)), *prior(), streams(0, 1, 2), deadline=0.0)
     assert result.cost.shape == (3, 1)
     assert torch.isfinite(result.actions).all()
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_no_iteration_is_begun_that_would_end_too_late(name, monkeypatch):
     now = 100.0
     monkeypatch.setattr("lewm_gym.planning.cem.time.monotonic", lambda: now)
@@ -88,7 +92,7 @@ def test_no_iteration_is_begun_that_would_end_too_late(name, monkeypatch):
     assert result.cost.shape[1] == 4
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_impossible_settings_of_a_planner_are_refused(name):
     with pytest.raises(ValueError, match="needs"):
         PLANNERS[name][1](n_iterations=0)

@@ -143,12 +143,19 @@ class Rollout:
         predictor: The world model's.
         head: What turns the predictor's features into latents.
         dtype: Of the matrix products: float32, or bfloat16.
+        residual: Whether the head gives what is added to the latest latent.
     """
 
     def __init__(
-        self, action_encoder: ActionEncoder, predictor: Predictor, head: ProjectionHead, dtype: torch.dtype
+        self,
+        action_encoder: ActionEncoder,
+        predictor: Predictor,
+        head: ProjectionHead,
+        dtype: torch.dtype,
+        residual: bool = False,
     ) -> None:
         self._parts = (action_encoder, predictor, head)
+        self._residual = residual
         self._stamps = _stamps(self._parts)
         with torch.inference_mode(False), torch.no_grad():  # copies that gradients of actions may pass through
             self.context = predictor.context
@@ -195,7 +202,8 @@ class Rollout:
             for i, block in enumerate(self.blocks):
                 x, past[i] = block(x, modulations[i][:, new], past[i] if kept else None, i == len(self.blocks) - 1)
             features = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-            frames.append(self.head_out(F.gelu(self.head_in(features))).float())
+            predicted = self.head_out(F.gelu(self.head_in(features))).float()
+            frames.append(frames[-1] + predicted if self._residual else predicted)
         return torch.cat(frames[n_given:], dim=1)
 
     def _modulations(self, actions: Tensor) -> list[Tensor]:

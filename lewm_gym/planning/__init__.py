@@ -10,6 +10,16 @@ from typing import Any
 from lewm_gym.planning.cem import CEM, CEMConfig
 from lewm_gym.planning.controller import RecedingHorizon
 from lewm_gym.planning.gradient import GradientConfig, GradientPlanner
+from lewm_gym.planning.guided import (
+    ARCEM,
+    ActorConfig,
+    ActorPlanner,
+    ARCEMConfig,
+    Fused,
+    FusedConfig,
+    Guided,
+    GuidedConfig,
+)
 from lewm_gym.planning.icem import ICEM, ICEMConfig
 from lewm_gym.planning.mppi import MPPI, MPPIConfig
 
@@ -19,16 +29,28 @@ PLANNERS: dict[str, tuple[Any, Any]] = {
     "icem": (ICEM, ICEMConfig),
     "mppi": (MPPI, MPPIConfig),
     "gradient": (GradientPlanner, GradientConfig),
+    "actor": (ActorPlanner, ActorConfig),
+    "guided": (Guided, GuidedConfig),
+    "arcem": (ARCEM, ARCEMConfig),
+    "fused": (Fused, FusedConfig),
 }
 
 __all__ = [
+    "ARCEM",
     "CEM",
     "ICEM",
     "MPPI",
     "PLANNERS",
+    "ARCEMConfig",
+    "ActorConfig",
+    "ActorPlanner",
     "CEMConfig",
+    "Fused",
+    "FusedConfig",
     "GradientConfig",
     "GradientPlanner",
+    "Guided",
+    "GuidedConfig",
     "ICEMConfig",
     "MPPIConfig",
     "RecedingHorizon",

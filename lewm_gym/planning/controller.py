@@ -23,6 +23,7 @@ class Request(NamedTuple):
         goal: (h, w, 3) uint8.
         generator: The environment's random stream.
         previous: (H, A) the previous plan of this environment towards the same goal, or None.
+        steps_left: Environment steps within which the goal is to be reached, where somebody has said so, or None.
     """
 
     frames: NDArray[np.uint8]
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     goal: NDArray[np.uint8]
     generator: torch.Generator
     previous: Tensor | None
+    steps_left: float | None = None
 
 
 class Reply(NamedTuple):
@@ -60,6 +62,7 @@ class Slot:
         frames: Frames at the beginning of each block taken, (h, w, 3).
         blocks: Those blocks, (A,).
         taken: Actions of the block under way; its frame is the last of `frames`.
+        steps: Actions taken since this goal is pursued.
     """
 
     generator: torch.Generator
@@ -69,11 +72,13 @@ class Slot:
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     blocks: list[NDArray[np.float32]] = field(default_factory=list)
     taken: list[NDArray[np.float32]] = field(default_factory=list)
+    steps: int = 0
 
     def forget(self) -> None:
         """Begins anew; the random stream goes on."""
         self.queue.clear()
         self.plan = None
+        self.steps = 0
         self.frames, self.blocks, self.taken = [], [], []
 
 
@@ -113,6 +118,8 @@ class RecedingHorizon:
         goals: NDArray[np.uint8],
         episode_start: NDArray[np.bool_] | None = None,
         slots: list[Slot] | None = None,
+        steps_left: NDArray[np.float32] | None = None,
+        goal_steps: float | None = None,
     ) -> NDArray[np.float32]:
         """Returns actions (B, action_size).
 
@@ -121,6 +128,8 @@ class RecedingHorizon:
             goals: (B, h, w, 3) uint8.
             episode_start: (B,), true where an episode has just begun: plan and past are dropped.
             slots: What to use and update in place of the controller's own memory.
+            steps_left: (B,), environment steps from now within which each goal is to be reached; None if unknown.
+            goal_steps: The same, from when a goal was first seen.
 
         Raises:
             ValueError: If B differs from the number of environments since the last reset.
@@ -140,7 +149,13 @@ class RecedingHorizon:
                 slot.goal = fingerprint
         empty = [i for i, slot in enumerate(slots) if not slot.queue]
         if empty:
-            replies = self._search([self.request(slots[i], pixels[i], goals[i]) for i in empty])
+            left = [
+                float(steps_left[i]) if steps_left is not None else None if goal_steps is None
+                else goal_steps - slots[i].steps
+                for i in empty
+            ]  # fmt: skip
+            requests = [self.request(slots[i], pixels[i], goals[i], k) for i, k in zip(empty, left, strict=True)]
+            replies = self._search(requests)
             for i, reply in zip(empty, replies, strict=True):
                 slots[i].queue.extend(reply.actions)
                 slots[i].plan = reply.plan
@@ -152,15 +167,18 @@ class RecedingHorizon:
             self.slots = [Slot(_stream(self._seed, i)) for i in range(n_envs)]
         return self.slots
 
-    def request(self, slot: Slot, frame: NDArray[np.uint8], goal: NDArray[np.uint8]) -> Request:
+    def request(
+        self, slot: Slot, frame: NDArray[np.uint8], goal: NDArray[np.uint8], steps_left: float | None = None
+    ) -> Request:
         """Returns what to plan from, for an environment that is at the beginning of a block."""
         past = self._context - 1
         frames, blocks = (slot.frames[-past:], slot.blocks[-past:]) if past else ([], [])
         stacked = np.stack(blocks) if blocks else np.zeros((0, 0), np.float32)
-        return Request(np.stack([*frames, frame]), stacked, goal, slot.generator, slot.plan)
+        return Request(np.stack([*frames, frame]), stacked, goal, slot.generator, slot.plan, steps_left)
 
     def _take(self, slot: Slot, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         action = slot.queue.popleft()
+        slot.steps += 1
         if self._context > 1:
             if not slot.taken:
                 slot.frames = [*slot.frames[1 - self._context :], frame.copy()]

@@ -1,0 +1,116 @@
+"""A goal-conditioned actor on latents, and how many environment steps lie between two of them.
+
+    a_{t..t+4} ~ N(mu, sigma^2),   mu, log sigma = actor(z, g, g - z, features(k))       k steps are left to the goal
+    p(k | z, g) = softmax(distance(z, g, g - z))                                        k = 1..K, K: as many or more
+
+Both are trained on goals found in hindsight: a later frame of the same episode, k steps on. Steps left as an input as
+in GC-IDM (arXiv 2605.08732); there a deterministic policy for one action, here a Gaussian over a block of actions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+LOG_STD_BOUNDS = (-3.0, 1.0)  # in standard deviations of the training set's actions
+
+
+class ActionBlock(NamedTuple):
+    """A Gaussian over the next block of actions.
+
+    Attributes:
+        mean: (n, A), z-scored.
+        std: (n, A).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class GoalActor(nn.Module):
+    """Proposes the next block of actions, and estimates the steps left.
+
+    Args:
+        latent_size: Z.
+        action_size: Numbers in one action.
+        frame_skip: Actions in a block.
+        goal_steps: K, greatest distance of a goal, environment steps.
+        width: Of the hidden layers.
+        depth: Number of hidden layers; the estimate of the steps left has two, of half the width.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        frame_skip: int = 5,
+        goal_steps: int = 50,
+        width: int = 512,
+        depth: int = 3,
+    ) -> None:
+        super().__init__()
+        self.goal_steps, self.action_size, self.frame_skip = goal_steps, action_size, frame_skip
+        self.policy = _mlp(3 * latent_size + 4, width, depth, 2 * frame_skip * action_size)
+        self.distance = _mlp(3 * latent_size, width // 2, 2, goal_steps)
+
+    def forward(self, latents: Tensor, goals: Tensor, steps_left: Tensor) -> ActionBlock:
+        """Returns the proposal for latents and goals (n, Z), with (n,) environment steps left."""
+        out = self.policy(torch.cat([latents, goals, goals - latents, self._features(steps_left)], dim=-1))
+        mean, log_std = out.float().chunk(2, dim=-1)
+        return ActionBlock(mean, log_std.clamp(*LOG_STD_BOUNDS).exp())
+
+    def steps_left(self, latents: Tensor, goals: Tensor) -> Tensor:
+        """Returns the expected number of environment steps from latents to goals (n, Z), (n,), within 1..K."""
+        probabilities = self._distance_logits(latents, goals).softmax(dim=-1)
+        return probabilities @ torch.arange(1.0, self.goal_steps + 1, device=latents.device)
+
+    def imitation_loss(self, latents: Tensor, goals: Tensor, steps: Tensor, actions: Tensor) -> Tensor:
+        """Returns how far the recorded actions are from the proposal's mean, with a term that fits its spread.
+
+            L = (a - mu)^2 + sg(sigma^2) log sigma^2
+
+        which is 2 sigma^2 times the negative log-likelihood, the factor without gradient (beta-NLL with beta = 1,
+        arXiv 2203.09168): the mean is fitted as by least squares, whatever the spread.
+
+        Args:
+            latents: (n, Z).
+            goals: (n, Z).
+            steps: (n,), from each latent to its goal; pairs beyond 1..K count for nothing.
+            actions: (n, A), z-scored, those recorded after each latent; NaN where there was none.
+        """
+        proposal = self(latents, goals, steps)
+        error = (actions.nan_to_num() - proposal.mean).square()
+        variance = proposal.std.square()
+        loss = error + variance.detach() * variance.log()
+        counts = self._counted(steps, actions)
+        return (loss * counts).sum() / counts.sum().clamp_min(1.0)
+
+    def distance_loss(self, latents: Tensor, goals: Tensor, steps: Tensor) -> Tensor:
+        """Returns the cross-entropy of (n,) steps between latents and goals (n, Z); K stands for K and more."""
+        return nn.functional.cross_entropy(self._distance_logits(latents, goals), steps.clamp(1, self.goal_steps) - 1)
+
+    def _distance_logits(self, latents: Tensor, goals: Tensor) -> Tensor:
+        return self.distance(torch.cat([latents, goals, goals - latents], dim=-1)).float()
+
+    def _counted(self, steps: Tensor, actions: Tensor) -> Tensor:
+        """Returns 1 for recorded actions that come before the goal, else 0, (n, A)."""
+        within = (steps >= 1) & (steps <= self.goal_steps)
+        before = torch.arange(self.frame_skip, device=steps.device) < steps.unsqueeze(1)
+        before = before.repeat_interleave(self.action_size, dim=1)
+        return (within.unsqueeze(1) & before & actions.isfinite()).float()
+
+    def _features(self, steps: Tensor) -> Tensor:
+        k = steps.float().clamp(1.0, float(self.goal_steps))
+        parts = [k / self.goal_steps, k.log() / math.log(self.goal_steps), 1 / k, (k / 5).clamp_max(1.0)]
+        return torch.stack(parts, dim=-1)
+
+
+def _mlp(in_width: int, width: int, depth: int, out_width: int) -> nn.Sequential:
+    """Returns hidden layers with GELU and a linear output."""
+    layers: list[nn.Module] = []
+    for before in (in_width, *[width] * (depth - 1)):
+        layers += [nn.Linear(before, width), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(width, out_width))
