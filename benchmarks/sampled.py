@@ -6,7 +6,7 @@
   actions. What is left out may be reachable too; how many were drawn is part of the result.
 - `walk`: starts of the shipped pairs, and for the goal the state where a smooth random walk of actions
   (`GoalEnv.sample_walk`) leads from there, nothing recorded. The walk is the certificate. Goals that are reached at the
-  start already are drawn again; a start from which 20 walks change nothing (Cube's with an empty hand) is left out.
+  start already are drawn again; a start from which 5 walks change nothing (Cube's with an empty hand) is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lewm_gym.tasks import Task
 
 KINDS = ("uniform", "walk")
 WALK_STARTS = 25  # the distance of the shipped pairs whose starts walks begin at
-_WALKS = 20  # from a start, before it is left out
+_WALKS = 5  # from a start, before it is left out
 _DRAWS = 50  # of a start and goal, before the budget is given up as too short
 
 
