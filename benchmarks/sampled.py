@@ -1,9 +1,10 @@
 """Goals off the paths of any dataset: drawn anew, each with actions that certify that it can be reached.
 
 - `uniform`: start and goal as the environment's own `reset` draws them, uniformly over the task's states (any free
-  place of Two-Room, any pose of the arm, of T and disc, of the cube). The task's noise-free policy plays from there;
-  a goal that it does not reach within the budget is drawn again, so that what is kept has a certificate: the policy's
-  actions. What is left out may be reachable too; how many were drawn is part of the result.
+  place of Two-Room, any pose of the arm, of T and disc, of the cube). The task's noise-free policy plays from there (in
+  Reacher plain control of the joints, since its policy knows where the finger is to be, not the joints); a goal that is
+  not reached within the budget is drawn again, so that what is kept has a certificate: those actions. What is left out
+  may be reachable too; how many were drawn is part of the result.
 - `walk`: starts of the shipped pairs, and for the goal the state where a smooth random walk of actions
   (`GoalEnv.sample_walk`) leads from there, nothing recorded. The walk is the certificate. Goals that are reached at the
   start already are drawn again; a start from which 5 walks change nothing (Cube's with an empty hand) is left out.
@@ -85,8 +86,11 @@ def _uniform(
             drawn += 1
             _, info = env.reset(seed=(stream if attempt == 0 else stream_seed(stream, attempt)) % 2**32)
             start, goal = info["state"], info["goal_state"]
-            rng = np.random.default_rng([seed, index, attempt])
-            actions, reached = pursue(make_pursuer(task.name), env, start, goal, rng, budget)
+            if env.steer(start, goal) is None:
+                rng = np.random.default_rng([seed, index, attempt])
+                actions, reached = pursue(make_pursuer(task.name), env, start, goal, rng, budget)
+            else:
+                actions, reached = _steered(env, start, goal, budget)
             if reached:
                 pairs.append(SampledPair(start, goal, actions, env.phase(np.stack([start, goal]))))
                 break
@@ -97,6 +101,18 @@ def _uniform(
         if progress is not None:
             progress(len(pairs), count)
     return Sampled(tuple(pairs), drawn)
+
+
+def _steered(
+    env: Any, start: NDArray[np.float64], goal: NDArray[np.float64], budget: int
+) -> tuple[NDArray[np.float32], bool]:
+    """Returns what the task's own control does from a start, (steps, action_size), and whether it reaches the goal."""
+    _, info = env.reset(options={"state": start, "goal_state": goal})
+    actions: list[NDArray[np.float32]] = []
+    while len(actions) < budget and not info["is_success"]:
+        actions.append(env.steer(info["state"], goal))
+        info = env.step(actions[-1])[-1]
+    return np.stack(actions), bool(info["is_success"])
 
 
 def pursue(

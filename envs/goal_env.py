@@ -175,6 +175,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     def _apply_variations(self, variations: dict[str, Any]) -> None:
         """Applies checked variations (all of `variation_ranges`, defaults filled in); called at every reset."""
 
+    def steer(self, state: State, goal_state: State) -> NDArray[np.float32] | None:
+        """Returns an action towards a goal where plain control gets there; None where that takes a policy."""
+        return None
+
     def sample_walk(self, rng: np.random.Generator, steps: int) -> NDArray[np.float32]:
         """Returns a smooth random walk's actions, (steps, action_size), within the bounds.
 

@@ -46,6 +46,7 @@ MAX_VELOCITY = 50.0  # rad/s
 # accelerations of 3,300 rad/s^2.
 MAX_TURN = 1e6  # rad, of the shoulder
 MAX_WARM_START = 1e6  # rad/s^2
+_STEERING = 2.5  # torque per rad: full torque turns a joint by about 0.2 rad per step, this one by half of what is off
 _TURNS = (60.0, 120.0)  # degrees, between phases
 _DENSITY = 1000.0  # kg/m^3, MuJoCo's default, which the suite's model uses
 _FLOOR = 'width="300" height="300" mark="edge" markrgb=".2 .3 .4"'
@@ -131,6 +132,12 @@ class ReacherEnv(GoalEnv):
         shoulder, wrist = states[-1, :2] - states[0, :2]
         turn = np.degrees(max(abs((shoulder + np.pi) % (2 * np.pi) - np.pi), abs(wrist)))
         return self.phases[int(np.searchsorted(_TURNS, turn))]
+
+    def steer(self, state: State, goal_state: State) -> NDArray[np.float32]:
+        """Returns torques in proportion to what the joints are off: damped as it is, the arm then settles there."""
+        shoulder, wrist = goal_state[:2] - state[:2]
+        off = np.array([(shoulder + np.pi) % (2 * np.pi) - np.pi, wrist])
+        return np.clip(_STEERING * off, -1.0, 1.0).astype(np.float32)
 
     def render_state(self, state: State) -> Frame:
         """Returns the picture of the arm at `state`; only the angles are seen."""

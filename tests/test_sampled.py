@@ -84,6 +84,12 @@ def test_walks_are_smooth_and_about_as_strong_as_recorded_actions(name):
     assert (lagged > 0.8).all()
 
 
+def test_control_reaches_any_pose_of_reachers_arm():
+    skip_without_simulator("reacher")
+    sampled = sample_pairs(get_task("reacher"), "uniform", 30, 0, 50)
+    assert sampled.drawn == 30  # none is left out: uniform over poses
+
+
 def test_goals_out_of_reach_are_drawn_again_and_counted(monkeypatch):
     sampled = sample_pairs(get_task("two_room"), "uniform", 5, 0, 25)
     assert sampled.drawn > 5
