@@ -18,7 +18,7 @@ CORE = python=$$(sh bootstrap.sh core)
 ALL = python=$$(sh bootstrap.sh all)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-gl test test-slow lint types format hooks clean
+.PHONY: help demo setup setup-gl test test-slow fuzz lint types format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ test: ## run the tests, all but those marked slow
 
 test-slow: ## run the tests marked slow
 	@$(ALL) && "$$python" -m pytest -m slow $(ARGS)
+
+fuzz: ## call every command line and read every file format oddly: N=5000 calls and files of SEED=7
+	@$(ALL) && FUZZ_N=$(or $(N),300) FUZZ_SEED=$(or $(SEED),0) "$$python" -m pytest -n $(JOBS) --timeout 0 tests/test_fuzz.py
 
 lint: ## check style, formatting and spelling
 	@$(ALL) && "$$python" -m ruff check . && "$$python" -m ruff format --check --quiet . && "$$python" -m codespell_lib

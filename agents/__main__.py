@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     from lewm_gym.progress import Bars
 
     if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        if not 1 <= args.threads <= 1024:
+            raise ValueError(f"--threads must be within 1..1024, got {args.threads}")
         torch.set_num_threads(args.threads)
     given = {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "precision", "encoder")}
     overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(args.settings)

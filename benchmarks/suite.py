@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import runs
-from lewm_gym.data.manifest import MANIFEST_NAME
+from lewm_gym.data.format import MANIFEST_NAME
 from lewm_gym.data.writer import PARTS
 from lewm_gym.tasks import TASKS, Task, get_task
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Generator
 from functools import partial
@@ -10,13 +11,16 @@ from pathlib import Path
 
 from collect.workers import EpisodeSource, play_in_processes
 from lewm_gym.data import Dataset
-from lewm_gym.data.header import Header
+from lewm_gym.data.format import MOST_EPISODES, Header
 from lewm_gym.data.writer import DatasetWriter, open_writer
 from lewm_gym.tasks import get_task
 
 #: Seed of the evaluation pairs; no dataset may be collected with it, so that no agent has trained on them.
 RESERVED_SEED = 4_000_000_007
 TUNING_SEED = 4_000_000_019  # of pairs that settings are chosen on, so that they are not chosen on those that count
+
+MOST_AT_ONCE = 1_000_000  # episodes of a command; more are collected in ranges, with --first
+MOST_WORKERS = 1024
 
 #: Called with (episodes finished, frames finished) since the start, and the number of episodes to come in all.
 Progress = Callable[[int, int, int], None]
@@ -127,6 +131,16 @@ def collect_from(
     for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name, value, most in (
+        ("episodes", episodes, MOST_AT_ONCE),
+        ("workers", workers, MOST_WORKERS),
+        ("first + episodes", first + episodes, MOST_EPISODES),
+        ("seed", header.seed, 2**63),
+    ):
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
+    if header.noise is not None and not 0 <= header.noise < math.inf:
+        raise ValueError(f"noise must be a number of at least 0, got {header.noise}")
     if header.seed in (RESERVED_SEED, TUNING_SEED):
         raise ValueError(f"seed {header.seed} is reserved for evaluation pairs: choose another one")
     folder = Path(folder)

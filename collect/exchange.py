@@ -59,15 +59,15 @@ def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
     out: Path = options.out or default
     with bar(f"export {folder}", "episode") as advance:
         if options.format == "hdf5":
-            from lewm_gym.data.hdf5 import export_hdf5
+            from lewm_gym.data.foreign.hdf5 import export_hdf5
 
             export_hdf5(dataset, out, advance)
         elif options.format == "minari":
-            from lewm_gym.data.minari import export_minari
+            from lewm_gym.data.foreign.minari import export_minari
 
             export_minari(dataset, out, options.lossy, advance)
         else:
-            from lewm_gym.data.lerobot_export import export_lerobot
+            from lewm_gym.data.foreign.lerobot_export import export_lerobot
 
             export_lerobot(dataset, out, progress=advance)
     files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
@@ -100,21 +100,21 @@ def _import(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
         raise ValueError(f"{options.source} does not say its task: give --task, such as --task pusht")
     with bar(f"import {options.source}", "episode") as advance:
         if kind == "hdf5":
-            from lewm_gym.data.hdf5 import import_hdf5
+            from lewm_gym.data.foreign.hdf5 import import_hdf5
 
             dataset = import_hdf5(options.source, options.out, options.task, options.state or "state", progress=advance)
         elif kind == "lance":
-            from lewm_gym.data.lance import import_lance
+            from lewm_gym.data.foreign.lance import import_lance
 
             dataset = import_lance(
                 options.source, options.out, options.task, options.state, options.pixels, progress=advance
             )
         elif kind == "minari":
-            from lewm_gym.data.minari import import_minari
+            from lewm_gym.data.foreign.minari import import_minari
 
             dataset = import_minari(options.source, options.out, options.task, options.pixels, advance)
         else:
-            from lewm_gym.data.lerobot import STATE, import_lerobot
+            from lewm_gym.data.foreign.lerobot import STATE, import_lerobot
 
             dataset = import_lerobot(
                 options.source, options.out, options.task, options.pixels, options.state or STATE, advance
@@ -139,7 +139,7 @@ def _push_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
-    from lewm_gym.data.hub import push
+    from lewm_gym.data.foreign.hub import push
 
     print(push(options.folder, options.repository, options.private))
 
@@ -151,7 +151,7 @@ def _pull_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pull(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
-    from lewm_gym.data.hub import pull
+    from lewm_gym.data.foreign.hub import pull
 
     out = options.out or Path("data") / options.repository.rpartition("/")[2]
     print(summary(pull(options.repository, out, options.revision)))

@@ -23,7 +23,7 @@ from collect.policies.foreign import ForeignPolicy, name_of_policy
 from envs.pixel_goal import PixelGoal
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import codec_for
-from lewm_gym.data.header import SIMULATORS, Header, installed_versions
+from lewm_gym.data.format import SIMULATORS, Header, installed_versions
 from lewm_gym.tasks import IMAGE_SIZE
 
 PREFIX = "gym:"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lewm_gym.data import Dataset
+from lewm_gym.files import atomic_file, atomic_path
 
 SHEET_NAME = "contact_sheet.png"
 FILM_NAME = "film.mp4"
@@ -15,12 +16,18 @@ FPS = 10  # environment steps per second
 
 
 def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
-    """Writes `contact_sheet.png` and `film.mp4` into the dataset's folder, where missing or if `redraw`."""
+    """Writes `contact_sheet.png` and `film.mp4` into the dataset's folder, where missing, not whole or if `redraw`."""
     sheet, film = dataset.folder / SHEET_NAME, dataset.folder / FILM_NAME
-    if redraw or not sheet.exists():
+    if redraw or not _is_whole(sheet, b"\x89PNG", b"IEND\xaeB`\x82"):
         _write_sheet(sheet, contact_sheet(dataset))
-    if redraw or not film.exists():
+    if redraw or not _is_whole(film, b"ftyp"):
         _write_film(film, film_frames(dataset), FPS / dataset.picture_every)
+
+
+def _is_whole(path: Path, head: bytes, tail: bytes = b"") -> bool:
+    """Returns whether there is a file that begins (within 8 bytes) and ends as its format does."""
+    content = path.read_bytes() if path.is_file() else b""
+    return head in content[:8] and content.endswith(tail)
 
 
 def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 8) -> NDArray[np.uint8]:
@@ -53,10 +60,12 @@ def _spread(count: int, wanted: int) -> list[int]:
 def _write_sheet(path: Path, picture: NDArray[np.uint8]) -> None:
     from PIL import Image
 
-    Image.fromarray(picture).save(path)
+    with atomic_file(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")
 
 
 def _write_film(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
     import imageio.v2 as imageio
 
-    imageio.mimwrite(path, list(frames), fps=fps, codec="libx264", quality=8, macro_block_size=16)  # type: ignore[arg-type]
+    with atomic_path(path) as temporary:
+        imageio.mimwrite(temporary, list(frames), fps=fps, codec="libx264", quality=8, macro_block_size=16)  # type: ignore[arg-type]

@@ -10,9 +10,8 @@ from pathlib import Path
 from collect.collector import default_workers, fill
 from collect.episodes import check_picture_every, make_env
 from lewm_gym.data import Dataset
-from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, codec_for
-from lewm_gym.data.header import Header, installed_versions
-from lewm_gym.data.shard import EncodedEpisode
+from lewm_gym.data.codec import EncodedEpisode, EpisodeEncoder, FrameCodec, codec_for
+from lewm_gym.data.format import Header, installed_versions
 from lewm_gym.data.writer import open_writer, save_episode
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lewm_gym.files import atomic_path
+
 #: column of the log -> (title, whether a logarithmic axis reads better)
 PANELS = {
     "loss": ("loss", True),
@@ -47,5 +49,6 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
         axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 LOCK_NAME = ".lock"
@@ -46,6 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing that is whole or absent in the end, as `atomic_path`."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a leftover (`remove_stale`) is held by nobody
         yield file
 
 
@@ -56,8 +59,60 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
+def remove_stale(path: Path) -> None:
+    """Removes what killed writers of `path` have left, whose files and folders nobody holds a lock on any more."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
+        lock = temporary / LOCK_NAME if temporary.is_dir() else temporary
+        with contextlib.suppress(OSError), open(lock, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where a living writer holds it
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ValueError: If there is something of that name.
+        OSError: If it cannot be written.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already: choose another --out, or delete it")
+    make_folder(path.parent)
+    remove_stale(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary.mkdir()
+    try:
+        with exclusive(temporary):  # while it is held, nobody takes the folder for a leftover
+            yield temporary
+            (temporary / LOCK_NAME).unlink()
+            temporary.rename(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns the path of a file that something within a folder names; it must lie in that folder.
+
+    Raises:
+        ValueError: If it would lead out of it.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith(("/", "\\")) or ".." in parts or "\0" in name:
+        raise ValueError(f"{folder} names {name!r}, which is no file in that folder")
+    return folder / name
+
+
+def make_folder(folder: Path, remedy: str = "choose another --out") -> None:
     """Makes a folder to write to, with those above it, unless it is there.
+
+    Args:
+        folder: The folder.
+        remedy: What to do if it cannot be made, for the message.
 
     Raises:
         OSError: Of the system's own type, saying what to do: a file may stand in its place, or a disk be read-only.
@@ -66,7 +121,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "a file of that name is in the way" if isinstance(error, FileExistsError) else error.strerror
-        raise type(error)(f"cannot write to {folder} ({reason}): choose another --out") from None
+        raise type(error)(f"cannot write to {folder} ({reason}): {remedy}") from None
 
 
 @contextlib.contextmanager
@@ -129,11 +184,7 @@ def parse_json(path: Path, remedy: str) -> Any:
         ValueError: If it is not JSON (RFC 8259: no NaN, no infinity): cut off, say, or nested too deeply to be ours.
         OSError: If it cannot be read.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is not valid JSON ({reason}): {remedy}") from None
+    return _parsed(path.read_bytes(), path, remedy)
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -142,18 +193,22 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         ValueError: Also if it holds something else.
     """
-    content = parse_json(path, remedy)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: {remedy}")
-    return content
+    return parse_object(path.read_bytes(), path, remedy)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def parse_object(content: bytes, path: Path, remedy: str) -> dict[str, Any]:
+    """Returns the object that JSON from `path` holds; errors as for `read_json`."""
+    found = _parsed(content, path, remedy)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a JSON object: {remedy}")
+    return found
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} is too large a number")
-    return number
+def _parsed(content: bytes, path: Path, remedy: str) -> Any:
+    import msgspec  # 35 ms, which `--help` need not wait for
+
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not valid JSON ({reason}): {remedy}") from None

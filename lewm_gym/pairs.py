@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_gym.files import atomic_file
+from lewm_gym.files import atomic_file, parse_object, read_json
 from lewm_gym.tasks import get_task
 
 SCHEMA = 1
@@ -129,7 +129,8 @@ class PairSet:
             FileNotFoundError: If there is no such file.
             ValueError: If it is not a pair set, damaged, or changed since it was written.
         """
-        return _parse(Path(path).read_text(), str(path))
+        path = Path(path)
+        return _parse(read_json(path, "make the pairs again"), str(path))
 
 
 def load_shipped(task_name: str, offset_steps: int, policy: str | None = None) -> PairSet:
@@ -166,7 +167,7 @@ def load_shipped(task_name: str, offset_steps: int, policy: str | None = None) -
             f"{', '.join(map(str, distances))}. Others: python -m collect pairs {task_name} --offsets "
             f"{offset_steps}"
         )
-    return _parse(file.read_text(), file.name)
+    return _parse(parse_object(file.read_bytes(), Path(file.name), "install lewm-gym anew"), file.name)
 
 
 def shipped_suites(task_name: str) -> dict[str | None, list[int]]:
@@ -180,10 +181,9 @@ def shipped_suites(task_name: str) -> dict[str | None, list[int]]:
     return {policy: sorted(distances) for policy, distances in found.items()}
 
 
-def _parse(text: str, where: str) -> PairSet:
+def _parse(record: dict[str, Any], where: str) -> PairSet:
     try:
-        record = json.loads(text)
-        if not isinstance(record, dict) or record.get("kind") != _KIND:
+        if record.get("kind") != _KIND:
             raise ValueError("not a file of evaluation pairs")
         if record["schema"] != SCHEMA:
             raise ValueError(f"schema {record['schema']!r}, but this version reads {SCHEMA}: update lewm-gym")
@@ -198,7 +198,7 @@ def _parse(text: str, where: str) -> PairSet:
         )
     except KeyError as error:
         raise ValueError(f"{where}: the entry {error} is missing: make the pairs again") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: {error}") from None
     if pairs.content_hash != record.get("content_hash"):
         raise ValueError(f"{where} was changed after it was written (its hash does not fit): make the pairs again")

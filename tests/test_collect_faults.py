@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +15,11 @@ import pytest
 
 import collect.episodes
 from collect.collector import collect as run_collect
+from collect.pictures import draw_pictures
 from collect.workers import play_in_processes
 from lewm_gym.cli import describe
 from lewm_gym.data import Dataset
-from lewm_gym.data.manifest import MANIFEST_NAME
+from lewm_gym.data.format import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 from lewm_gym.processes import interrupts_held
 
@@ -235,18 +235,6 @@ def test_an_episode_that_kills_its_workers_is_given_up(tmp_path):
         list(play_in_processes(Deadly, tmp_path, [7, 8], 1))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MB, mounted where root may."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_really_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small_disk, undisturbed):
     with pytest.raises(OSError, match="No space left on device") as error:
         run_collect("two_room", small_disk, EPISODES, workers=2, pictures=False)
@@ -264,3 +252,55 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")  # root may write to read-only folders, but not below a file
     with pytest.raises(OSError, match="file"):
         run_collect("two_room", tmp_path / "file" / "data", 1, workers=1, pictures=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": 1_000_000_000}, "episodes must be at most 1,000,000, got 1,000,000,000"),
+        ({"episodes": 2, "first": 99_999_999_999}, "first . episodes must be at most 2,147,483,648"),
+        ({"episodes": 2, "workers": 10**9}, "workers must be at most 1,024"),
+        ({"episodes": 2, "seed": 2**70}, "seed must be at most"),
+        ({"episodes": 2, "noise": float("nan")}, "noise must be a number"),
+    ],
+)
+def test_numbers_beyond_the_memory_are_refused_before_work_begins(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_collect("two_room", tmp_path / "data", **{"workers": 1, **options})
+    assert not (tmp_path / "data").exists()
+
+
+def test_pictures_that_a_kill_left_empty_or_cut_off_are_made_again(tmp_path):
+    run_collect("two_room", tmp_path, 2, workers=1)
+    sheet, film = (tmp_path / "contact_sheet.png").read_bytes(), (tmp_path / "film.mp4").read_bytes()
+    for damage in (b"", sheet[:100]):
+        (tmp_path / "contact_sheet.png").write_bytes(damage)
+        (tmp_path / "film.mp4").write_bytes(damage)
+        run_collect("two_room", tmp_path, 2, workers=1)
+        assert (tmp_path / "contact_sheet.png").read_bytes() == sheet
+        assert (tmp_path / "film.mp4").read_bytes() == film
+
+
+def test_a_picture_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+    run_collect("two_room", tmp_path, 1, workers=1)
+    before = {name: (tmp_path / name).read_bytes() for name in ("contact_sheet.png", "film.mp4")}
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lewm_gym.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="contact_sheet.png"):
+        draw_pictures(Dataset.open(tmp_path))
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob(".*.tmp*"))
+
+
+def test_sigterm_leaves_a_dataset_as_ctrl_c_does(undisturbed, tmp_path):
+    process = start(tmp_path)
+    wait_for_progress(process, tmp_path, set())
+    os.kill(process.pid, signal.SIGTERM)  # as a cluster does, to the first process alone
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"stopped" in errors and b"Traceback" not in errors
+    assert 0 < Dataset.open(tmp_path).n_episodes < EPISODES and verify(tmp_path) == []
+    run_collect("two_room", tmp_path, EPISODES, workers=1, pictures=False)
+    assert_same(tmp_path, undisturbed)

@@ -11,11 +11,9 @@ import pyarrow as pa
 import pytest
 
 from lewm_gym.data import Dataset, Episode, zstd
-from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, FrameDecoder, pixels_hash
+from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, FrameDecoder, encode, pixels_hash
 from lewm_gym.data.episode import check_episode
-from lewm_gym.data.header import Column, Header
-from lewm_gym.data.manifest import MANIFEST_NAME
-from lewm_gym.data.shard import Shard, encode
+from lewm_gym.data.format import MANIFEST_NAME, Column, Header, Shard
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from dataclasses import replace
 
@@ -144,3 +145,25 @@ def test_bad_arguments_are_named(dataset, arguments, message):
 def test_bad_batches_are_named(dataset):
     with pytest.raises(ValueError, match="batch_size"):
         ClipSampler(dataset).batch(0, 0)
+
+
+def test_a_dataset_can_be_given_to_the_workers_of_a_data_loader(dataset):
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert copied.content_hash == dataset.content_hash
+    np.testing.assert_array_equal(copied.frames(0, [1]), dataset.frames(0, [1]))
+    loader = torch.utils.data.DataLoader(
+        _Episodes(dataset), batch_size=None, num_workers=2, multiprocessing_context="spawn"
+    )
+    for index, state in enumerate(loader):
+        np.testing.assert_array_equal(state.numpy(), dataset.episode(index, pixels=False).state)
+
+
+class _Episodes(torch.utils.data.Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self.dataset.episode(index, pixels=False).state.copy()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_data import HEADER, made_up_episode, write
 
 from lewm_gym.data import Dataset
-from lewm_gym.data.codec import FrameCodec
-from lewm_gym.data.manifest import MANIFEST_NAME
-from lewm_gym.data.shard import encode
+from lewm_gym.data.codec import FrameCodec, encode
+from lewm_gym.data.format import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
-from lewm_gym.files import atomic_file, exclusive
+from lewm_gym.files import atomic_file, exclusive, sealed
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_damaged_manifest_is_named_and_can_be_made_again(dataset):
     path = dataset.folder / MANIFEST_NAME
     before = path.read_bytes()
     path.write_bytes(before[:100])
-    with pytest.raises(ValueError, match="manifest.json is damaged.*delete it"):
+    with pytest.raises(ValueError, match="manifest.json is not valid JSON.*delete it"):
         Dataset.open(dataset.folder)
     path.unlink()
     assert write(dataset.folder, range(3)).content_hash == dataset.content_hash
@@ -92,15 +93,149 @@ def test_a_damaged_manifest_is_named_and_can_be_made_again(dataset):
 
 def test_a_newer_schema_is_refused(dataset):
     path = dataset.folder / MANIFEST_NAME
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ValueError, match="schema 2, but this version reads 1"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(ValueError, match="schema 3, but this version reads 2"):
         Dataset.open(dataset.folder)
 
 
-def test_a_manifest_that_lies_is_caught_by_verify(dataset):
+def test_any_flipped_bit_of_a_manifest_is_noticed_as_it_is_read(dataset):
+    """Statistics and bounds of actions among them, which say nothing wrong by themselves."""
     path = dataset.folder / MANIFEST_NAME
-    path.write_text(path.read_text().replace('"episodes": 3', '"episodes": 4'))
-    assert "says episodes 4" in verify(dataset.folder)[0]
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            Dataset.open(dataset.folder)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert json.loads(damaged) == json.loads(whole), position  # a space became another, say
+    path.write_bytes(whole)
+    assert verify(dataset.folder) == []
+
+
+def sealed_manifest(dataset, **changes):
+    """Writes a manifest that says something else, but goes with its own hash: as somebody could who wants to."""
+    path = dataset.folder / MANIFEST_NAME
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
+    path.write_text(json.dumps(sealed({**record, **changes})))
+
+
+WRONG = {
+    "episodes": [4, "3", None],
+    "content_hash": ["0" * 32, 5],
+    "columns": [None, {}, {"action": 3}, {"action": {"size": 0, "dtype": "float32", "units": "", "role": "action"}}],
+    "action_low": [[-1.0], "low", [2.0, 2.0], []],
+    "task": [None, 3, ""],
+    "seed": ["0", -1, 1.5],
+    "variations": ["all", [1]],
+    "picture_every": [0, "1"],
+    "versions": [[], {"python": 3}],
+    "shards": [None, [], [5], [{}], {"file": "x"}],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_manifest_with_a_field_of_a_wrong_kind_is_named_with_the_field(dataset, name):
+    path = dataset.folder / MANIFEST_NAME
+    whole = path.read_bytes()
+    for value in WRONG[name]:
+        path.write_bytes(whole)
+        sealed_manifest(dataset, **{name: value})
+        for read in (Dataset.open, verify):
+            with pytest.raises(ValueError, match=f"manifest.json is damaged .*{name}.*delete it"):
+                read(dataset.folder)
+
+
+@pytest.mark.parametrize("file", ["../../other/episodes-000000-000002.arrow", "/x/episodes-000000-000002.arrow", "x"])
+def test_a_manifest_cannot_name_files_elsewhere(dataset, file):
+    shards = json.loads((dataset.folder / MANIFEST_NAME).read_text())["shards"]
+    sealed_manifest(dataset, shards=[{**shards[0], "file": file}])
+    for read in (Dataset.open, verify):
+        with pytest.raises(ValueError, match=r"manifest.json is damaged .*file"):
+            read(dataset.folder)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b'{"schema": NaN}', b"[]", b"", b'{"schema": {}}'])
+def test_a_manifest_that_is_no_json_of_ours_is_named(dataset, content):
+    (dataset.folder / MANIFEST_NAME).write_bytes(content)
+    for read in (Dataset.open, verify):
+        with pytest.raises(ValueError, match="manifest.json"):
+            read(dataset.folder)
+
+
+def test_a_shard_whose_header_was_altered_is_named(dataset):
+    """Flips within what a shard says of itself: every one, whatever field it hits."""
+    path = shard_path(dataset)
+    whole = path.read_bytes()
+    with pa.memory_map(str(path)) as file:
+        said = pa.ipc.open_file(file).schema.metadata[b"lewm_gym"]
+    start = whole.rindex(said)  # in the footer, which is read; the file begins with a copy
+    (dataset.folder / MANIFEST_NAME).unlink()  # it would tell the file's hash
+    for position in range(start, start + len(said), 11):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=path.name):
+            Dataset.open(dataset.folder)
+
+
+def test_a_shard_with_a_field_of_a_wrong_kind_is_named_with_the_field(dataset):
+    """Sealed anew, so that only the kinds of fields are wrong; `verify` tells it, too."""
+    path = shard_path(dataset)
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        record = json.loads(reader.schema.metadata[b"lewm_gym"])
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for name, value in (
+            ("codec", 5),
+            ("columns", {"action": None}),
+            ("episodes", 7),
+            ("episodes", [{**record["episodes"][0], "frames": "12"}]),
+            ("episodes", [{**record["episodes"][0], "states": 12}]),
+            ("noise", "much"),
+        ):
+            said = sealed({**{k: v for k, v in record.items() if k != "sha256"}, name: value})
+            with pa.OSFile(str(dataset.folder / "new"), "wb") as out:
+                schema = reader.schema.with_metadata({b"lewm_gym": json.dumps(said).encode()})
+                with pa.ipc.new_file(out, schema) as writer:
+                    for batch in batches:
+                        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            other = dataset.folder.with_name("other")
+            other.mkdir(exist_ok=True)
+            (dataset.folder / "new").rename(other / path.name)
+            for read in (Dataset.open, verify):
+                with pytest.raises(ValueError, match=f"{path.name} is damaged .*{name}"):
+                    read(other)
+
+
+def test_a_shard_whose_columns_are_of_another_kind_is_named(dataset):
+    path = shard_path(dataset)
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for name in ("success", "angle", "step", "pixels"):
+            other = dataset.folder.with_name(f"other-{name}")
+            other.mkdir()
+            i = reader.schema.get_field_index(name)
+            changed = [b.set_column(i, name, pa.array(["x"] * b.num_rows)) for b in batches]
+            with pa.OSFile(str(other / path.name), "wb") as out:
+                with pa.ipc.new_file(out, changed[0].schema) as writer:
+                    for batch in changed:
+                        writer.write_batch(batch)
+            with pytest.raises(ValueError, match=f"{path.name} is damaged .its columns .*: {name}"):
+                Dataset.open(other)
+
+
+def test_a_dataset_of_a_version_without_checksums_is_read_and_extended(dataset):
+    path = dataset.folder / MANIFEST_NAME
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
+    path.write_text(json.dumps({**record, "schema": 1}))
+    assert Dataset.open(dataset.folder).content_hash == dataset.content_hash
+    assert write(dataset.folder, range(5)).n_episodes == 5
+    assert json.loads(path.read_text())["schema"] == 2
 
 
 def test_overlapping_shards_are_named(dataset):

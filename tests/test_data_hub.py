@@ -14,7 +14,7 @@ import pytest
 from test_data import write
 
 from lewm_gym.data import Dataset
-from lewm_gym.data.hub import pull, push
+from lewm_gym.data.foreign.hub import pull, push
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import PARTS
 

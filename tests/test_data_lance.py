@@ -12,8 +12,8 @@ from test_data import made_up_episode, write
 
 from collect.__main__ import main
 from lewm_gym.data import ClipSampler
-from lewm_gym.data.hdf5 import export_hdf5
-from lewm_gym.data.lance import import_lance
+from lewm_gym.data.foreign.hdf5 import export_hdf5
+from lewm_gym.data.foreign.lance import import_lance
 from lewm_gym.data.verify import verify
 
 pytest.importorskip("lance", reason="pylance is not installed: pip install 'lewm-gym[lance]'")
@@ -145,7 +145,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
 def peak_bytes(path, folder):
     code = f"""
 import resource
-from lewm_gym.data.lance import import_lance
+from lewm_gym.data.foreign.lance import import_lance
 import_lance({str(path)!r}, {str(folder)!r}, "pusht")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {1 if sys.platform == "darwin" else 1024})
 """

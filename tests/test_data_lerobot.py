@@ -17,9 +17,8 @@ import pytest
 from PIL import Image
 from test_data import made_up_episode, write
 
-from lewm_gym.data import ClipSampler
-from lewm_gym.data.lerobot import import_lerobot
-from lewm_gym.data.lerobot_export import export_lerobot
+from lewm_gym.data.foreign.lerobot import import_lerobot
+from lewm_gym.data.foreign.lerobot_export import export_lerobot
 from lewm_gym.data.verify import verify
 
 FPS, LENGTHS = 30, (17, 21)
@@ -146,6 +145,8 @@ def test_recordings_of_robots_train_here(tmp_path, make):
     everything = np.concatenate([recorded(0)["action"], recorded(1)["action"]])
     np.testing.assert_array_equal(dataset.action_low, everything.min(0))
     np.testing.assert_array_equal(dataset.action_high, everything.max(0))
+    from lewm_gym.data import ClipSampler  # torch, which the other tests need not wait for
+
     assert ClipSampler(dataset).batch(0, 4).pixels.shape == (4, 4, 224, 224, 3)
 
 
@@ -166,6 +167,73 @@ def test_damaged_recordings_are_named(tmp_path):
         import_lerobot(robot, tmp_path / "data")
     with pytest.raises(ValueError, match="not a LeRobot dataset"):
         import_lerobot(tmp_path, tmp_path / "data")
+
+
+OUTSIDE = {
+    "a pattern of tables": {"data_path": "../other/{episode_index}.parquet"},
+    "an absolute pattern": {"data_path": "/etc/{episode_index}"},
+    "a pattern of films": {"video_path": "../../{video_key}.mp4"},
+}
+NO_PATTERN = {
+    "an attribute": {"data_path": "{episode_index.real}"},
+    "a width that fills the memory": {"data_path": "{episode_index:99999999999d}"},
+    "an unknown name": {"data_path": "data/{no_such_name}.parquet"},
+}
+
+
+@pytest.mark.parametrize("what", [*OUTSIDE, *NO_PATTERN])
+def test_only_files_of_the_dataset_are_opened(tmp_path, what):
+    robot = v21(tmp_path / "robot")
+    described = json.loads((robot / "meta/info.json").read_text())
+    (robot / "meta/info.json").write_text(json.dumps(described | {**OUTSIDE, **NO_PATTERN}[what]))
+    message = "no file in that folder" if what in OUTSIDE else "no pattern of paths that can be filled in"
+    with pytest.raises(ValueError, match=f"robot.*{message}"):
+        import_lerobot(robot, tmp_path / "data")
+
+
+@pytest.mark.parametrize("path", ["x.png", "../../x.png"])
+def test_a_picture_elsewhere_is_not_opened(tmp_path, path):
+    robot = v21(tmp_path / "robot", video=False)
+    (tmp_path / "x.png").write_bytes(png(7))
+    table = robot / "data/chunk-000/episode_000000.parquet"
+    where = str(tmp_path / "x.png") if path == "x.png" else path
+    pictures = [{"bytes": None, "path": where} for _ in range(LENGTHS[0])]
+    pq.write_table(as_table(recorded(0), pictures), table)
+    with pytest.raises(ValueError, match="x.png', which is no file in that folder"):
+        import_lerobot(robot, tmp_path / "data")
+
+
+WRONG = {
+    "fps": ["fast", 0, None],
+    "features": [[], {"action": 3}, {"action": {}}],
+    "codebase_version": [3],
+    "data_path": [None, 5],
+    "chunks_size": [0, "1000"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_description_with_a_field_of_a_wrong_kind_is_named_with_the_field(tmp_path, name):
+    robot = v21(tmp_path / "robot", video=False)
+    described = json.loads((robot / "meta/info.json").read_text())
+    for value in WRONG[name]:
+        (robot / "meta/info.json").write_text(json.dumps({**described, name: value}))
+        with pytest.raises(ValueError, match=f"info.json is damaged.*{name}"):
+            import_lerobot(robot, tmp_path / "data")
+    for content in (b"[" * 100_000, b"\xff", b"[]"):
+        (robot / "meta/info.json").write_bytes(content)
+        with pytest.raises(ValueError, match="info.json is damaged"):
+            import_lerobot(robot, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "row", [{"episode_index": "x", "length": 5}, {"length": 5}, [], {"episode_index": 0, "length": -1}, "x"]
+)
+def test_a_list_of_episodes_of_a_wrong_kind_is_named(tmp_path, row):
+    robot = v21(tmp_path / "robot", video=False)
+    (robot / "meta/episodes.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="robot: its list of episodes cannot be read"):
+        import_lerobot(robot, tmp_path / "data")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from test_data import made_up_episode, write
 
 from lewm_gym.data import ClipSampler
-from lewm_gym.data.minari import export_minari, import_minari
+from lewm_gym.data.foreign.minari import export_minari, import_minari
 from lewm_gym.data.verify import verify
 
 minari = pytest.importorskip("minari", reason="minari is not installed: pip install 'lewm-gym[minari]'")

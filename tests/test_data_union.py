@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +47,12 @@ def test_a_union_holds_the_episodes_of_its_parts(parts, union):
     assert union.header.policy == f"{parts[0].header.policy} + random"
     assert union.content_hash not in {part.content_hash for part in parts}
     assert union.content_hash == open_datasets([part.folder for part in reversed(parts)]).content_hash
+
+
+def test_a_union_can_be_given_to_another_process(union):
+    copied = pickle.loads(pickle.dumps(union))
+    for index in (0, 4):
+        np.testing.assert_array_equal(copied.episode(index).state, union.episode(index).state)
 
 
 def test_clips_come_from_all_parts(parts, union):

@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,10 @@ from lewm_gym.data import ClipSampler, Dataset
 from lewm_gym.data.clips import box_average
 from lewm_gym.data.describe import describe
 from lewm_gym.data.features import FeatureClips, cached_features
+from lewm_gym.data.foreign.hdf5 import export_hdf5
+from lewm_gym.data.foreign.lerobot_export import export_lerobot
+from lewm_gym.data.foreign.minari import export_minari
 from lewm_gym.data.goals import GoalSampler
-from lewm_gym.data.hdf5 import export_hdf5
-from lewm_gym.data.lerobot_export import export_lerobot
-from lewm_gym.data.minari import export_minari
 from lewm_gym.data.verify import verify
 
 EVERY = 5
@@ -147,7 +148,7 @@ def test_pictures_beside_the_dataset_are_made_of_stored_frames(full, sparse):
 
 
 def test_a_picture_that_is_not_where_it_belongs_is_found(sparse, tmp_path):
-    from lewm_gym.data import shard as shards
+    from lewm_gym.data import format as shards
 
     episode = sparse.episode(0, pixels=False)
     frames = [bytes(frame) for frame in sparse._shard(0).frames(0)]
@@ -177,7 +178,7 @@ def test_describe_and_manifest_say_so(sparse, full):
 def test_older_datasets_have_every_picture(full):
     record = full.header.as_json()
     del record["picture_every"]
-    assert type(full.header).from_json(record) == replace(full.header, picture_every=1)
+    assert type(full.header).read(msgspec.to_builtins(record)) == replace(full.header, picture_every=1)
 
 
 def test_command_line(tmp_path, capsys):

@@ -168,7 +168,7 @@ def test_a_stopped_training_saves_a_checkpoint_and_goes_on_as_if_it_had_not(data
     settings = [f"{name}={json.dumps(value)}" for name, value in tiny.SETTINGS.items()]
     command = [sys.executable, "-m", "agents", "lewm", str(dataset), "--out", "run", "--steps", "4000", "--device"]
     command += ["cpu", "--set", "checkpoint_every_s=1e6", *settings]
-    process = subprocess.Popen(command, cwd=tmp_path, env=tiny.ENVIRON, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     for _ in range(1200):
         if training.read_log(tmp_path / "run" / checkpoint.LOG)[2:] or process.poll() is not None:
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from agents.planning import PlanningConfig
 from lewm_gym import checkpoint
 from lewm_gym.planning.cem import CEMConfig
 
-#: For commands started by tests: this tree's packages.
-ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 #: Overrides that turn the laptop preset into one that trains in a second.
 SETTINGS = {
     "conv_channels": (8, 8, 8),

@@ -16,11 +16,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from lewm_gym.data.episode import FRAME_SHAPE
+from lewm_gym.data.episode import FRAME_SHAPE, Episode
 from lewm_gym.data.zstd import make_decompressor
 
 FRAME_BYTES = int(np.prod(FRAME_SHAPE))
@@ -46,7 +47,7 @@ class FrameCodec:
 
     def __post_init__(self) -> None:
         if self.name != _NAME or self.layout not in ("hwc", "chw") or self.segment_frames < 0:
-            raise ValueError(f"this version cannot read frames stored as {asdict(self)}: {_REMEDY}")
+            raise ValueError(f"unknown name or layout, or a negative number in {asdict(self)}")
 
     def as_json(self) -> dict[str, Any]:
         """Returns the codec as a JSON object."""
@@ -60,8 +61,10 @@ class FrameCodec:
             ValueError: If this version cannot read it.
         """
         try:
-            return FrameCodec(**record)
-        except TypeError as error:
+            if unknown := sorted(set(record) - set(FrameCodec.__dataclass_fields__)):
+                raise ValueError(f"unknown fields {', '.join(unknown)}")
+            return msgspec.convert(record, FrameCodec)
+        except (msgspec.ValidationError, ValueError) as error:
             raise ValueError(f"this version cannot read frames stored as {record} ({error}): {_REMEDY}") from None
 
     @property
@@ -142,6 +145,24 @@ class EpisodeEncoder:
             write_content_size=True,
         )
         return zstandard.ZstdCompressor(dict_data=dictionary or None, compression_params=parameters)
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """An episode ready to be written: `Episode` with its stored frames compressed (None without frames)."""
+
+    states: Episode
+    frames: list[bytes] | None
+
+
+def encode(episode: Episode, codec: FrameCodec) -> EncodedEpisode:
+    """Returns a whole episode with its frames compressed."""
+    if episode.pixels is None:
+        return EncodedEpisode(episode, None)
+    encoder = EpisodeEncoder(codec)
+    for frame in episode.pixels:
+        encoder.add(frame)
+    return EncodedEpisode(episode, encoder.finish())
 
 
 def pixels_hash(frames: list[Any]) -> str:

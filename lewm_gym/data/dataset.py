@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from lewm_gym.data.codec import FrameCodec, FrameDecoder
 from lewm_gym.data.episode import FRAME_SHAPE, Episode, count_pictures
-from lewm_gym.data.header import Header
-from lewm_gym.data.manifest import Manifest, scan
-from lewm_gym.data.shard import Shard
+from lewm_gym.data.format import Header, Manifest, Shard, scan
 from lewm_gym.data.writer import PARTS
 from lewm_gym.tasks import TASKS
 
@@ -50,6 +48,10 @@ class Dataset:
         self._shards: list[Shard | None] = [None] * len(counts)
         self._columns: dict[str, NDArray[Any]] = {}
         self._decoder = FrameDecoder()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns what pickles, as for a DataLoader's workers: the folder and its manifest; files are opened anew."""
+        return Dataset, (self.folder, self.manifest)
 
     @staticmethod
     def open(folder: str | Path) -> Dataset:
@@ -301,5 +303,7 @@ class Dataset:
             shard = Shard(self.folder / info.file)
             if tuple(entry.frames for entry in shard.entries) != info.lengths:
                 raise shard.damaged("its episodes are not those of the manifest")
+            if shard.header.columns != self.header.columns:
+                raise shard.damaged("its columns are not those of the manifest")
             self._shards[i] = shard
         return shard

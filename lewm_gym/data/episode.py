@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,3 +85,19 @@ def _check(name: str, values: Any, shape: tuple[int | None, ...], dtype: Any) ->
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
         came = f"{values.shape} {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
         raise ValueError(f"{name}: expected {wanted} {np.dtype(dtype)}, got {came}")
+
+
+def states_hash(episode: Episode) -> str:
+    """Returns BLAKE2b-128 over actions, states, success, quantities (by name) and reset options, if any."""
+    digest = hashlib.blake2b(digest_size=16)
+    named: dict[str, NDArray[Any]] = {
+        "action": episode.action,
+        "state": episode.state,
+        "success": episode.success.astype(np.uint8),
+    }
+    for name, values in (*named.items(), *sorted(episode.quantities.items())):
+        digest.update(f"{name} {values.shape} {values.dtype}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    if episode.reset_options:
+        digest.update(json.dumps(episode.reset_options, sort_keys=True).encode())
+    return digest.hexdigest()

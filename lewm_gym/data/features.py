@@ -54,7 +54,9 @@ def cached_features(
     shape = _encoded(dataset.frames(0, [0]), encode, device).shape[1:]
     file = dataset.folder / FOLDER / f"{_key(dataset, encoder, shape)}.f16"
     if not file.is_file() and is_first():
-        make_folder(file.parent)
+        make_folder(
+            file.parent, "features are kept with their dataset: copy it to where you can write, and name that copy"
+        )
         with exclusive(file.parent):
             _compute(file, dataset, lambda frames: _encoded(frames, encode, device), 2 * int(np.prod(shape)), progress)
     wait_for_all()

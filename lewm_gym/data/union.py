@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.header import Header, merged
-from lewm_gym.data.manifest import Manifest
-from lewm_gym.data.shard import Shard
+from lewm_gym.data.format import Header, Manifest, Shard, merged
 
 #: What must agree for episodes to be of one kind; policy, noise, seed and variations may differ.
 _ALIKE = ("task", "render_quality", "states_only", "picture_every")
@@ -38,6 +36,10 @@ class DatasetUnion(Dataset):
         super().__init__(parts[0].folder, Manifest(_header(parts), shards))
         self.parts = tuple(parts)
         self._shards_before = np.cumsum([0, *(len(part.manifest.shards) for part in parts)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns what pickles: the datasets that it is made of."""
+        return DatasetUnion, (self.parts,)
 
     def _shard(self, i: int) -> Shard:
         part = int(np.searchsorted(self._shards_before, i, side="right")) - 1

@@ -18,9 +18,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lewm_gym.data.header import Header, differences, merged
-from lewm_gym.data.manifest import SHARD_PATTERN, Manifest, ShardInfo, scan, shard_name
-from lewm_gym.data.shard import EncodedEpisode, Shard, write_part, write_shard
+from lewm_gym.data.codec import EncodedEpisode
+from lewm_gym.data.format import (
+    SHARD_PATTERN,
+    Header,
+    Manifest,
+    Shard,
+    ShardInfo,
+    differences,
+    merged,
+    scan,
+    shard_name,
+    write_part,
+    write_shard,
+)
 from lewm_gym.files import exclusive, make_folder, remove_leftovers
 
 PARTS = "parts"

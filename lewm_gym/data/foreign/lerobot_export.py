@@ -5,10 +5,8 @@ LeRobot has an action in every row; that of an episode's last frame repeats the 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,9 @@ from numpy.typing import NDArray
 
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
-from lewm_gym.data.imports import Progress
-from lewm_gym.data.lerobot import STATE
+from lewm_gym.data.foreign.imports import Progress
+from lewm_gym.data.foreign.lerobot import STATE
+from lewm_gym.files import atomic_folder
 
 VERSION = "v3.0"
 CAMERA = "observation.image"
@@ -48,18 +47,9 @@ def export_lerobot(dataset: Dataset, folder: str | Path, fps: int = 10, progress
     dataset.require_all_pictures("LeRobot's layout")
     if fps < 1:
         raise ValueError(f"fps must be at least 1, got {fps}")
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another --out, or delete it")
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_folder(folder) as partial:
         rows = _write_data(dataset, partial, fps, progress)
         _write_meta(dataset, partial, fps, rows)
-        partial.rename(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
-        raise
 
 
 def _write_data(dataset: Dataset, folder: Path, fps: int, progress: Progress | None) -> list[dict[str, Any]]:

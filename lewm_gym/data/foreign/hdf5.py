@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from lewm_gym.data.codec import codec_for
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
-from lewm_gym.data.header import Header
-from lewm_gym.data.imports import Progress, import_episodes
-from lewm_gym.files import atomic_path
+from lewm_gym.data.foreign.hdf5_files import Sink, check_column, reading
+from lewm_gym.data.foreign.imports import Progress, import_episodes
+from lewm_gym.data.format import Header
+from lewm_gym.files import atomic_path, remove_stale
 
 _NOT_QUANTITIES = {"pixels", "action", "state", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
 _SUCCESS = ("success", "is_success", "terminated")
@@ -49,17 +50,12 @@ def import_hdf5(
     path, folder, h5py = Path(path), Path(folder), _h5py()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as HDF5: {error}") from None
-    with file:
-        _check_layout(file, path, state)
-        lengths, offsets = file["ep_len"][:], file["ep_offset"][:]
+    with reading(path, h5py) as file:
+        lengths, offsets, columns = _check_layout(file, path, state)
         header = Header(task, f"imported from {path.name}", None, 0, codec=codec_for(task).as_json())
 
         def read(number: int) -> Episode:
-            return _read(file, slice(int(offsets[number]), int(offsets[number] + lengths[number])), state)
+            return _read(file, slice(offsets[number], offsets[number] + lengths[number]), state, columns)
 
         return import_episodes(folder, header, len(lengths), read, path, units, progress)
 
@@ -75,59 +71,90 @@ def export_hdf5(dataset: Dataset, path: str | Path, progress: Progress | None = 
     dataset.codec  # noqa: B018  raises without frames
     dataset.require_all_pictures("the HDF5 layout")
     count = dataset.n_frames
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file["ep_len"] = dataset.lengths.astype(np.int32)
-        file["ep_offset"] = dataset.starts[:-1]
-        file["episode_idx"] = np.repeat(np.arange(dataset.n_episodes), dataset.lengths)
-        file["step_idx"] = np.concatenate([np.arange(length) for length in dataset.lengths])
-        for name in dataset.header.columns:
-            file[name] = dataset.column(name)
-        pixels = file.create_dataset(
-            "pixels", (count, *FRAME_SHAPE), np.uint8, chunks=(1, *FRAME_SHAPE), compression="gzip", compression_opts=1
-        )
-        for index in range(dataset.n_episodes):
-            frames = dataset.frames(index, np.arange(dataset.lengths[index]))
-            pixels[dataset.starts[index] : dataset.starts[index + 1]] = frames
-            if progress is not None:
-                progress(index + 1, dataset.n_episodes)
+    remove_stale(path)
+    with atomic_path(path) as temporary, Sink(temporary, "w+") as sink:
+        with h5py.File(sink, "w") as file:
+            file["ep_len"] = dataset.lengths.astype(np.int32)
+            file["ep_offset"] = dataset.starts[:-1]
+            file["episode_idx"] = np.repeat(np.arange(dataset.n_episodes), dataset.lengths)
+            file["step_idx"] = np.concatenate([np.arange(length) for length in dataset.lengths])
+            for name in dataset.header.columns:
+                file[name] = dataset.column(name)
+            shape = (count, *FRAME_SHAPE)
+            gzip = {"chunks": (1, *FRAME_SHAPE), "compression": "gzip", "compression_opts": 1}
+            pixels = file.create_dataset("pixels", shape, np.uint8, **gzip)
+            for index in range(dataset.n_episodes):
+                frames = dataset.frames(index, np.arange(dataset.lengths[index]))
+                pixels[dataset.starts[index] : dataset.starts[index + 1]] = frames
+                sink.check()
+                if progress is not None:
+                    progress(index + 1, dataset.n_episodes)
+        sink.check()
 
 
-def _check_layout(file: Any, path: Path, state: str) -> None:
+def _check_layout(file: Any, path: Path, state: str) -> tuple[list[int], list[int], list[str]]:
+    """Returns lengths and first rows of episodes, and the names of the columns that become quantities.
+
+    Raises:
+        ValueError: If the file is not of this layout, contradicts itself, or is not whole.
+    """
     there = ", ".join(sorted(file))
     for name in ("ep_len", "ep_offset", "pixels", "action"):
         if name not in file:
             raise ValueError(f"{path} has no dataset {name!r}, so it is not of the reference's layout; it has: {there}")
     if state not in file:
         raise ValueError(f"{path} has no column {state!r} to take as the state; choose another with --state: {there}")
-    shape = file["pixels"].shape[1:]
+    pixels = check_column(file, "pixels", path, "u", ndim=4)
     height, width, channels = FRAME_SHAPE
-    if tuple(shape) not in (FRAME_SHAPE, (channels, height, width)):
-        raise ValueError(f"{path}: pixels must be {height} x {width} x {channels}, got {tuple(shape)}")
+    if tuple(pixels.shape[1:]) not in (FRAME_SHAPE, (channels, height, width)) or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: pixels must be {height} x {width} x {channels} uint8, got {pixels.shape[1:]} {pixels.dtype}"
+        )
+    rows = len(pixels)
+    for name in ("action", state):
+        check_column(file, name, path, "fiub", rows)
+    flags = [name for name in _SUCCESS if name in file]
+    for name in flags:
+        check_column(file, name, path, "fiub", rows)
+    quantities = [
+        name
+        for name in file
+        if name not in {*_NOT_QUANTITIES, *_SUCCESS, state} and hasattr(file[name], "shape") and _is_numeric(file[name])
+    ]
+    for name in quantities:
+        check_column(file, name, path, "fiu", rows)
+    lengths = check_column(file, "ep_len", path, "iu", ndim=1)
+    offsets = check_column(file, "ep_offset", path, "iu", len(lengths), ndim=1)
+    starts, counts = [int(n) for n in offsets[:]], [int(n) for n in lengths[:]]
+    end = 0
+    for number in sorted(range(len(starts)), key=starts.__getitem__):
+        if counts[number] < 2 or starts[number] < end or starts[number] + counts[number] > rows:
+            raise ValueError(
+                f"{path}: episode {number} has ep_len {counts[number]} and ep_offset {starts[number]}, which are no "
+                f"rows of its own among the {rows:,} frames"
+            )
+        end = starts[number] + counts[number]
+    return counts, starts, quantities
 
 
-def _read(file: Any, rows: slice, state: str) -> Episode:
+def _read(file: Any, rows: slice, state: str, quantities: list[str]) -> Episode:
     pixels = file["pixels"][rows]
     if pixels.shape[1:] != FRAME_SHAPE:
         pixels = pixels.transpose(0, 2, 3, 1)
     action = _matrix(file["action"][rows]).astype(np.float32)
     action[-1] = np.nan  # the action after the last frame leads to a frame that was not recorded
     flags = [file[name][rows].reshape(len(action), -1).any(1) for name in _SUCCESS if name in file]
-    quantities = {
-        name: _matrix(file[name][rows]).astype(np.float32)
-        for name in file
-        if name not in {*_NOT_QUANTITIES, *_SUCCESS, state} and _is_numeric(file[name])
-    }
     return Episode(
         pixels=np.ascontiguousarray(pixels),
         action=action,
         state=_matrix(file[state][rows]).astype(np.float64),
         success=flags[0].astype(np.bool_) if flags else np.zeros(len(action), np.bool_),
-        quantities=quantities,
+        quantities={name: _matrix(file[name][rows]).astype(np.float32) for name in quantities},
     )
 
 
 def _is_numeric(column: Any) -> bool:
-    return column.ndim <= 2 and column.dtype.kind in "fiu"
+    return column.shape is not None and 1 <= len(column.shape) <= 2 and column.dtype.kind in "fiu"
 
 
 def _matrix(values: NDArray[Any]) -> NDArray[Any]:

@@ -7,8 +7,6 @@ Export: observations are a dictionary of `pixels`, `state` and the quantities; `
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,10 @@ from numpy.typing import NDArray
 from lewm_gym.data.codec import codec_for
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
-from lewm_gym.data.header import Header
-from lewm_gym.data.imports import Progress, import_episodes, padded_actions, resized_frames, state_of, vectors
+from lewm_gym.data.foreign.hdf5_files import Sink, first_line, reading
+from lewm_gym.data.foreign.imports import Progress, import_episodes, padded_actions, resized_frames, state_of, vectors
+from lewm_gym.data.format import Header
+from lewm_gym.files import atomic_folder
 
 _TASK_KEY = "lewm_gym_task"
 _SUCCESS = ("success", "is_success")
@@ -47,17 +47,19 @@ def import_minari(
         ValueError: If it is no Minari dataset, has no pictures, or actions that are not a bounded vector.
         ImportError: Without minari.
     """
-    minari, source = _minari(), Path(source)
+    (minari, h5py), source = _minari(), Path(source)
     data = source / "data" if (source / "data").is_dir() else source
+    for path in data.glob("*.hdf5"):
+        with reading(path, h5py):  # which refuses data outside the file
+            pass
     try:
         opened = minari.MinariDataset(data)
-    except (ValueError, AssertionError, KeyError) as error:
-        raise ValueError(f"{source} is not a Minari dataset: {error}") from None
-    space = opened.action_space
+        space, shown, metadata = opened.action_space, opened.observation_space, opened.storage.metadata
+    except Exception as error:  # whatever its readers of JSON, spaces and specs come upon
+        raise ValueError(f"{source} is not a Minari dataset: {first_line(error)}") from error
     if not isinstance(space, spaces.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(f"{source}: actions must be a bounded Box, got {space}")
-    pixels = _choose_pixels(opened.observation_space, pixels, source)
-    metadata = opened.storage.metadata
+    pixels = _choose_pixels(shown, pixels, source)
     task = task or metadata.get(_TASK_KEY) or _task_of(opened)
     header = Header(
         task=task,
@@ -69,7 +71,7 @@ def import_minari(
         action_high=tuple(space.high.ravel().tolist()),
     )
     return import_episodes(
-        Path(folder), header, opened.total_episodes, lambda i: _read(opened[i], pixels), source, progress=progress
+        Path(folder), header, opened.total_episodes, lambda i: _episode(opened, i, pixels), source, progress=progress
     )
 
 
@@ -86,18 +88,14 @@ def export_minari(dataset: Dataset, folder: str | Path, lossy: bool = False, pro
         ValueError: If the dataset has no frames, or not all, or the folder exists.
         ImportError: Without minari.
     """
-    minari, folder = _minari(), Path(folder)
+    (minari, _), folder = _minari(), Path(folder)
     dataset.codec  # noqa: B018  raises without frames
     dataset.require_all_pictures("Minari's layout")
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another --out, or delete it")
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "data").mkdir(parents=True)
+    with atomic_folder(folder) as partial:
+        (partial / "data").mkdir()
         storage = MinariStorage.new(
             partial / "data",
             observation_space=_observation_space(dataset),
@@ -105,10 +103,13 @@ def export_minari(dataset: Dataset, folder: str | Path, lossy: bool = False, pro
             data_format="hdf5",
             jpeg_encoding=lossy,
         )
-        for index in range(dataset.n_episodes):
-            storage.update_episodes([EpisodeBuffer(id=index, **_as_buffer(dataset.episode(index)))])
-            if progress is not None:
-                progress(index + 1, dataset.n_episodes)
+        with Sink(partial / "data" / "main_data.hdf5", "r+") as sink:
+            storage._file_path = sink  # minari opens it for every episode
+            for index in range(dataset.n_episodes):
+                storage.update_episodes([EpisodeBuffer(id=index, **_as_buffer(dataset.episode(index)))])
+                sink.check()
+                if progress is not None:
+                    progress(index + 1, dataset.n_episodes)
         storage.update_metadata(
             {
                 "dataset_id": f"lewm-gym/{folder.name}-v0",
@@ -117,11 +118,6 @@ def export_minari(dataset: Dataset, folder: str | Path, lossy: bool = False, pro
                 "algorithm_name": dataset.header.policy,
             }
         )
-        partial.rename(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
-        raise
 
 
 def _observation_space(dataset: Dataset) -> spaces.Dict:
@@ -146,6 +142,15 @@ def _as_buffer(episode: Episode) -> dict[str, Any]:
         "truncations": ~ended & (np.arange(steps) == steps - 1),
         "infos": {"success": episode.success},
     }
+
+
+def _episode(opened: Any, number: int, pixels: str) -> Episode:
+    try:
+        return _read(opened[number], pixels)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever its reader comes upon in a damaged file
+        raise ValueError(f"cannot be read ({first_line(error)}): copy it anew") from error
 
 
 def _read(episode: Any, pixels: str) -> Episode:
@@ -207,10 +212,10 @@ def _task_of(opened: Any) -> str:
     return f"gym:{spec.id}" if spec is not None else f"minari:{opened.spec.dataset_id}"
 
 
-def _minari() -> Any:
+def _minari() -> tuple[Any, Any]:
     try:
-        import h5py  # noqa: F401
+        import h5py
         import minari
     except ImportError:
         raise ImportError("Minari datasets need minari and h5py: pip install 'lewm-gym[minari]'") from None
-    return minari
+    return minari, h5py

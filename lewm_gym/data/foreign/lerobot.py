@@ -10,25 +10,32 @@ in the tables. The camera's become 224 x 224 (stretched), `observation.state` th
 from __future__ import annotations
 
 import io
-import json
+import math
+import re
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from lewm_gym.data.codec import codec_for
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
-from lewm_gym.data.header import Header
-from lewm_gym.data.imports import Progress, import_episodes, padded_actions, resized_frames, state_of, vectors
+from lewm_gym.data.foreign.imports import Progress, import_episodes, padded_actions, resized_frames, state_of, vectors
+from lewm_gym.data.format import Header
+from lewm_gym.files import inside
 
 STATE = "observation.state"
+#: Fields of the patterns of paths, such as {file_index:03d}, and how their numbers may be formatted.
+_FIELD = re.compile(r"\{(\w+)(:[^{}]*)?\}")
+_FORM = re.compile(r"(:0?\dd?)?")
 _SUCCESS = "next.success"
 
 
@@ -62,7 +69,7 @@ def import_lerobot(
     task = task or f"lerobot:{name}"
     header = Header(
         task=task,
-        policy=f"imported from LeRobot {name} ({robot.version}, {robot.info.get('fps')} fps, {camera})",
+        policy=f"imported from LeRobot {name} ({robot.version}, {robot.info.fps:g} fps, {camera})",
         noise=None,
         seed=0,
         codec=codec_for(task).as_json(),
@@ -86,33 +93,36 @@ class LeRobotFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        path = folder / "meta" / "info.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} is not a LeRobot dataset, it needs meta/info.json")
         try:
-            self.info: dict[str, Any] = json.loads((folder / "meta" / "info.json").read_text())
-            self.version = str(self.info["codebase_version"])
-            self.features: dict[str, Any] = self.info["features"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder} is not a LeRobot dataset, it needs meta/info.json ({error})") from None
+            self.info = msgspec.json.decode(path.read_bytes(), type=_Info)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged, or not of a LeRobot dataset ({error}): copy it anew") from None
+        self.version, self.features = self.info.codebase_version, self.info.features
         if not self.version.startswith(("v2.", "v3.")):
             raise ValueError(f"{folder} is a LeRobot dataset of {self.version}; v2.0, v2.1 and v3.0 can be read")
         if "action" not in self.features:
             raise ValueError(f"{folder} has no actions; its features: {', '.join(self.features)}")
         self._is_v3 = self.version.startswith("v3.")
         try:
-            self.episodes = self._episodes_v3() if self._is_v3 else self._episodes_v2()
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+            rows = self._rows_v3() if self._is_v3 else self._rows_v2()
+            self.episodes = sorted((_Row.of(row) for row in rows), key=lambda row: row.episode_index)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
             raise ValueError(f"{folder}: its list of episodes cannot be read ({error}): copy it anew") from None
         self._table = lru_cache(maxsize=2)(pq.read_table)
 
-    def _episodes_v2(self) -> list[dict[str, Any]]:
-        lines = (self.folder / "meta" / "episodes.jsonl").read_text().splitlines()
-        return sorted((json.loads(line) for line in lines if line), key=lambda row: row["episode_index"])
+    def _rows_v2(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "meta" / "episodes.jsonl").read_bytes().splitlines()
+        return [msgspec.json.decode(line) for line in lines if line]
 
-    def _episodes_v3(self) -> list[dict[str, Any]]:
+    def _rows_v3(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for path in sorted((self.folder / "meta" / "episodes").glob("*/*.parquet")):
             names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
             rows += pq.read_table(path, columns=names).to_pylist()
-        return sorted(rows, key=lambda row: row["episode_index"])
+        return rows
 
     def choose_camera(self, wanted: str | None) -> str:
         """Returns the feature to take pictures from.
@@ -120,7 +130,7 @@ class LeRobotFolder:
         Raises:
             ValueError: If there is none, or more than one and none is chosen.
         """
-        cameras = [name for name, feature in self.features.items() if feature["dtype"] in ("image", "video")]
+        cameras = [name for name, feature in self.features.items() if feature.dtype in ("image", "video")]
         if wanted is None and len(cameras) == 1:
             return cameras[0]
         if wanted in cameras:
@@ -135,8 +145,13 @@ class LeRobotFolder:
             raise ValueError(f"{self.folder} has no data/*/*.parquet: copy it anew")
         extremes = []
         for path in paths:
-            actions = _matrix(pq.read_table(path, columns=["action"]).column("action"))
-            extremes.append((actions.min(0), actions.max(0)))
+            try:
+                actions = _matrix(pq.read_table(path, columns=["action"]).column("action"))
+                extremes.append((actions.min(0), actions.max(0)))
+            except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+                raise ValueError(f"{path} cannot be read ({error}): copy it anew") from None
+        if len({low.shape for low, _ in extremes}) > 1:
+            raise ValueError(f"{self.folder}: its actions differ in size: copy it anew")
         low, high = (np.stack(values).astype(np.float32) for values in zip(*extremes, strict=True))
         return low.min(0).tolist(), high.max(0).tolist()
 
@@ -147,20 +162,23 @@ class LeRobotFolder:
             ValueError: If its files are missing, damaged, or of another length.
         """
         row = self.episodes[number]
-        path = self._data_path(row)
+        path = self._path(self.info.data_path, self._place(row, "data"))
         try:
             table = self._table(path)
-        except (OSError, pa.ArrowInvalid) as error:
+            table = table.filter(pc.equal(table.column("episode_index"), row.episode_index))
+            return self._episode(row, table, path, camera, state)
+        except (OSError, KeyError, TypeError, AttributeError, NotImplementedError, pa.ArrowException) as error:
             raise ValueError(f"{path} cannot be read ({error}): copy it anew") from None
-        table = table.filter(pc.equal(table.column("episode_index"), row["episode_index"]))
-        length = int(row["length"])
+
+    def _episode(self, row: _Row, table: pa.Table, path: Path, camera: str, state: str) -> Episode:
+        length = row.length
         if table.num_rows != length:
             raise ValueError(f"{path} has {table.num_rows} of its {length} rows: copy it anew")
         columns = {
             name: _matrix(table.column(name))
             for name in table.column_names
             if name == state or name == "next.reward" or (name.startswith("observation.") and name != camera)
-            if self.features.get(name, {}).get("dtype") not in ("image", "video", "string")
+            if name not in self.features or self.features[name].dtype not in ("image", "video", "string")
         }
         numbers = vectors(columns, length)
         success = np.zeros(length, bool)
@@ -174,36 +192,82 @@ class LeRobotFolder:
             quantities={name: values.astype(np.float32) for name, values in numbers.items() if name != state},
         )
 
-    def _data_path(self, row: dict[str, Any]) -> Path:
+    def _place(self, row: _Row, of: str) -> dict[str, int]:
+        """Returns what the pattern of a path is filled in with, for an episode's table or video."""
         if self._is_v3:
-            place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        else:
-            place = self._place_v2(row)
-        return self.folder / str(self.info["data_path"]).format(**place)
+            return {"chunk_index": row.whole(f"{of}/chunk_index"), "file_index": row.whole(f"{of}/file_index")}
+        return {"episode_chunk": row.episode_index // self.info.chunks_size, "episode_index": row.episode_index}
 
-    def _place_v2(self, row: dict[str, Any]) -> dict[str, int]:
-        number = int(row["episode_index"])
-        return {"episode_chunk": number // int(self.info.get("chunks_size", 1000)), "episode_index": number}
+    def _path(self, pattern: str, place: dict[str, Any]) -> Path:
+        """Returns the path of a file of the dataset; raises ValueError for a pattern that is none, or leads out."""
+        fields = _FIELD.findall(pattern)
+        if not all(n in place and _FORM.fullmatch(form) for n, form in fields) or set("{}") & {
+            *_FIELD.sub("", pattern)
+        }:
+            raise ValueError(f"{self.folder}: {pattern!r} is no pattern of paths that can be filled in")
+        return inside(self.folder, pattern.format(**place))
 
-    def _pictures(self, row: dict[str, Any], table: pa.Table, camera: str) -> NDArray[np.uint8]:
-        if self.features[camera]["dtype"] == "image":
+    def _pictures(self, row: _Row, table: pa.Table, camera: str) -> NDArray[np.uint8]:
+        if self.features[camera].dtype == "image":
             return resized_frames(_same_size([self._picture(cell) for cell in table.column(camera).to_pylist()]))
-        start = 0.0
-        if self._is_v3:
-            of = f"videos/{camera}/"
-            place = {"chunk_index": row[of + "chunk_index"], "file_index": row[of + "file_index"]}
-            start = float(row[of + "from_timestamp"])
-        else:
-            place = self._place_v2(row)
-        path = self.folder / str(self.info["video_path"]).format(video_key=camera, **place)
-        return read_video(path, start, table.num_rows, float(self.info["fps"]))
+        if self.info.video_path is None:
+            raise ValueError(f"{self.folder}: meta/info.json lacks the video_path of {camera}")
+        path = self._path(self.info.video_path, {"video_key": camera, **self._place(row, f"videos/{camera}")})
+        start = float(row.values[f"videos/{camera}/from_timestamp"]) if self._is_v3 else 0.0
+        if not (0 <= start < math.inf):
+            raise ValueError(f"{self.folder}: episode {row.episode_index} begins at {start} s of its video")
+        return read_video(path, start, table.num_rows, self.info.fps)
 
     def _picture(self, cell: Any) -> NDArray[np.uint8]:
         from PIL import Image
 
-        source: Any = io.BytesIO(cell["bytes"]) if cell.get("bytes") else self.folder / cell["path"]
-        with Image.open(source) as picture:
-            return np.asarray(picture.convert("RGB"))
+        if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+            raise ValueError("a picture is missing")
+        source: Any = io.BytesIO(cell["bytes"]) if cell.get("bytes") else inside(self.folder, str(cell["path"]))
+        try:
+            with Image.open(source) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except Exception as error:  # Pillow's readers raise whatever a damaged picture provokes
+            where = "in its table" if cell.get("bytes") else str(cell["path"])
+            raise ValueError(f"a picture, {where}, cannot be read ({error}): copy it anew") from None
+
+
+class _Feature(Struct):
+    dtype: str
+
+
+class _Info(Struct):
+    """What we need of `meta/info.json`."""
+
+    codebase_version: str
+    features: dict[str, _Feature]
+    data_path: str
+    fps: Annotated[float, Meta(gt=0)]
+    video_path: str | None = None
+    chunks_size: Annotated[int, Meta(ge=1)] = 1000
+
+
+class _Row(Struct):
+    """What LeRobot says of an episode: number, length, and all else, by column."""
+
+    episode_index: int
+    length: int
+    values: dict[str, Any]
+
+    @staticmethod
+    def of(values: dict[str, Any]) -> _Row:
+        """Returns a row of a table or a line of JSON."""
+        row = _Row(values["episode_index"], values["length"], values)
+        row.whole("episode_index")
+        row.whole("length")
+        return row
+
+    def whole(self, name: str) -> int:
+        """Returns a whole number of the row; raises ValueError if it is none."""
+        value = self.values.get(name)
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise ValueError(f"{name} of an episode must be a whole number, got {value!r}")
+        return value
 
 
 def read_video(path: Path, start_s: float, count: int, fps: float) -> NDArray[np.uint8]:

@@ -1,0 +1,122 @@
+"""No command line and no file, however odd, ends in a traceback or in a line that does not help.
+
+    make fuzz N=5000 SEED=7
+
+What is drawn depends on the seed and its number alone; a fault names both.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+
+import fuzzing
+import numpy as np
+import pytest
+import tiny
+from test_data import write
+from test_results import make_result
+
+from lewm_gym import checkpoint, training
+from lewm_gym.data import Dataset
+from lewm_gym.data.verify import verify
+from lewm_gym.pairs import PairSet, load_shipped
+from lewm_gym.results import Result
+
+N = int(os.environ.get("FUZZ_N", 300))
+SEED = int(os.environ.get("FUZZ_SEED", 0))
+PARTS = 6  # that run beside one another
+
+
+@pytest.fixture(scope="module")
+def pattern(tmp_path_factory):
+    """A folder with one of everything: a dataset, a run, a result, pairs; and with what is none of them."""
+    folder = tmp_path_factory.mktemp("pattern")
+    write(folder / "data", range(2))
+    tiny.agent().save(folder / "run")
+    checkpoint.save_tensors(folder / "run" / checkpoint.CHECKPOINT, {"progress/step": tiny.torch.tensor(3)}, "abc")
+    (folder / "run" / checkpoint.LOG).write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n')
+    make_result().save(folder / "result.json")
+    PairSet("two_room", 25, load_shipped("two_room", 25).pairs[:2], seed=1, policy="made up").save(
+        folder / "pairs.json"
+    )
+    (folder / "binary").write_bytes(b"\xff\xfe\x00")
+    (folder / "empty").mkdir()
+    (folder / "odd.json").write_text("{}")
+    return folder
+
+
+PATHS = [
+    "data",
+    "data",
+    "run",
+    "run",
+    "result.json",
+    "pairs.json",
+    "binary",
+    "empty",
+    "odd.json",
+    "missing",
+    "",
+    "/proc/x",
+]
+PATHS += ["binary/below", "new", "x" * 300, "data/manifest.json", "run/weights.safetensors", "\udcff"]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_command_line_ends_in_a_traceback(pattern, tmp_path, part, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    parsers, ends, faults = fuzzing.parsers(), collections.Counter(), []
+    for k in range(part, N, PARTS):
+        rng = np.random.default_rng([SEED, k])
+        program = str(rng.choice(list(parsers)))
+        words = fuzzing.draw_call(rng, parsers[program], PATHS)
+        with fuzzing.workplace(pattern, tmp_path / "work"):
+            end = fuzzing.call(program, words)
+        ends[end.split(":")[0]] += 1
+        if end.startswith("fault"):
+            faults.append(f"call {k} of seed {SEED}: python -m {program} {' '.join(words)[:300]!r}\n    {end[:300]}")
+    assert not faults, f"{len(faults)} faults in {dict(ends)}\n" + "\n".join(faults)
+    assert ends["refused"] > N / PARTS / 3, ends  # most are refused, or the calls drawn would test nothing
+
+
+FORMATS = {
+    "manifest": ("data/manifest.json", (fuzzing.damaged, fuzzing.other_kind), Dataset.open),
+    "shard": ("data/episodes-000000-000001.arrow", (fuzzing.damaged, fuzzing.other_header), verify),
+    "shard alone": ("data/episodes-000000-000001.arrow", (fuzzing.damaged, fuzzing.other_header), None),
+    "run": ("run/run.json", (fuzzing.damaged, fuzzing.other_kind), tiny.LeWMAgent.load),
+    "weights": ("run/weights.safetensors", (fuzzing.damaged,), tiny.LeWMAgent.load),
+    "checkpoint": ("run/checkpoint.safetensors", (fuzzing.damaged,), checkpoint.load_tensors),
+    "log": ("run/log.jsonl", (fuzzing.damaged, fuzzing.other_kind), training.read_log),
+    "result": ("result.json", (fuzzing.damaged, fuzzing.other_kind), Result.load),
+    "pairs": ("pairs.json", (fuzzing.damaged, fuzzing.other_kind), PairSet.load),
+}
+
+
+def read_alone(folder):
+    """Reads all that a dataset without a manifest holds."""
+    dataset = Dataset.open(folder)
+    for index in range(dataset.n_episodes):
+        dataset.episode(index)
+    return [dataset.column(name) for name in dataset.header.columns]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_damaged_file_is_read_unnoticed_or_ends_in_a_traceback(pattern, tmp_path, name):
+    file, ways, reader = FORMATS[name]
+    whole, ends, faults = (pattern / file).read_bytes(), collections.Counter(), []
+    with fuzzing.workplace(pattern, tmp_path / "work") as folder:
+        path = folder / file
+        if name == "shard alone":
+            (folder / "data/manifest.json").unlink()
+        given = path if path.suffix in (".jsonl", ".safetensors") or "/" not in file else path.parent
+        given = path.parent if name == "weights" else given
+        for k in range(max(1, N // len(FORMATS))):
+            rng = np.random.default_rng([SEED, k, sorted(FORMATS).index(name)])
+            path.write_bytes(ways[int(rng.integers(len(ways)))](rng, whole))
+            end = fuzzing.read_damaged(lambda: (reader or read_alone)(given), (path.name, str(given)))
+            ends[end.split(":")[0]] += 1
+            if end.startswith("fault"):
+                faults.append(f"file {k} of seed {SEED}: {end[:300]}")
+    assert not faults, f"{len(faults)} faults in {dict(ends)}\n" + "\n".join(faults)
+    assert ends["refused"], ends
