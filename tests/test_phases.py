@@ -11,18 +11,22 @@ import pytest
 from test_benchmarks_plan import Seeker, a_run
 from test_results import make_result
 
-from benchmarks.measure import measure
+from benchmarks.measure import default_path, measure
 from benchmarks.plan_cli import summary
 from collect.__main__ import main
 from collect.episodes import make_env
 from collect.pairs import make_pairs, with_phases
-from lewm_gym.pairs import PairSet
+from lewm_gym.pairs import PairSet, load_shipped, shipped_suites
 from lewm_gym.results import Result
+from lewm_gym.tasks import TASKS
 
 needs_mujoco = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("mujoco", "dm_control", "ogbench"))),
     reason='needs pip install "lewm-gym[mujoco]"',
 )
+SUITES = [
+    (name, policy, offset) for name in TASKS for policy, offsets in shipped_suites(name).items() for offset in offsets
+]
 
 
 @pytest.mark.parametrize(
@@ -154,3 +158,45 @@ def test_pairs_without_phases_are_measured_and_said_so(pairs, tmp_path):
     assert "phases   unknown" in summary(result)
     with pytest.raises(ValueError, match="1 phases do not fit 10 outcomes"):
         make_result(pairs={"phases": ["same room"]})
+
+
+@pytest.mark.parametrize(("name", "policy", "offset"), SUITES)
+def test_shipped_pairs_have_phases_of_more_than_one_kind(name, policy, offset):
+    pairs = load_shipped(name, offset, policy).pairs
+    phases = {pair.phase for pair in pairs}
+    assert len(phases) > 1 and phases <= set(TASKS[name].phases)
+    if importlib.util.find_spec("mujoco") is None and TASKS[name].extra:
+        return
+    env = make_env(name)
+    if name != "pusht":  # where the states between tell
+        for pair in pairs[::5]:
+            assert env.phase(np.stack([pair.start_state, pair.goal_state])) == pair.phase
+
+
+def test_cube_has_a_second_suite_of_its_former_pairs():
+    assert set(shipped_suites("cube")) == {None, "markov"}
+    hashes = {o: load_shipped("cube", o, "markov").content_hash for o in (25, 50, 75, 100)}
+    assert hashes[25] == "642bee5dd628df95fc5739c43a9a9c5c" and hashes[100] == "f13d820476f2e48dafd59d1dc8348842"
+    assert load_shipped("cube", 25).policy == "plan" and load_shipped("cube", 25, "markov").policy == "markov"
+    with pytest.raises(
+        ValueError, match="no evaluation pairs of cube from policy 'other' ship; there are suites of: mark"
+    ):
+        load_shipped("cube", 25, "other")
+    with pytest.raises(ValueError, match="cube-markov ship at 30 steps"):
+        load_shipped("cube", 30, "markov")
+
+
+@needs_mujoco
+def test_another_suite_is_chosen_by_its_name_and_named_in_the_result(tmp_path, monkeypatch):
+    from benchmarks.protocols import Request, make_job
+
+    run = a_run(tmp_path / "run", task="cube")
+    job = make_job(run, {"task": "cube"}, Request(pairs="markov", episodes=2))
+    assert job.source["source"] == "shipped, markov"
+    assert job.source["hash"] == load_shipped("cube", 25, "markov").content_hash
+    assert default_path(run, job).name == f"{run.name}-markov-25-seed0.json"
+    own = make_job(run, {"task": "cube"}, Request(episodes=2))
+    assert own.source["source"] == "shipped" and own.source["hash"] != job.source["hash"]
+    assert default_path(run, own).name == f"{run.name}-25-seed0.json"
+    with pytest.raises(ValueError, match="suites of: markov"):
+        make_job(run, {"task": "cube"}, Request(pairs="other"))
