@@ -16,9 +16,10 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -
 
 CORE = python=$$(sh bootstrap.sh core)
 ALL = python=$$(sh bootstrap.sh all)
+DOCS = python=$$(sh bootstrap.sh docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-gl test test-slow fuzz lint types format hooks clean
+.PHONY: help demo setup setup-gl test test-slow fuzz lint types docs format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +47,9 @@ lint: ## check style, formatting and spelling
 
 types: ## check types
 	@$(ALL) && "$$python" -m mypy
+
+docs: ## build the site, into docs/_build/html; a warning is an error
+	@$(DOCS) && "$$python" -m sphinx -W --keep-going -q docs docs/_build/html && echo docs/_build/html/index.html
 
 format: ## mend what lint can mend by itself
 	@$(ALL) && "$$python" -m ruff check --fix . ; "$$python" -m ruff format .

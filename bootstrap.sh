@@ -4,6 +4,8 @@
 #
 #   sh bootstrap.sh core    the package and what Two-Room and Push-T need (make demo)
 #   sh bootstrap.sh all     and MuJoCo, the tests and the developer's tools (make test, make lint, ...)
+#   sh bootstrap.sh docs    and what builds the site (make docs)
+#   sh bootstrap.sh ci      all of these, and what tests compare with: Ray, stable-worldmodel's modules, ... (.ci/run)
 #   sh bootstrap.sh gl      the system libraries that draw MuJoCo without a screen (make setup-gl); prints no Python
 #
 # uv does the work: the user's, else one that pip puts into the environment, else pip does. From the environment:
@@ -45,9 +47,12 @@ setup_gl() { # Debian's packages of the libraries that are missing; macOS draws 
 }
 
 key() { { cat setup.cfg pyproject.toml bootstrap.sh "$VENV/pyvenv.cfg"; pwd -P; } 2>/dev/null | cksum; }
-is_ready() { # by the stamp of this level or of the higher one
+is_ready() { # by the stamp of this level or of one that holds it
     [ -x "$python" ] && [ ! -e "$making" ] && now=$(key) || return 1
-    [ "$(cat "$VENV/.lewm-all" 2>/dev/null)" = "$now" ] || [ "$(cat "$VENV/.lewm-$LEVEL" 2>/dev/null)" = "$now" ]
+    for level in "$LEVEL" ci $([ "$LEVEL" = core ] && echo all docs); do
+        [ "$(cat "$VENV/.lewm-$level" 2>/dev/null)" = "$now" ] && return 0
+    done
+    return 1
 }
 
 make_venv() {
@@ -91,23 +96,27 @@ install() {
 case $LEVEL in
 core) extras="" ;;
 all) extras="[all]" ;;
+docs) extras="[docs]" ;;
+ci) extras="[all,docs,peers]" ;;
 gl) setup_gl && exit 0 || exit 2 ;;
-*) fail "bootstrap.sh: expected core, all or gl, got '$LEVEL'" ;;
+*) fail "bootstrap.sh: expected core, all, docs, ci or gl, got '$LEVEL'" ;;
 esac
 if ! is_ready; then
     # One set-up at a time; the second finds it done. Without flock (macOS) the user has to see to it.
     mkdir -p .cache && have flock && exec 9>.cache/setup.lock && flock 9
     if ! is_ready; then
         { "$python" -c '' 2>/dev/null && [ ! -e "$making" ]; } || make_venv
-        [ "$LEVEL" = core ] || setup_gl
+        case $LEVEL in all | ci) setup_gl ;; esac
         PATH=$VENV/bin:$PWD/.cache/uv:$PATH
         have uv || "$python" -m pip install -qq uv || say "uv cannot be had: pip does the work"
         say "installing torch, then lewm-gym$extras, into $VENV"
         install_torch && install -e ".$extras" ||
             { rm -f "$making" && fail "the set-up failed; see above. The same command goes on from here"; }
         case "$LEVEL $("$python" -V)" in # labmaze, which dm_control requires and we never use, has no later wheel
-        "all Python 3.1"[3-9]*) install --no-deps dm_control==1.0.50 ogbench==1.2.2 || exit 2 ;;
+        all\ Python\ 3.1[3-9]* | ci\ Python\ 3.1[3-9]*) install --no-deps dm_control==1.0.50 ogbench==1.2.2 || exit 2 ;;
         esac
+        # Its requirements would bring a screenful of simulators, and torchvision: tests load its modules one by one.
+        [ "$LEVEL" != ci ] || install --no-deps 'stable-worldmodel==0.1.1' || exit 2
         rm -f "$making" && key >"$VENV/.lewm-$LEVEL"
     fi
 fi

@@ -124,7 +124,7 @@ def test_fresh_checkout_gets_an_environment_and_the_second_call_installs_nothing
 
     start = time.perf_counter()
     assert machine.setup() == (0, python, "")
-    assert time.perf_counter() - start < 1.0
+    assert time.perf_counter() - start < 5  # 0.02 s on a machine that has nothing else to do
     assert machine.installs == []
 
 

@@ -1,7 +1,6 @@
 """Our networks against independent ones (Hugging Face's ViT, the reference's LeWM), and reading released weights."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from reference import reference
 
 from agents import pretrained
 from agents.lewm import LeWM, LeWMAgent, LeWMConfig
@@ -146,23 +146,10 @@ def test_resnet18_equals_hugging_faces(training):
         torch.testing.assert_close(ours.train(training)(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def reference(path: str):
-    """One file of stable-worldmodel by itself: the package's own import wants torchvision, a simulator and more."""
-    package = importlib.util.find_spec("stable_worldmodel")
-    if package is None:
-        pytest.skip("pip install --no-deps stable-worldmodel einops")
-    pytest.importorskip("einops")
-    file = Path(package.submodule_search_locations[0]) / path
-    spec = importlib.util.spec_from_file_location(f"reference_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_whole_model_equals_the_references():
     transformers = pytest.importorskip("transformers")
-    module, reference_loss = reference("wm/lewm/module.py"), reference("wm/loss.py")
-    Reference = reference("wm/lewm/lewm.py").LeWM
+    module, reference_loss = reference("wm.lewm.module", "einops"), reference("wm.loss", "einops")
+    Reference = reference("wm.lewm.lewm", "einops").LeWM
 
     torch.manual_seed(0)
     vit = transformers.ViTConfig(

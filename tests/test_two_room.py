@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from PIL import Image
+from reference import reference
 
 from envs.two_room import TwoRoomEnv
 from envs.two_room_rooms import Rooms
@@ -215,8 +215,8 @@ def test_quantities_are_the_position() -> None:
 
 
 def test_the_reference_rules_are_those_of_stable_worldmodel() -> None:
-    pytest.importorskip("stable_worldmodel", reason="pip install stable-worldmodel", exc_type=ImportError)
-    theirs = gymnasium.make("swm/TwoRoom-v1", render_mode="rgb_array", disable_env_checker=True).unwrapped
+    reference("utils", "loguru")  # which its spaces look for in the package
+    theirs = reference("envs.two_room.env", "loguru").TwoRoomEnv(render_mode="rgb_array")
     ours = TwoRoomEnv(reference_rules=True, terminate_on_success=False)
     theirs.reset(seed=0)
     rng = np.random.default_rng(0)
