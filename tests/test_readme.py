@@ -72,7 +72,9 @@ def commands(markdown: str) -> list[list[str]]:
 
 
 def module_call(words: list[str]) -> tuple[str, list[str]] | None:
-    """Returns (module, arguments) of a `python -m module arguments`, else None."""
+    """Returns (module, arguments) of a `python -m module arguments`, or of our command for it, else None."""
+    if words[0].startswith("lewm-"):
+        return {"lewm-gym": "lewm_gym"}.get(words[0], words[0].removeprefix("lewm-")), words[1:]
     if re.fullmatch(r"(\S*/)?python3?", words[0]) and words[1:2] == ["-m"]:
         return words[2], words[3:]
     return None

@@ -1,0 +1,237 @@
+"""Pages of the site that are made from the code and the stored results when it is built."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+from lewm_gym.results import wilson_interval
+from lewm_gym.tasks import TASKS, Task
+
+PROGRAMS = ("lewm_gym", "collect", "agents", "benchmarks")
+#: What protocols with held-out, unsolved pairs are called in result files, now and formerly.
+HELD_OUT = ("heldout", "audited")
+COMMANDS = {"lewm_gym": "lewm-gym"} | {name: f"lewm-{name}" for name in PROGRAMS[1:]}
+
+
+def write(folder: Path, results: Path) -> None:
+    """Writes all generated pages into `folder`, afresh."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "cli.md").write_text(command_lines(), encoding="utf-8")
+    for task in TASKS.values():
+        (folder / f"{task.name}.part.md").write_text(task_facts(task, results), encoding="utf-8")
+    (folder / "comparison.part.md").write_text(comparisons(results), encoding="utf-8")
+    write_results(folder, results)
+
+
+class _Parser(Exception):
+    """Carries the parser that a program was about to use."""
+
+
+def parser_of(program: str) -> argparse.ArgumentParser:
+    """Returns the argument parser of `python -m program`."""
+
+    def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        raise _Parser(parser)
+
+    main = importlib.import_module(f"{program}.__main__").main
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+        try:
+            main([])
+        except _Parser as caught:
+            found: argparse.ArgumentParser = caught.args[0]
+            return found
+    raise RuntimeError(f"python -m {program} parses no arguments")
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yields the parsers of a parser's commands, each before those of its own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in dict.fromkeys(action.choices.values()):
+                yield child
+                yield from subcommands(child)
+
+
+def command_lines() -> str:
+    """Returns the page of all commands and their options, as `--help` prints them."""
+    lines = [
+        "# Command line",
+        "",
+        "Made from the programs' own parsers. Each is also an installed command: "
+        + ", ".join(f"`{COMMANDS[name]}`" for name in PROGRAMS)
+        + ".",
+    ]
+    with mock.patch.dict("os.environ", {"COLUMNS": "110", "NO_COLOR": "1"}):
+        for program in PROGRAMS:
+            top = parser_of(program)
+            lines += ["", f"## {COMMANDS[program]}", *_help(top)]
+            for parser in subcommands(top):
+                lines += ["", f"### {parser.prog.removeprefix('python -m ')}", *_help(parser)]
+    return "\n".join([*lines, ""])
+
+
+def _help(parser: argparse.ArgumentParser) -> list[str]:
+    return ["", "```text", parser.format_help().rstrip(), "```"]
+
+
+def task_facts(task: Task, results: Path) -> str:
+    """Returns a task's table of what the code says, and of its stored successes."""
+    sensed = ", ".join(f"`{name}` ({size})" for name, size in task.proprioception.items())
+    rows = [
+        ("id", f"`{task.env_id}`"),
+        ("observation", "`pixels` and `goal`, each (224, 224, 3) uint8"),
+        ("proprioception, if asked for", sensed),
+        ("action", f"Box(-1, 1, ({task.action_size},)) float32"),
+        ("state, `info['state']`", f"({task.state_size},) float64"),
+        ("time limit", f"{task.max_episode_steps} steps"),
+        ("dataset of the paper", f"{task.collect_episodes:,} episodes: `python -m collect {task.name}`"),
+        ("evaluation pairs", f"200 at each of {', '.join(map(str, task.goal_offsets))} steps from start to goal"),
+        ("needs", f"`pip install 'lewm-gym[{task.extra}]'`" if task.extra else "nothing more"),
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    if found := successes(task, results):
+        lines += ["", "| agent, run | success, Wilson 95 % interval | random policy | training |", "|---|---|---|---|"]
+        lines += found
+        lines += ["", "Pairs 25 steps apart, 200 of them. How each was made: [results](../results/index.md)."]
+    return "\n".join([*lines, ""])
+
+
+def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
+    """Returns the stored evaluations of a task on all 200 held-out pairs 25 steps apart, the best first.
+
+    Each as `name`, `agent`, `success`, `random` (rates: `rate`, `low`, `high`), and `minutes` of training or None.
+    """
+    found = []
+    for path in sorted(results.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("task") != task.name or record.get("protocol") not in HELD_OUT or record["offset_steps"] != 25:
+            continue
+        rates = record.get("rates", {})
+        success = rates["agent"]["success"] if rates else record["success"]
+        random = rates.get("random", {}).get("success") if rates else record.get("floor_success")
+        if success["episodes"] == 200:
+            seconds = record["run"].get("seconds")
+            minutes = seconds / 60 if seconds else None
+            found.append(
+                {"name": path.stem, "agent": record["agent"], "success": success, "random": random, "minutes": minutes}
+            )
+    return sorted(found, key=lambda record: -record["success"]["rate"])
+
+
+def successes(task: Task, results: Path) -> list[str]:
+    """Returns a row for each stored evaluation of a task, the best first."""
+    rows = []
+    for found in evaluations(task, results):
+        minutes = f"{found['minutes']:.0f} min" if found["minutes"] else ""
+        cells = (f"{found['agent']}, `{found['name']}`", _shown(found["success"]), _shown(found["random"]), minutes)
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _shown(rate: dict[str, float] | None) -> str:
+    if not rate:
+        return ""
+    return f"{100 * rate['rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+
+
+def comparisons(results: Path) -> str:
+    """Returns a table of tasks and agents for each stored comparison of several seeds."""
+    lines = []
+    for path in sorted(results.glob("*/compare.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row for row in record["rows"] if row["seeds"]]
+        tasks = list(dict.fromkeys(row["task"] for row in rows))
+        if any(seed["episodes"] != 200 for row in rows for seed in row["seeds"]):
+            continue
+        lines += ["", f"`{path.parent.name}`:", "", "| | " + " | ".join(TASKS[task].title for task in tasks) + " |"]
+        lines += ["|---|" + "---|" * len(tasks)]
+        for agent in dict.fromkeys(row["agent"] for row in rows):
+            cells = {row["task"]: row["seeds"] for row in rows if row["agent"] == agent}
+            lines.append(f"| {agent} | " + " | ".join(_over_seeds(cells.get(task, [])) for task in tasks) + " |")
+        lines += ["", "```text", textwrap.fill(record["repeat"], 100, break_on_hyphens=False), "```"]
+    return "\n".join([*lines, ""])
+
+
+def _over_seeds(seeds: list[dict[str, Any]]) -> str:
+    """Returns the mean of the seeds' rates, and the interval of all their pairs together."""
+    if not seeds:
+        return ""
+    low, high = wilson_interval(sum(seed["successes"] for seed in seeds), sum(seed["episodes"] for seed in seeds))
+    mean = sum(seed["rate"] for seed in seeds) / len(seeds)
+    return _shown({"rate": mean, "low": low, "high": high})
+
+
+def write_results(folder: Path, results: Path) -> None:
+    """Writes the report of all stored results as a page of the site, `results.md`, and as the page that it is alone."""
+    report = folder / "report.html"
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module("benchmarks.__main__").main(["report", str(results), "--out", str(report)])
+    text = report.with_suffix(".md").read_text(encoding="utf-8")
+    report.with_suffix(".md").unlink()
+    text = re.sub(r"\A# .*\n", "# All stored results\n", text)
+    # Films and files are on the report's own page.
+    text = re.sub(r"(?<!\!)(\[[^\]\n]*\])\((?!https?:|#)[^)\n]*\)", r"\1", text)
+    (folder / "results.md").write_text(text, encoding="utf-8")
+
+
+#: Agents in the README's table, as they are called there.
+AGENTS = {"lewm": "LeWM", "pldm": "PLDM", "gcbc": "GCBC", "gcivl": "GCIVL", "gciql": "GCIQL"}
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str, results: Path) -> str:
+    """Returns Markdown with its tables between `<!-- table: NAME -->` and `<!-- end -->` made anew from the results."""
+    made = {"success": success_table, "speed": speed_table}
+    return _TABLE.sub(lambda match: match[1] + made[match[2]](results) + match[3], text)
+
+
+def success_table(results: Path) -> str:
+    """Returns tasks x agents: LeWM's best stored run, and every agent of the ten-minute comparison."""
+    compared = json.loads((results / "compare" / "compare.json").read_text(encoding="utf-8"))["rows"]
+    lines = ["| | " + " | ".join(task.title for task in TASKS.values()) + " |", "|---|" + "---|" * len(TASKS)]
+    runs = [[run for run in evaluations(task, results) if run["agent"] == "lewm"] for task in TASKS.values()]
+    best = [of_task[0] if of_task else None for of_task in runs]
+    cells = [f"**{_shown(run['success'])}**, {run['minutes']:.0f} min" if run else "" for run in best]
+    lines.append(f"| LeWM, best run and its training | {' | '.join(cells)} |")
+    cells = [_shown(run["random"]) if run else "" for run in best]
+    lines.append(f"| random baseline, same pairs | {' | '.join(cells)} |")
+    for agent, title in AGENTS.items():
+        seeds = {row["task"]: row["seeds"] for row in compared if row["agent"] == agent}
+        cells = [_over_seeds(seeds.get(task, [])) for task in TASKS]
+        lines.append(f"| {title}, 10 min, 3 seeds | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def speed_table(results: Path) -> str:
+    """Returns our speed and stable-worldmodel's, measured in turn in the same run."""
+    lines = ["| `paper` model, two CPU cores | here | stable-worldmodel |", "|---|---|---|"]
+    for name, what, unit in (
+        ("speed-plan-paper", "a plan, CEM of 300 x 30", "s"),
+        ("speed-train-paper", "training, clips of 4 frames", "/s"),
+    ):
+        figures = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+        for precision in ("float32", "bf16"):
+            cells = []
+            for how in ("ours", "reference"):
+                figure = next(f for f in figures if (f["how"], f["precision"]) == (how, precision))
+                value = figure["seconds"] if unit == "s" else figure["per"] / figure["seconds"]
+                cells.append(f"{value:.1f} {unit}" if unit == "s" else f"{value:.1f}{unit}")
+            lines.append(f"| {what}, {precision} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":  # the tables of the README
+    readme = Path(__file__).parent.parent / "README.md"
+    readme.write_text(with_tables(readme.read_text(encoding="utf-8"), readme.parent / "results"), encoding="utf-8")
