@@ -189,7 +189,7 @@ class Dataset:
         return stored if codec.layout == "hwc" else np.ascontiguousarray(stored.transpose(0, 2, 3, 1))
 
     def decode_into(self, out: NDArray[np.uint8], index: int, steps: Sequence[int], check: bool = True) -> None:
-        """Decodes frames of an episode into a contiguous uint8 array (n, *codec.stored_shape).
+        """Decodes frames of an episode into a contiguous uint8 array, `(n, *codec.stored_shape)`.
 
         `check=False` leaves out the checksums, which take a third of the time.
 

@@ -1,0 +1,107 @@
+"""The documentation: what its generated parts say, where its links lead, and that its numbers are the stored ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import lewm_gym
+from lewm_gym.tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "results"
+WRITTEN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+WRITTEN += [path for path in sorted(DOCS.rglob("*.md")) if not {"_build", "generated"} & set(path.parts)]
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pages", DOCS / "pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_short_and_its_tables_are_made_from_the_results(pages: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert text == pages.with_tables(text, RESULTS), "python docs/pages.py makes them anew"
+
+
+def test_a_changed_number_in_the_readme_would_be_found(pages: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rate = re.search(r"\*\*(\d+\.\d) %", text)
+    assert rate is not None
+    changed = text.replace(rate[0], "**12.3 %", 1)
+    assert changed != pages.with_tables(changed, RESULTS)
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the names under which a page's headings can be linked."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        if link.startswith(("https://", "http://", "../../actions/")) or "generated/" in link:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(path), f"{page.name} links to {link}"
+
+
+def test_every_command_is_on_the_page_of_command_lines(pages: ModuleType) -> None:
+    text = pages.command_lines()
+    for heading in (
+        "## lewm-gym",
+        "## lewm-agents",
+        "### collect import",
+        "### collect two_room",
+        "### benchmarks plan",
+    ):
+        assert f"{heading}\n" in text
+    assert "--dataset" not in pages.parser_of("collect").format_help()
+
+
+def test_every_task_has_its_page_of_facts(pages: ModuleType) -> None:
+    for task in TASKS.values():
+        facts = pages.task_facts(task, RESULTS)
+        assert f"`{task.env_id}`" in facts and f"({task.state_size},) float64" in facts
+        assert f"../generated/{task.name}.part.md" in (DOCS / "tasks" / f"{task.name}.md").read_text(encoding="utf-8")
+
+
+def test_a_result_on_fewer_pairs_is_not_shown_among_those_on_200(pages: ModuleType) -> None:
+    names = {run["name"] for run in pages.evaluations(TASKS["two_room"], RESULTS)}
+    assert "two_room-lewm-laptop-seed0" in names
+    assert "two_room-demo-seed0-100pairs" not in names
+
+
+def test_versions_and_addresses_agree() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {lewm_gym.__version__}\n" in citation
+    repository = re.search(r"^url = (\S+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+    assert repository is not None
+    assert f"repository-code: {repository[1]}\n" in citation
+    for notebook in (DOCS / "tutorials").glob("*.ipynb"):
+        text = notebook.read_text(encoding="utf-8")
+        colab = repository[1].replace("https://github.com/", "https://colab.research.google.com/github/")
+        assert f"{colab}/blob/main/docs/tutorials/{notebook.name}" in text
+
+
+def test_the_moving_picture_is_small_and_moves() -> None:
+    from PIL import Image
+
+    path = DOCS / "images" / "tasks.webp"
+    assert path.stat().st_size < 3e6
+    with Image.open(path) as picture:
+        assert getattr(picture, "n_frames", 1) > 30
