@@ -12,6 +12,7 @@ and the goal's (agents/planning.py).
 
 Beyond the paper, each off in its preset:
 
+    predictor="prefix"  z^_{t+1..t+H} in one call                            (Fast-LeWM, lewm_gym/nn/prefix.py)
     residual            z^_{t+1} = z_t + pred(...)                           (AD-WM, arXiv 2609.30264)
     inverse_weight      || g(z_t, z^_{t+1}) - sg(e_a) ||^2                   AD-WM's inverse head, e_a embeds actions
     information_weight  1/2 || e - mu(z_t, z^_{t+1}) ||^2 + 0.005 || mu ||^2 AD-WM's other head, e = e_a standardised
@@ -49,6 +50,7 @@ from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
 from lewm_gym.nn.images import to_network
 from lewm_gym.nn.predictor import Predictor
+from lewm_gym.nn.prefix import PrefixPredictor
 from lewm_gym.nn.resnet import ResNet18
 from lewm_gym.nn.rollout import Rollout
 from lewm_gym.nn.sigreg import SIGReg
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from lewm_gym.data.dataset import Dataset
 
 ENCODERS = ("vit", "resnet18", "conv")
+PREDICTORS = ("causal", "prefix")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class LeWMConfig:
     decoder_weight: float = 0.0  # of the squared error of frames decoded from their latents; 0: no decoder
     decoder_width: int = 192
     decoder_depth: int = 3
+    predictor: str = "causal"  # one of PREDICTORS; prefix predicts all blocks of a plan at once, from one frame
+    predict_blocks: int = 5  # prefix: most blocks predicted at once, and those of a training clip
+    prefix_depth: int = 6  # prefix: residual MLPs that each block modulates
     residual: bool = False  # predict what is added to the latest latent
     inverse_weight: float = 0.0  # of the head that tells the action from two latents; AD-WM: 0.1
     information_weight: float = 0.0  # of the mutual-information head; AD-WM: 0.01
@@ -109,6 +115,13 @@ class LeWMConfig:
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder must be one of {ENCODERS}, not {self.encoder!r}")
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor must be one of {PREDICTORS}, not {self.predictor!r}")
+        if self.predictor == "prefix" and (self.context != 1 or self.residual or self.has_heads):
+            raise ValueError(
+                "the prefix predictor sees one frame, is residual by itself and has no heads: "
+                "set context=1, and leave out residual, inverse_weight and information_weight"
+            )
         for field in dataclasses.fields(self):
             least = 0 if field.name in ("predictor_width", "actor_steps") else 1
             if field.type == "int" and getattr(self, field.name) < least:
@@ -127,6 +140,16 @@ class LeWMConfig:
         return cls(**{**values, "conv_channels": tuple(values["conv_channels"])})
 
     @property
+    def has_heads(self) -> bool:
+        """Whether AD-WM's heads are trained along."""
+        return bool(self.inverse_weight or self.information_weight)
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of a training clip, T."""
+        return 1 + (self.predict_blocks if self.predictor == "prefix" else self.context)
+
+    @property
     def action_block_size(self) -> int:
         """Numbers in one block of actions, A."""
         return self.frame_skip * self.action_size
@@ -141,18 +164,15 @@ class LeWM(ActionModel):
         self.encoder = _make_encoder(config)
         self.projector = ProjectionHead(self.encoder.output_width, config.projection_width, config.latent_size)
         width = config.predictor_width or config.latent_size
-        self.action_encoder = ActionEncoder(config.action_block_size, width)
-        self.predictor = Predictor(
-            width,
-            config.context,
-            config.predictor_depth,
-            config.predictor_heads,
-            config.predictor_head_width,
-            config.predictor_mlp_width,
-            config.dropout,
-            config.latent_size,
-        )
-        self.prediction_projector = ProjectionHead(width, config.projection_width, config.latent_size)
+        sizes = config.predictor_depth, config.predictor_heads, config.predictor_head_width, config.predictor_mlp_width
+        self.prefix: PrefixPredictor | None = None
+        if config.predictor == "prefix":
+            ends = config.latent_size, config.action_block_size, config.predict_blocks, width
+            self.prefix = PrefixPredictor(*ends, *sizes, config.prefix_depth, config.dropout)
+        else:
+            self.action_encoder = ActionEncoder(config.action_block_size, width)
+            self.predictor = Predictor(width, config.context, *sizes, config.dropout, config.latent_size)
+            self.prediction_projector = ProjectionHead(width, config.projection_width, config.latent_size)
         self.sigreg = SIGReg(config.sigreg_directions, config.sigreg_knots)
         self.decoder: PatchDecoder | None = None
         if config.decoder_weight:
@@ -179,6 +199,8 @@ class LeWM(ActionModel):
 
         Output t predicts the latent after latent t and block t, from inputs up to t.
         """
+        if self.prefix is not None:  # each latent alone, one block ahead
+            return self.prefix(latents.flatten(0, 1), actions.flatten(0, 1).unsqueeze(1)).view_as(latents)
         predicted = self.prediction_projector(self.predictor(latents, self.action_encoder(actions)))
         return latents + predicted if self.config.residual else predicted
 
@@ -187,7 +209,10 @@ class LeWM(ActionModel):
         config = self.config
         seen = self.encode(batch.pixels)  # of a clip, and of later frames where an actor is trained along
         latents, actions = seen[:, : batch.actions.shape[1] + 1], self.normalize_actions(batch.actions)
-        predicted = self.predict(latents[:, :-1], actions)
+        if self.prefix is not None:
+            predicted = self.prefix(latents[:, 0], actions)
+        else:
+            predicted = self.predict(latents[:, :-1], actions)
         parts = {
             "prediction": (predicted - latents[:, 1:]).float().square().mean(),
             "sigreg": self.sigreg(seen.transpose(0, 1)),
@@ -197,7 +222,7 @@ class LeWM(ActionModel):
             images = to_network(batch.pixels.flatten(0, 1), config.image_size)
             parts["reconstruction"] = (self.decoder(seen.flatten(0, 1)) - images).float().square().mean()
             weights["reconstruction"] = config.decoder_weight
-        if config.inverse_weight or config.information_weight:
+        if config.has_heads:
             embedded = self.action_encoder(actions).detach()
             parts |= self.heads(latents[:, :-1], predicted, embedded)
             weights |= {"inverse": config.inverse_weight, "information": config.information_weight}
@@ -232,6 +257,9 @@ class LeWM(ActionModel):
         if self.training:
             raise ValueError("the model is in training mode: call model.eval() before planning with it")
         n_envs, n_samples = actions.shape[:2]
+        if self.prefix is not None:
+            start = latents[:, -1].repeat_interleave(n_samples, dim=0)
+            return self.prefix(start, actions.flatten(0, 1)).float().unflatten(0, (n_envs, n_samples))
         blocks = candidate_blocks(actions, past_actions)
         kind = actions.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
@@ -356,7 +384,7 @@ class LatentAgent(PlanningAgent):
         """Returns where training and validation batches come from: clips, with later frames to imitate towards."""
         config = model.config
         options = {
-            "n_frames": config.context + 1,
+            "n_frames": config.clip_frames,
             "frame_skip": config.frame_skip,
             "seed": seed,
             "image_size": config.image_size,

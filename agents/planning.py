@@ -48,6 +48,10 @@ COSTS: dict[str, LatentCost] = {"terminal": terminal_cost, "sum": sum_cost, "clo
 PRECISIONS = ("float32", "bf16")
 
 
+#: Called with the z-scored candidates (B, S, H, A) of each iteration of a search, and their costs (B, S).
+OnCandidates = Callable[[Tensor, Tensor], None]
+
+
 @dataclass(frozen=True)
 class PlanningConfig:
     """How an agent plans; the defaults are the paper's."""
@@ -56,6 +60,9 @@ class PlanningConfig:
     horizon_blocks: int = 5  # H; planners with an actor plan as many blocks as there are steps left, at most these
     execute_blocks: int = 5  # blocks taken before the next plan
     cost: str = "terminal"  # one of COSTS
+    # added to the cost: squared distance of the last predicted latent to what the last but two blocks predict from
+    # the latent after the first two (Fast-LeWM), which tells apart plans whose prediction holds together
+    consistency_weight: float = 0.0
     clip_actions: bool = False  # paper: False, candidates may leave the bounds, which hold at the environment's edge
     warm_start: bool = False  # paper: False; begin the search at what is left of the previous plan
     context_frames: int = 1  # paper: 1; up to the model's context, with the actions taken between them
@@ -72,6 +79,8 @@ class PlanningConfig:
             raise ValueError(
                 f"execute_blocks must be within 1..horizon_blocks ({self.horizon_blocks}), got {self.execute_blocks}"
             )
+        if not 0 <= self.consistency_weight < math.inf:
+            raise ValueError(f"consistency_weight must not be negative, nor infinite, got {self.consistency_weight}")
         for name in ("context_frames", "least_steps_left"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -163,6 +172,8 @@ class Plan(NamedTuple):
 class PlanningAgent(Trainable, Agent):
     """Receding-horizon planning in the latent space of a world model.
 
+    `on_candidates` may be set to look into searches.
+
     Subclasses name their parts: `name`, `presets`, `config_class` and `model_class`. A model offers `encode`,
     `rollout`, `normalize_actions`, `denormalize_actions` and a `config` with `frame_skip` and `action_block_size`.
 
@@ -205,6 +216,7 @@ class PlanningAgent(Trainable, Agent):
         self.planning, self.description, self.device = planning, description, torch.device(device)
         self.time_limit_s = time_limit_s
         self.plans = 0  # made since the start
+        self.on_candidates: OnCandidates | None = None
         self._cost = cost or self._named_cost()
         graphed = planning.cuda_graph and self.device.type == "cuda"
         self._graphed: Callable[..., Tensor] = Graphs(self._judge) if graphed else self._judge
@@ -396,6 +408,8 @@ class PlanningAgent(Trainable, Agent):
             if costs.shape != actions.shape[:2]:
                 raise ValueError(f"cost must return a tensor {tuple(actions.shape[:2])}, got {tuple(costs.shape)}")
             judged.append(costs.detach().isfinite().any(dim=1))
+            if self.on_candidates is not None:
+                self.on_candidates(actions.detach(), costs.detach())
             return costs
 
         found = self._planner.plan(checked, mean, std, generators, deadline)
@@ -446,7 +460,13 @@ class PlanningAgent(Trainable, Agent):
 
     def _judge(self, actions: Tensor, context: Tensor, goal: Tensor, *past: Tensor) -> Tensor:
         """Returns the costs (B, S) of candidates (B, S, H, A)."""
-        return self._cost(self._rollout(actions, context, *past), goal)
+        predicted = self._rollout(actions, context, *past)
+        costs = self._cost(predicted, goal)
+        if self.planning.consistency_weight and actions.shape[2] > 2:
+            direct, middle = predicted[:, :, -1], predicted[:, :, 1].flatten(0, 1).unsqueeze(1)
+            via = self._rollout(actions[:, :, 2:].flatten(0, 1).unsqueeze(1), middle)[:, 0, -1].view_as(direct)
+            costs = costs + self.planning.consistency_weight * (direct - via).square().sum(dim=-1)
+        return costs
 
     def _threads(self, numbers: int) -> contextlib.AbstractContextManager[None]:
         return suited_threads(numbers) if self.device.type == "cpu" else contextlib.nullcontext()

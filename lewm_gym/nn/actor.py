@@ -63,9 +63,13 @@ class GoalActor(nn.Module):
         return ActionBlock(mean, log_std.clamp(*LOG_STD_BOUNDS).exp())
 
     def steps_left(self, latents: Tensor, goals: Tensor) -> Tensor:
-        """Returns the expected number of environment steps from latents to goals (n, Z), (n,), within 1..K."""
-        probabilities = self._distance_logits(latents, goals).softmax(dim=-1)
-        return probabilities @ torch.arange(1.0, self.goal_steps + 1, device=latents.device)
+        """Returns the median number of environment steps from latents to goals (n, Z), (n,), within 1..K.
+
+        Not the mean: where the scene stands still at the goal, any number of steps may lie between two frames, and the
+        mean of that would have the actor dawdle there.
+        """
+        shares = self._distance_logits(latents, goals).softmax(dim=-1).cumsum(dim=-1)
+        return 1.0 + (shares < 0.5).sum(dim=-1).clamp_max(self.goal_steps - 1)
 
     def imitation_loss(self, latents: Tensor, goals: Tensor, steps: Tensor, actions: Tensor) -> Tensor:
         """Returns how far the recorded actions are from the proposal's mean, with a term that fits its spread.
