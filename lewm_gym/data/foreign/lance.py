@@ -129,7 +129,7 @@ class _Columns:
             pixels=resized_frames(np.stack([_decoded(blob) for blob in rows.column(self.pixels).to_pylist()])),
             action=padded_actions(values["action"], rows.num_rows),
             state=np.concatenate([values[name] for name in self.state], axis=1).astype(np.float64),
-            success=(success[0] > 0).any(axis=1) if success else np.zeros(rows.num_rows, np.bool_),
+            success=np.any(success[0] > 0, axis=1, keepdims=False) if success else np.zeros(rows.num_rows, np.bool_),
             quantities={name: values[name].astype(np.float32) for name in self.quantities},
         )
 
