@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ({"episodes": 2, "first": 99_999_999_999}, "first . episodes must be at most 2,147,483,648"),
         ({"episodes": 2, "workers": 10**9}, "workers must be at most 1,024"),
         ({"episodes": 2, "seed": 2**70}, "seed must be at most"),
-        ({"episodes": 2, "noise": float("nan")}, "noise must be a number"),
+        ({"episodes": 2, "noise": float("inf")}, "noise must be a number"),
     ],
 )
 def test_numbers_beyond_the_memory_are_refused_before_work_begins(tmp_path, options, message):
