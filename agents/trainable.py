@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
 
+import msgspec
 import torch
 
 from lewm_gym import checkpoint, training
@@ -155,8 +156,21 @@ class Trainable:
             raise ValueError(f"{folder} holds a run of agent {description.get('agent')!r}, not of {cls.name!r}")
         if description.get("finished") is False:  # there may be weights of an earlier stage
             raise FileNotFoundError(f"the training in {folder} has not finished; run the same command again")
+        try:
+            msgspec.convert(description, _Environment)
+        except msgspec.ValidationError as error:
+            raise ValueError(
+                f"{folder / checkpoint.DESCRIPTION}: this version cannot read it ({error}); train the run again"
+            ) from None
         tensors = checkpoint.load_weights_of(folder, description)
-        model = cls.model_class(of_description(folder, description, "model", cls.config_class.from_json))
+        config = of_description(folder, description, "model", cls.config_class.from_json)
+        try:
+            model = cls.model_class(config)
+        except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            what = str(error).splitlines()[0]
+            raise ValueError(
+                f"{folder / checkpoint.DESCRIPTION}: no model can be made of its settings ({what}); train the run again"
+            ) from None
         checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
         return model, description
 
@@ -176,11 +190,36 @@ def of_description(folder: Path, description: dict[str, Any], part: str, read: C
         ValueError: If the part is missing, or was written by a version with other settings.
     """
     try:
-        return read(description[part])
-    except (KeyError, TypeError, AttributeError) as error:
+        config = read(description[part])
+        _check_kinds(config)
+        return config
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{folder / checkpoint.DESCRIPTION}: this version cannot read {part!r} ({error}); train the run again"
         ) from None
+
+
+def _check_kinds(config: Any) -> None:
+    """Raises ValueError, naming the setting, unless every setting of a configuration is of its kind."""
+    kinds = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_kinds(value)
+            continue
+        try:
+            msgspec.convert(msgspec.to_builtins(value), kinds[field.name])
+        except (msgspec.ValidationError, TypeError) as error:
+            raise ValueError(f"{field.name}: {error}") from None
+
+
+class _Environment(msgspec.Struct):
+    """What every agent must know of the environment that it was trained on."""
+
+    task: str
+    action_low: Annotated[list[float], msgspec.Meta(min_length=1)]
+    action_high: Annotated[list[float], msgspec.Meta(min_length=1)]
+    frame_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
 def split_samplers(dataset: Dataset, make: Callable[[Any], Any], on_load: OnLoad | None) -> tuple[Any, Any]:

@@ -105,7 +105,7 @@ def draw_call(rng: np.random.Generator, parser: argparse.ArgumentParser, paths: 
         if not action.option_strings:
             words += _values(rng, action, paths)
     options = [a for a in actions if a.option_strings and "--help" not in a.option_strings]
-    wanted = [a for a in options if a.required or a.dest == "workers"]
+    wanted = [a for a in options if a.required or a.dest in ("workers", "dry_run")]  # not the work of other programs
     others = [a for a in options if a not in wanted]
     for i in rng.permutation(len(others))[: rng.integers(1, 5)]:
         wanted.append(others[i])

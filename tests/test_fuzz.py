@@ -82,7 +82,7 @@ def test_no_command_line_ends_in_a_traceback(pattern, tmp_path, part, monkeypatc
 
 FORMATS = {
     "manifest": ("data/manifest.json", (fuzzing.damaged, fuzzing.other_kind), Dataset.open),
-    "shard": ("data/episodes-000000-000001.arrow", (fuzzing.damaged, fuzzing.other_header), verify),
+    "shard": ("data/episodes-000000-000001.arrow", (fuzzing.damaged, fuzzing.other_header), lambda f: verified(f)),
     "shard alone": ("data/episodes-000000-000001.arrow", (fuzzing.damaged, fuzzing.other_header), None),
     "run": ("run/run.json", (fuzzing.damaged, fuzzing.other_kind), tiny.LeWMAgent.load),
     "weights": ("run/weights.safetensors", (fuzzing.damaged,), tiny.LeWMAgent.load),
@@ -91,6 +91,12 @@ FORMATS = {
     "result": ("result.json", (fuzzing.damaged, fuzzing.other_kind), Result.load),
     "pairs": ("pairs.json", (fuzzing.damaged, fuzzing.other_kind), PairSet.load),
 }
+
+
+def verified(folder):
+    """Raises the first fault of a dataset."""
+    for fault in verify(folder):
+        raise ValueError(fault)
 
 
 def read_alone(folder):
