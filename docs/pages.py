@@ -73,7 +73,7 @@ def command_lines() -> str:
         + ", ".join(f"`{COMMANDS[name]}`" for name in PROGRAMS)
         + ".",
     ]
-    with mock.patch.dict("os.environ", {"COLUMNS": "110", "NO_COLOR": "1"}):
+    with mock.patch.dict("os.environ", {"COLUMNS": "88", "NO_COLOR": "1"}):
         for program in PROGRAMS:
             top = parser_of(program)
             lines += ["", f"## {COMMANDS[program]}", *_help(top)]
