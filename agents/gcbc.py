@@ -7,19 +7,32 @@ DINOv2 patches through a transformer; here an MLP of OGBench's size reads DINOv2
 latents, or a convolutional encoder trained along (preset `laptop`: DINOv2 needs weights and a GPU). The networks get
 |s - g| besides s and g. OGBench's pixel tasks have another encoder (impala_small), and half of their batches are
 cropped at random; here nothing is augmented.
+
+With `steps_left` it is LeWM's actor (lewm_gym/nn/actor.py) without a world model: goals lie at most `goal_steps` away,
+the policy is told how many steps are left, and gives a block of `frame_skip` actions. So the two can be compared.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.policy import GoalPolicy, PolicyAgent, PolicyConfig
-from agents.trainable import Preset
+from agents.trainable import OnLoad, Preset, split_samplers
+from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import GoalBatch
+from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
+from lewm_gym.nn.actor import GoalActor
 from lewm_gym.nn.goal_conditioned import join, log_likelihood
+from lewm_gym.planning import RecedingHorizon
+from lewm_gym.planning.controller import Reply, Request
 from lewm_gym.training import TrainingConfig
 
 #: paper: Adam with the steps, batch and learning rate of OGBench's pixel tasks; its gradient is not clipped, and all of
@@ -36,24 +49,121 @@ TRAINING = {
 PAPER: dict[str, Any] = {"encoder": "auto", "image_size": 224, "cache_features": False}
 
 
+@dataclass(frozen=True)
+class GCBCConfig(PolicyConfig):
+    """The policy's, and whether it is told how many steps are left."""
+
+    steps_left: bool = False  # paper: no
+    frame_skip: int = 5  # with steps_left: actions in a block, and steps between the frames of a training clip
+    goal_steps: int = 50  # with steps_left: greatest distance of a goal, environment steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps_left and self.encoder != "scratch":
+            raise ValueError(f"steps_left trains the encoder along: it needs encoder scratch, not {self.encoder!r}")
+        if min(self.frame_skip, self.goal_steps) < 1:
+            raise ValueError(
+                f"frame_skip and goal_steps must be at least 1, got {self.frame_skip} and {self.goal_steps}"
+            )
+
+
 class GCBC(GoalPolicy):
     """The policy and its loss."""
 
-    def loss(self, batch: GoalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the negative log-likelihood of the recorded actions, and their mean squared error."""
-        frames = self.observer.prepare(torch.cat([batch.pixels, batch.actor_goals]))
-        now, goal = self.observer.trained(frames).chunk(2)
+    config: GCBCConfig
+
+    def __init__(self, config: GCBCConfig, observer: Any = None) -> None:
+        super().__init__(config, observer)
+        if config.steps_left:
+            sizes = self.observer.output_width, config.action_size, config.frame_skip, config.goal_steps
+            self.actor = GoalActor(*sizes, config.hidden_widths[0], len(config.hidden_widths))
+
+    def loss(self, batch: GoalBatch | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the negative log-likelihood of the recorded actions, and their mean squared error.
+
+        With `steps_left`: the actor's losses over all ordered pairs of the frames of each clip.
+        """
+        if isinstance(batch, HindsightBatch):
+            latents = self.encodings(batch.pixels.flatten(0, 1)).unflatten(0, batch.steps.shape)
+            actions = self.normalize_actions(self._single(batch.next_actions), missing=math.nan).flatten(-2)
+            imitation, distance = self.actor.clip_losses(latents, batch.steps, actions)
+            return imitation + distance, {"imitation": imitation, "distance": distance}
+        now, goal = self.encodings(torch.cat([batch.pixels, batch.actor_goals])).chunk(2)
         mean, actions = self.actor(join(now, goal)), self.normalize_actions(batch.actions)
         return -log_likelihood(mean, actions).mean(), {"action_error": (mean - actions).square().mean()}
 
+    def encodings(self, pixels: Tensor) -> Tensor:
+        """Returns encodings (n, width) of frames (n, h, w, 3) uint8."""
+        return self.observer.trained(self.observer.prepare(pixels))  # type: ignore[no-any-return]
+
+    def act_block(self, pixels: Tensor, goals: Tensor, steps_left: float | None) -> Tensor:
+        """Returns the next raw actions (frame_skip, action_size) for a frame and a goal (h, w, 3) uint8."""
+        now, goal = self.encodings(torch.stack([pixels, goals])).split(1)
+        left = self.actor.steps_left(now, goal) if steps_left is None else torch.tensor([steps_left]).to(now)
+        return self.denormalize_actions(self._single(self.actor(now, goal, left).mean)[0])
+
+    def _single(self, blocks: Tensor) -> Tensor:
+        """Returns blocks (..., A) as their actions, (..., frame_skip, action_size)."""
+        return blocks.unflatten(-1, (self.config.frame_skip, -1))
+
 
 class GCBCAgent(PolicyAgent):
-    """GCBC as a Gymnasium policy."""
+    """GCBC as a Gymnasium policy; with `steps_left` it takes a block of actions before it looks again."""
 
     name = "gcbc"
     presets = {
-        "paper": Preset(PolicyConfig(**PAPER), None, TRAINING["paper"]),
-        "laptop": Preset(PolicyConfig(), None, TRAINING["laptop"]),
+        "paper": Preset(GCBCConfig(**PAPER), None, TRAINING["paper"]),
+        "laptop": Preset(GCBCConfig(), None, TRAINING["laptop"]),
     }
     model_class = GCBC
-    config_class = PolicyConfig
+    config_class = GCBCConfig
+
+    def __init__(self, model: GCBC, description: dict[str, Any], device: str | torch.device = "cpu") -> None:
+        super().__init__(model, description, device)
+        self.uses_steps_left = model.config.steps_left
+        self._controller = RecedingHorizon(self._blocks, model.config.frame_skip)
+
+    @classmethod
+    def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+        """Returns transitions with goals found in hindsight, or, with `steps_left`, clips with later frames."""
+        config = model.config
+        if not config.steps_left:
+            return super().samplers(dataset, model, seed, on_load)
+        options = {"frame_skip": config.frame_skip, "seed": seed, "image_size": config.image_size}
+
+        def sampler(episodes: Any) -> HindsightClips:
+            return HindsightClips(dataset, episodes, 2, config.goal_steps, n_frames=2, **options)
+
+        return split_samplers(dataset, sampler, on_load)
+
+    def reset(self, seeds: list[int] | None = None) -> None:
+        """Forgets the blocks under way."""
+        self._controller.reset(seeds)
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with these environments only: the observations that follow are theirs, in this order."""
+        if self.uses_steps_left:
+            self._controller.slots = [self._controller.slots[row] for row in rows]
+
+    def _act(
+        self,
+        pixels: NDArray[np.uint8],
+        goals: NDArray[np.uint8],
+        episode_start: NDArray[np.bool_] | None,
+        state: Any,
+        steps_left: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], Any]:
+        if not self.uses_steps_left:
+            return super()._act(pixels, goals, episode_start, state, steps_left)
+        actions = self._controller.act(pixels, goals, episode_start, state, steps_left, self._goal_steps)
+        return actions, state if state is not None else self._controller.slots
+
+    def _blocks(self, requests: Sequence[Request]) -> list[Reply]:
+        """Returns the block for each request: one by one, as `PlanningAgent._search` does on a CPU."""
+        replies = []
+        with torch.inference_mode():
+            for request in requests:
+                frames = (torch.from_numpy(np.array(f)).to(self.device) for f in (request.frames[-1], request.goal))
+                block = self.model.act_block(*frames, request.steps_left).float().cpu()
+                replies.append(Reply(block.numpy(), block.flatten().unsqueeze(0)))
+        return replies

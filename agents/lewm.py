@@ -235,10 +235,8 @@ class LeWM(ActionModel):
     def imitation(self, latents: Tensor, batch: HindsightBatch) -> Tensor:
         """Returns the actor's loss over all ordered pairs of the frames of each clip, (B, T + G, Z)."""
         assert self.actor is not None
-        first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1, device=latents.device)
         actions = self.normalize_actions(batch.next_actions, missing=math.nan)
-        pairs = latents[:, first], latents[:, second], batch.steps[:, second] - batch.steps[:, first], actions[:, first]
-        return self.actor.imitation_loss(*(part.flatten(0, 1) for part in pairs))
+        return self.actor.clip_losses(latents, batch.steps, actions)[0]
 
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans, float32.

@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from agents import lewm
+from agents.gcbc import GCBCAgent, GCBCConfig
 from agents.lewm import LeWMAgent
 from agents.planning import PlanningConfig
 from agents.proposals import unroll
@@ -385,3 +386,47 @@ def test_presets_of_the_paper_and_the_laptop_know_nothing_beyond_the_paper():
         config = lewm.PRESETS[preset].model
         plain = replace(config, residual=False, inverse_weight=0.0, information_weight=0.0, actor_steps=0)
         assert replace(plain, imitation_weight=0.0) == config
+
+
+# Imitation without a world model ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gcbc(folder, tmp_path_factory):
+    overrides = {"conv_channels": (8, 8), "encoder_width": 16, "hidden_widths": (16, 16), "batch_size": 8, "steps": 3}
+    run = tmp_path_factory.mktemp("gcbc") / "run"
+    train_run(GCBCAgent, folder, run, "laptop", {**overrides, "steps_left": True, "goal_steps": 20}, "cpu")
+    return run
+
+
+def test_gcbc_told_the_steps_left_takes_a_block_of_actions_before_it_looks_again(gcbc):
+    agent = GCBCAgent.load(gcbc)
+    obs, others = tiny.observation(2), tiny.observation(2, seed=1)
+    first = [agent.act(obs, steps_left=[20, 7]) for _ in range(5)]
+    frames = [torch.from_numpy(obs[key][1]) for key in ("pixels", "goal")]
+    with torch.no_grad():
+        block = agent.model.act_block(*frames, 7.0).numpy()
+    np.testing.assert_allclose(np.stack(first)[:, 1], np.clip(block, -1, 1), rtol=1e-5, atol=1e-6)
+    changed = {**obs, "pixels": others["pixels"]}
+    assert not np.array_equal(agent.act(changed, steps_left=[15, 2]), first[0])
+    agent.reset()
+    alone = [agent.act({k: v[1] for k, v in obs.items()}, steps_left=7) for _ in range(5)]
+    np.testing.assert_array_equal(np.stack(first)[:, 1], alone)
+
+
+def test_gcbc_estimates_the_steps_left_where_nobody_says(gcbc):
+    agent = GCBCAgent.load(gcbc)
+    obs = tiny.observation()
+    estimated = agent.act(obs)
+    with torch.no_grad():
+        now, goal = (agent.model.encodings(torch.from_numpy(obs[key])[None]) for key in ("pixels", "goal"))
+        estimate = float(agent.model.actor.steps_left(now, goal))
+    agent.reset()
+    np.testing.assert_allclose(estimated, agent.act(obs, steps_left=estimate), rtol=1e-5, atol=1e-6)
+
+
+def test_gcbc_told_the_steps_left_needs_an_encoder_of_its_own():
+    with pytest.raises(ValueError, match="needs encoder scratch"):
+        GCBCConfig(steps_left=True, encoder="dino")
+    with pytest.raises(ValueError, match="goal_steps"):
+        GCBCConfig(goal_steps=0)

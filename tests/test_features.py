@@ -12,10 +12,9 @@ from test_agents_contract import PATCHES, POLICY, WORLD, write_random_dino
 
 from agents.__main__ import main
 from agents.dino_wm import DinoWM, DinoWMAgent, DinoWMConfig, RandomViTAgent
-from agents.gcbc import GCBCAgent
+from agents.gcbc import GCBCAgent, GCBCConfig
 from agents.lewm import LeWMAgent
 from agents.planning import PlanningConfig
-from agents.policy import PolicyConfig
 from agents.run import train_run
 from lewm_gym import checkpoint
 from lewm_gym.data import features as caching
@@ -217,7 +216,7 @@ def test_an_encoder_of_another_task_or_of_no_world_model_is_refused(dataset, tmp
 def test_runs_on_dinov2_name_the_file_and_its_hash(tmp_path):
     file = write_random_dino(tmp_path / "dino.pth")
     expected = {"features": "DINOv2", "features_source": {"file": "dino.pth", "sha256": sha256(file)}}
-    assert GCBCAgent.describe(PolicyConfig(encoder="dino", dino_weights=str(file))) == expected
+    assert GCBCAgent.describe(GCBCConfig(encoder="dino", dino_weights=str(file))) == expected
     assert DinoWMAgent.describe(DinoWMConfig(dino_weights=str(file))) == expected
 
 

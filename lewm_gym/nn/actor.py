@@ -92,6 +92,22 @@ class GoalActor(nn.Module):
         counts = self._counted(steps, actions)
         return (loss * counts).sum() / counts.sum().clamp_min(1.0)
 
+    def clip_losses(self, latents: Tensor, steps: Tensor, next_actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns imitation and distance loss over all ordered pairs of frames of each clip.
+
+        The distance is told apart on latents without gradient: it is to be read off them, not to shape them.
+
+        Args:
+            latents: (B, F, Z).
+            steps: (B, F), environment step of each frame, ascending.
+            next_actions: (B, F, A), z-scored, those that follow each frame; NaN where none was recorded.
+        """
+        first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1, device=latents.device)
+        apart = (steps[:, second] - steps[:, first]).flatten()
+        pairs = latents[:, first].flatten(0, 1), latents[:, second].flatten(0, 1)
+        imitation = self.imitation_loss(*pairs, apart, next_actions[:, first].flatten(0, 1))
+        return imitation, self.distance_loss(*(part.detach() for part in pairs), apart)
+
     def distance_loss(self, latents: Tensor, goals: Tensor, steps: Tensor) -> Tensor:
         """Returns the cross-entropy of (n,) steps between latents and goals (n, Z); K stands for K and more."""
         return nn.functional.cross_entropy(self._distance_logits(latents, goals), steps.clamp(1, self.goal_steps) - 1)
