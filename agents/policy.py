@@ -118,7 +118,7 @@ class GoalPolicy(ActionModel):
         super().__init__(config.action_size)
         self.config = config
         self.observer = Observer(config) if observer is None else observer
-        self.actor = MLP(3 * self.observer.output_width, config.hidden_widths, config.action_size)
+        self.actor: Any = MLP(3 * self.observer.output_width, config.hidden_widths, config.action_size)
 
     def act(self, pixels: Tensor, goals: Tensor) -> Tensor:
         """Returns raw actions (n, action_size), the policy's means, for frames and goals (n, h, w, 3) uint8."""

@@ -104,9 +104,9 @@ class GoalActor(nn.Module):
         """
         first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1, device=latents.device)
         apart = (steps[:, second] - steps[:, first]).flatten()
-        pairs = latents[:, first].flatten(0, 1), latents[:, second].flatten(0, 1)
-        imitation = self.imitation_loss(*pairs, apart, next_actions[:, first].flatten(0, 1))
-        return imitation, self.distance_loss(*(part.detach() for part in pairs), apart)
+        here, there = latents[:, first].flatten(0, 1), latents[:, second].flatten(0, 1)
+        imitation = self.imitation_loss(here, there, apart, next_actions[:, first].flatten(0, 1))
+        return imitation, self.distance_loss(here.detach(), there.detach(), apart)
 
     def distance_loss(self, latents: Tensor, goals: Tensor, steps: Tensor) -> Tensor:
         """Returns the cross-entropy of (n,) steps between latents and goals (n, Z); K stands for K and more."""
