@@ -237,11 +237,13 @@ class Result:
             for key in _OUTCOMES:
                 data[key] = tuple(Outcome(**row) for row in data[key])
             result = cls(**data)
-        except (TypeError, ValueError) as error:
+            by_phase = {name: (derived[_BY_PHASE] or {}).get(name, {}) for name in result.by_phase()}
+            phases = result.by_phase().items()
+            stored = [(derived, result.rates()), *((by_phase[name], rates) for name, rates in phases)]
+            agree = all(_agrees(found.get(key), rate) for found, rates in stored for key, rate in rates.items())
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        by_phase = {name: (derived[_BY_PHASE] or {}).get(name, {}) for name in result.by_phase()}
-        stored = [(derived, result.rates()), *((by_phase[name], rates) for name, rates in result.by_phase().items())]
-        if not all(_agrees(found.get(key), rate) for found, rates in stored for key, rate in rates.items()):
+        if not agree:
             raise ValueError(f"{path} contradicts itself: its success rates do not follow from its outcomes")
         return result
 

@@ -457,7 +457,10 @@ class Shard:
             raise ValueError(
                 f"{self.path} holds states only; make the frames with: python -m collect render {self.path.parent}"
             )
-        return FrameCodec.from_json(self.header.codec)
+        try:
+            return FrameCodec.from_json(self.header.codec)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     def frame_starts(self) -> list[NDArray[np.int64]]:
         """Returns, for each episode, where its K stored frames begin in `bytes`, and where they end: (K + 1,)."""

@@ -4,6 +4,9 @@ python-zstandard can do that only through an object per dictionary (a copy of it
 stream per frame. All of this holds the interpreter's lock, for longer than decoding a small frame takes: two threads
 drew fewer clips of Push-T than one (measured: 4,400 and 5,400 per second). So zstd's own function is called through
 ctypes, in the library that python-zstandard's wheels bring along; where it cannot be found, python-zstandard serves.
+The standard library's module (Python 3.14; backports.zstd 1.8 before) lets go of the lock, but has no output of the
+caller's and a context per call: 15,600 frames with a little change per second of CPU, with its dictionary at hand
+already, against 59,200 (interleaved medians of 15, on one thread; the same on two).
 """
 
 from __future__ import annotations
