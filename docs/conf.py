@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -59,5 +60,7 @@ def _link_to_the_repository(_: Sphinx, name: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Writes the pages that are made from the code and the stored results, before the sources are read."""
+    for left in ("data", "runs"):  # of the tutorials: what other code made is not gone on with
+        shutil.rmtree(DOCS / "tutorials" / left, ignore_errors=True)
     pages.write(DOCS / "generated", DOCS.parent / "results")
     app.connect("source-read", _link_to_the_repository)

@@ -28,15 +28,13 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
         path: Where to write.
         title: Heading of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot: a notebook's backend stays the user's
 
     panels = [name for name in PANELS if any(name in row or f"validation_{name}" in row for row in rows)]
     columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(n_rows, columns, figsize=(4 * columns, 3 * n_rows), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(4 * columns, 3 * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis, name in zip(axes.flat, panels, strict=False):
@@ -51,4 +49,3 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
     figure.suptitle(title)
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)

@@ -513,3 +513,18 @@ def test_latent_statistics_of_known_latents():
     assert collapse_warning(spread) is None
     assert "collapsed" in collapse_warning(line)
     assert "collapsed" in collapse_warning(latent_statistics(torch.ones(5, 4, 8)))
+
+
+def test_drawing_the_curves_leaves_the_users_backend_alone(tmp_path):
+    import matplotlib
+
+    from lewm_gym.curves import save_curves
+
+    before = matplotlib.get_backend()
+    matplotlib.use("svg")
+    try:
+        save_curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tmp_path / "curves.png", "title")
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.use(before)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
