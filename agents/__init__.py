@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 __part_of__ = "lewm_gym"
 
-#: name on command lines -> module:class; imported only when asked for
-AGENTS: dict[str, str] = {
-    "lewm": "agents.lewm:LeWMAgent",
-    "pldm": "agents.pldm:PLDMAgent",
-    "dino_wm": "agents.dino_wm:DinoWMAgent",
-    "random_vit": "agents.dino_wm:RandomViTAgent",
-    "gcbc": "agents.gcbc:GCBCAgent",
-    "gcivl": "agents.gcivl:GCIVLAgent",
-    "gciql": "agents.gciql:GCIQLAgent",
-    "oracle": "agents.oracle:OracleAgent",
-    "expert": "agents.oracle:ExpertAgent",
-    "random": "agents.random:RandomAgent",
+
+class Known(NamedTuple):
+    """An agent.
+
+    Attributes:
+        path: `module:class`; imported only when asked for.
+        title: Name in tables and drawings.
+        learns: Whether it is trained; the others are references beside which agents are measured.
+    """
+
+    path: str
+    title: str
+    learns: bool = True
+
+
+#: name on command lines -> what there is to know without importing it
+AGENTS: dict[str, Known] = {
+    "lewm": Known("agents.lewm:LeWMAgent", "LeWM"),
+    "pldm": Known("agents.pldm:PLDMAgent", "PLDM"),
+    "dino_wm": Known("agents.dino_wm:DinoWMAgent", "DINO-WM"),
+    "random_vit": Known("agents.dino_wm:RandomViTAgent", "random ViT"),
+    "gcbc": Known("agents.gcbc:GCBCAgent", "GCBC"),
+    "gcivl": Known("agents.gcivl:GCIVLAgent", "GCIVL"),
+    "gciql": Known("agents.gciql:GCIQLAgent", "GCIQL"),
+    "oracle": Known("agents.oracle:OracleAgent", "action replay: the recorded actions again", learns=False),
+    "expert": Known("agents.oracle:ExpertAgent", "expert: the collector's policy, on states", learns=False),
+    "random": Known("agents.random:RandomAgent", "random policy", learns=False),
 }
+
+
+def learning() -> tuple[str, ...]:
+    """Returns the names of the agents that are trained."""
+    return tuple(name for name, known in AGENTS.items() if known.learns)
+
+
+def references() -> tuple[str, ...]:
+    """Returns the names of the others, beside which those are measured."""
+    return tuple(name for name, known in AGENTS.items() if not known.learns)
+
+
+def agent_title(name: str) -> str:
+    """Returns an agent's name in tables; of one that is not in AGENTS its name."""
+    return AGENTS[name].title if name in AGENTS else name
 
 
 def agent_class(name: str) -> Any:
@@ -31,7 +61,7 @@ def agent_class(name: str) -> Any:
     """
     if name not in AGENTS:
         raise ValueError(f"unknown agent {name!r}; expected one of: {', '.join(AGENTS)}")
-    module, _, class_name = AGENTS[name].partition(":")
+    module, _, class_name = AGENTS[name].path.partition(":")
     return getattr(importlib.import_module(module), class_name)
 
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agents import AGENTS, agent_class
+from agents import agent_class, learning
 from lewm_gym import cli
+from lewm_gym.commands import parse_settings
 from lewm_gym.tasks import TASKS
 
 
@@ -21,8 +22,7 @@ def parser() -> argparse.ArgumentParser:
         description="Trains an agent on a dataset. The same command resumes a run that was stopped. "
         "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
     )
-    trainable = [name for name in AGENTS if name not in ("oracle", "expert", "random")]
-    p.add_argument("agent", metavar="AGENT", help=f"one of: {', '.join(trainable)}")
+    p.add_argument("agent", metavar="AGENT", help=f"one of: {', '.join(learning())}")
     p.add_argument(
         "dataset",
         type=Path,
@@ -165,23 +165,6 @@ def _recipe(description: dict[str, Any], other: Any) -> str:
     reference = {**asdict(other.model), **asdict(other.training)}
     changed = [f"{k}={v}" for k, v in settings.items() if v != reference[k] and k not in ("action_size", "seed")]
     return " ".join([*changed, f"planner={description['planning']['planner']}"])
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Returns NAME=VALUE pairs as a dictionary; numbers and JSON lists are read as such, anything else as text."""
-    import json
-
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"settings have the form NAME=VALUE, got {setting!r}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return values
 
 
 def script() -> None:

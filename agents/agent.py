@@ -23,6 +23,7 @@ class Agent(ABC):
 
     proprioception = False
     uses_steps_left = False  # whether it can be told within how many steps a goal is to be reached
+    plans = 0  # made since the start
 
     def __init__(self, action_low: Any, action_high: Any, frame_size: int) -> None:
         self.action_low = np.asarray(action_low, np.float32)
@@ -34,6 +35,16 @@ class Agent(ABC):
     @abstractmethod
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forgets plans and buffers; `seeds`, one per environment, begin fresh random streams."""
+
+    def select_envs(self, rows: list[int]) -> None:  # noqa: B027  # a default, not a duty
+        """Goes on with these environments only; nothing is remembered of any, unless a subclass does."""
+
+    def needs_frame(self) -> list[bool] | None:
+        """Returns for each environment whether it will look at the next frame; None: at all."""
+        return None
+
+    def share_rng(self) -> None:  # noqa: B027
+        """Makes all environments draw from one random stream; nothing is random, unless in a subclass."""
 
     @abstractmethod
     def _act(

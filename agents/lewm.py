@@ -501,7 +501,7 @@ class LeWMAgent(LatentAgent):
         action_size = get_task(task).action_size
         tensors, settings = pretrained.read(path)
         tensors = pretrained.convert(tensors)
-        model = LeWM(pretrained.infer_config(tensors, settings, action_size))
+        model = LeWM(LeWMConfig(**pretrained.infer_config(tensors, settings, action_size)))
         if dataset is not None:
             from lewm_gym.data.dataset import Dataset
 

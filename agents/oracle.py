@@ -40,6 +40,8 @@ class OracleAgent:
     """
 
     name: ClassVar[str] = "oracle"
+    proprioception = False
+    plans = 0
 
     def __init__(self, plans: Mapping[int, NDArray[np.float32]], action_size: int | None = None) -> None:
         self.recorded = {int(seed): np.array(plan, np.float32) for seed, plan in plans.items()}
@@ -83,13 +85,16 @@ class OracleAgent:
             raise ValueError(f"the oracle has plans for {len(self.recorded)} seeds, none for {unknown[:3]}")
         self._queues = [list(self.recorded[seed]) for seed in seeds or []]
 
-    def keep(self, rows: list[int]) -> None:
+    def select_envs(self, rows: list[int]) -> None:
         """Goes on with the environments in `rows` only, in that order."""
         self._queues = [self._queues[row] for row in rows]
 
-    def looks(self) -> list[bool]:
+    def needs_frame(self) -> list[bool]:
         """Returns that it looks at no frame of any of its environments."""
         return [False] * len(self._queues)
+
+    def share_rng(self) -> None:
+        """Does nothing: what it does in one environment never depends on another."""
 
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""

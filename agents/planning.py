@@ -261,21 +261,30 @@ class PlanningAgent(Trainable, Agent):
             config = said.changed({"planner": planning} if isinstance(planning, str) else planning or {})
         return cls(model, config, description, choose_device(device), seed, time_limit_s, cost)
 
+    def with_planning(self, planning: PlanningConfig | Mapping[str, Any]) -> Self:
+        """Returns an agent with the same model that plans otherwise.
+
+        Args:
+            planning: How, or some settings in place of this agent's (`PlanningConfig.changed`).
+        """
+        changed = planning if isinstance(planning, PlanningConfig) else self.planning.changed(planning)
+        return type(self)(self.model, changed, self.description, self.device)
+
     def save(self, folder: str | Path) -> None:
         """Writes the agent into a run folder that `load` reads."""
         self.write(folder, self.model, {**self.description, "planning": self.planning.to_json()})
 
-    def keep(self, rows: list[int]) -> None:
+    def select_envs(self, rows: list[int]) -> None:
         """Goes on with these environments only: the observations that follow are theirs, in this order."""
         self._controller.slots = [self._controller.slots[row] for row in rows]
 
-    def looks(self) -> list[bool]:
+    def needs_frame(self) -> list[bool]:
         """Returns for each environment since the last reset whether it will look at the next frame there."""
-        return self._controller.looks()
+        return self._controller.needs_frame()
 
-    def share_stream(self) -> None:
+    def share_rng(self) -> None:
         """Makes all environments draw from one random stream until the next reset, as in the reference."""
-        self._controller.share_stream()
+        self._controller.share_rng()
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forgets all plans; `seeds`, one per environment, begin fresh random streams."""

@@ -166,9 +166,6 @@ class PolicyAgent(Trainable, Agent):
     def reset(self, seeds: list[int] | None = None) -> None:
         """Does nothing: there is nothing to forget."""
 
-    def keep(self, rows: list[int]) -> None:
-        """Does nothing: environments are not remembered."""
-
     def _act(
         self,
         pixels: NDArray[np.uint8],

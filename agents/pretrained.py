@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.lewm import LeWMConfig
 from lewm_gym import checkpoint
 
 #: The encoder's names, in the scheme of transformers 4 (the released files) and in that of transformers 5.
@@ -107,8 +106,8 @@ def _join_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def infer_config(tensors: dict[str, Tensor], settings: dict[str, Any], action_size: int) -> LeWMConfig:
-    """Returns the configuration of converted tensors; `settings` is the released config.json.
+def infer_config(tensors: dict[str, Tensor], settings: dict[str, Any], action_size: int) -> dict[str, Any]:
+    """Returns the `LeWMConfig` of converted tensors by its fields; `settings` is the released config.json.
 
     Raises:
         ValueError: If the tensors cannot be LeWM's, or do not fit the action size.
@@ -127,7 +126,7 @@ def infer_config(tensors: dict[str, Tensor], settings: dict[str, Any], action_si
         raise ValueError(f"the checkpoint's action blocks have {block_size} numbers, no multiple of {action_size}")
     predictor = settings.get("predictor", {})
     head_width = int(predictor.get("dim_head", 64))
-    return LeWMConfig(
+    return dict(
         action_size=action_size,
         frame_skip=block_size // action_size,
         context=context,

@@ -24,6 +24,9 @@ class RandomAgent:
         ValueError: If `action_size` is not positive.
     """
 
+    proprioception = False
+    plans = 0
+
     def __init__(self, action_size: int, seed: int = 0) -> None:
         if action_size < 1:
             raise ValueError(f"action_size must be at least 1, got {action_size}")
@@ -51,13 +54,16 @@ class RandomAgent:
         """Begins fresh streams: `seeds`, one per environment, or streams of their own derived from the agent's seed."""
         self._streams = [np.random.default_rng(seed) for seed in seeds or []]
 
-    def keep(self, rows: list[int]) -> None:
+    def select_envs(self, rows: list[int]) -> None:
         """Goes on with the environments in `rows` only, in that order, each with its own stream."""
         self._streams = [self._streams[row] for row in rows]
 
-    def looks(self) -> list[bool]:
+    def needs_frame(self) -> list[bool]:
         """Returns that it looks at no frame of any of its environments."""
         return [False] * len(self._streams)
+
+    def share_rng(self) -> None:
+        """Does nothing: what it does in one environment never depends on another."""
 
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""

@@ -17,11 +17,11 @@ import torch
 from agents import features_source
 from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
-from lewm_gym.curves import save_curves
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.union import open_datasets, parts_of
 from lewm_gym.files import exclusive, make_folder, remove_leftovers, sha256_of
 from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
+from lewm_gym.plots import save_curves
 from lewm_gym.training import OnLog, Sink, TrainingConfig
 
 #: What a resumed run may have otherwise: it goes on, if not bit for bit.

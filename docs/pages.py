@@ -19,8 +19,6 @@ from lewm_gym.results import wilson_interval
 from lewm_gym.tasks import TASKS, Task
 
 PROGRAMS = ("lewm_gym", "collect", "agents", "benchmarks")
-#: What protocols with held-out, unsolved pairs are called in result files, now and formerly.
-HELD_OUT = ("heldout", "audited")
 COMMANDS = {"lewm_gym": "lewm-gym"} | {name: f"lewm-{name}" for name in PROGRAMS[1:]}
 
 
@@ -64,6 +62,13 @@ def subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
                 yield from subcommands(child)
 
 
+def benchmark_parsers() -> Iterator[argparse.ArgumentParser]:
+    """Yields the parsers of the commands of `python -m benchmarks`, which are made when they are called."""
+    registry = importlib.import_module("benchmarks.registry")
+    for name in registry.COMMANDS:
+        yield registry.load_command(name).parser(f"python -m benchmarks {name}")
+
+
 def command_lines() -> str:
     """Returns the page of all commands and their options, as `--help` prints them."""
     lines = [
@@ -77,7 +82,7 @@ def command_lines() -> str:
         for program in PROGRAMS:
             top = parser_of(program)
             lines += ["", f"## {COMMANDS[program]}", *_help(top)]
-            for parser in subcommands(top):
+            for parser in benchmark_parsers() if program == "benchmarks" else subcommands(top):
                 lines += ["", f"### {parser.prog.removeprefix('python -m ')}", *_help(parser)]
     return "\n".join([*lines, ""])
 
@@ -116,11 +121,10 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(results.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record.get("task") != task.name or record.get("protocol") not in HELD_OUT or record["offset_steps"] != 25:
+        if record.get("task") != task.name or record.get("protocol") != "heldout" or record["offset_steps"] != 25:
             continue
-        rates = record.get("rates", {})
-        success = rates["agent"]["success"] if rates else record["success"]
-        random = rates.get("random", {}).get("success") if rates else record.get("floor_success")
+        rates = record["rates"]
+        success, random = rates["agent"]["success"], rates.get("random", {}).get("success")
         if success["episodes"] == 200:
             seconds = record["run"].get("seconds")
             minutes = seconds / 60 if seconds else None

@@ -25,6 +25,7 @@ Variations: `cube_color`, `agent_color` (the gripper's), each (3,), `floor_color
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from envs.cube_simulation import (
     cube_turn,
     quaternion_yaw,
 )
-from envs.goal_env import Frame, GoalEnv, State
+from envs.goal_env import Event, Frame, GoalEnv, Placed, State
 from envs.mujoco_rendering import SceneRenderer, checker_texels, load_mujoco, package_folder, shared_renderer
 from lewm_gym.tasks import get_task
 
@@ -84,6 +85,27 @@ class CubeEnv(GoalEnv):
         "light_intensity": (0.0, 1.0, 0.7),
         "camera_angles": (-10.0, 10.0, (0.0, 0.0)),
     }
+
+    shifts = {
+        "cube blue": {"cube_color": [0.13, 0.55, 0.95]},
+        "gripper green": {"agent_color": [0.28, 0.82, 0.4]},
+        "floor brown": {"floor_colors": [[0.2, 0.14, 0.08], [0.3, 0.22, 0.15]]},
+        "cube 0.8 times as large": {"cube_size": 0.016},
+        "light at 0.4 instead of 0.7": {"light_intensity": 0.4},
+        "camera turned by 5 degrees": {"camera_angles": [5.0, 0.0]},
+    }
+    event = Event("cube", ("cube_color", (0.13, 0.55, 0.95)), slice(14, 21), slice(14, 16), slice(35, 41), 0.15)
+    derived_quantities = {"joint_velocities": slice(21, 27)}
+    place_unit = "m"
+
+    def placed_states(self, side: int) -> Iterator[Placed]:
+        """Yields places of the cube, the arm as after a reset."""
+        rest = self.reset(seed=0)[1]["state"]
+        for x in np.linspace(0.3, 0.55, 2 * side):
+            for y in np.linspace(-0.3, 0.3, 2 * side):
+                state = rest.copy()
+                state[14:17], state[17:21], state[21:] = (x, y, 0.02), (1, 0, 0, 0), 0.0
+                yield Placed(state, {"cube": (x, y)})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -6,8 +6,8 @@ A task's own file supplies the simulator through the methods named `_...`; every
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -21,6 +21,35 @@ State = NDArray[np.float64]
 
 _WALK_MEMORY = 0.9  # correlation of consecutive actions: they keep their direction for about ten steps
 RESET_OPTIONS = ("state", "goal_state", "goal_image", "variations")
+
+
+class Event(NamedTuple):
+    """What violates expectation in a task: its object changes colour, or is elsewhere from one step to the next.
+
+    Attributes:
+        object: What it happens to, in words.
+        colour: Variation of the environment that is changed, and its value.
+        place: Coordinates of the state that a teleport draws anew, from a random start state.
+        position: Those among them that are its position, to measure the jump by.
+        stopped: Coordinates that a teleport sets to 0, its velocities.
+        min_jump: Least distance of a teleport, in the state's unit.
+        policy: Whose behaviour is disturbed; None is the task's default.
+    """
+
+    object: str
+    colour: tuple[str, tuple[float, float, float]]
+    place: slice
+    position: slice
+    stopped: slice
+    min_jump: float
+    policy: str | None = None
+
+
+class Placed(NamedTuple):
+    """A state of a grid, and the places by which it is coloured on a map, name -> (x, y)."""
+
+    state: State
+    places: dict[str, tuple[float, float]]
 
 
 class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
@@ -74,6 +103,21 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     walk_std: ClassVar[tuple[float, ...]]
     #: `Task.phases` of the task: what `phase` may return.
     phases: ClassVar[tuple[str, ...]]
+
+    # What benchmarks ask of a task; each may be left out.
+    #: What changes in a changed world, in words -> `options["variations"]`, one at a time.
+    shifts: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: What violates expectation, None where nothing is defined.
+    event: ClassVar[Event | None] = None
+    #: Quantities that probes read off the state besides those of `quantities`: name -> place in the state.
+    derived_quantities: ClassVar[dict[str, slice]] = {}
+    #: Unit of the places in `placed_states`, and whether they have y downwards, as pictures do.
+    place_unit: ClassVar[str] = ""
+    place_y_down: ClassVar[bool] = False
+
+    def placed_states(self, side: int) -> Iterator[Placed]:
+        """Yields a grid of states, `side` cells wide, some of which the task may not be in; none by default."""
+        yield from ()
 
     def __init__(
         self,

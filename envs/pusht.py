@@ -26,12 +26,13 @@ agent never leaves a block at a wall (measured beside another busy process).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.goal_env import Frame, GoalEnv, State
+from envs.goal_env import Event, Frame, GoalEnv, Placed, State
 from envs.pusht_geometry import WALL_HIGH, WALL_LOW, coverage, distance, wall_overlap
 from envs.pusht_physics import ContinuousSpace, Sizes, advance
 from envs.pusht_picture import Colour, Picture
@@ -77,6 +78,25 @@ class PushTEnv(GoalEnv):
         "goal_scale": (20.0, 60.0, 30.0),
         "goal_visible": [True, False],
     }
+
+    shifts = {
+        "agent orange": {"agent_color": [225.0, 125.0, 65.0]},
+        "block red": {"block_color": [205.0, 92.0, 72.0]},
+        "background yellow": {"background_color": [255.0, 245.0, 180.0]},
+        "anchor hidden": {"goal_visible": False},
+        "agent 1.25 times as large": {"agent_scale": 50.0},
+        "block 1.2 times as large": {"block_scale": 36.0},
+        "block 0.8 times as large": {"block_scale": 24.0},
+    }
+    event = Event("block", ("block_color", (205.0, 92.0, 72.0)), slice(2, 5), slice(2, 4), slice(7, 10), 100.0, "weak")
+    place_unit, place_y_down = "px of the arena", True
+
+    def placed_states(self, side: int) -> Iterator[Placed]:
+        """Yields places of the disc for a few places of the block."""
+        for block in np.stack(np.meshgrid(*[np.linspace(150, 360, max(2, side // 2))] * 2), -1).reshape(-1, 2):
+            for agent in np.stack(np.meshgrid(*[np.linspace(60, 450, side)] * 2), -1).reshape(-1, 2):
+                state = np.array([*agent, *block, np.pi / 4, *np.zeros(5)])
+                yield Placed(state, {"agent": tuple(agent), "block": tuple(block)})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

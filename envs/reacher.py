@@ -19,12 +19,13 @@ Variations: `agent_color` (3,), `floor_colors` (2, 3) and `light_intensity` chan
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.goal_env import Frame, GoalEnv, State
+from envs.goal_env import Frame, GoalEnv, Placed, State
 from envs.mujoco_rendering import (
     SceneRenderer,
     checker_texels,
@@ -70,6 +71,22 @@ class ReacherEnv(GoalEnv):
         "arm_density": (500.0, 1500.0, _DENSITY),
         "finger_density": (500.0, 1500.0, _DENSITY),
     }
+
+    shifts = {
+        "arm blue": {"agent_color": [0.3, 0.5, 0.8]},
+        "floor brown": {"floor_colors": [[0.3, 0.2, 0.1], [0.4, 0.3, 0.2]]},
+        "light at 0.4 instead of 0.7": {"light_intensity": 0.4},
+        "arm 1.3 times as heavy": {"arm_density": 1300.0},
+    }
+    place_unit = "lengths of a link"
+
+    def placed_states(self, side: int) -> Iterator[Placed]:
+        """Yields postures, with the place of the finger."""
+        for shoulder in np.linspace(-np.pi, np.pi, 2 * side, endpoint=False):
+            for wrist in np.linspace(-2.6, 2.6, side):
+                forearm = shoulder + wrist
+                reach = float(np.cos(shoulder) + np.cos(forearm)), float(np.sin(shoulder) + np.sin(forearm))
+                yield Placed(np.array([shoulder, wrist, 0, 0, 0, 0]), {"finger": reach})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -30,12 +30,13 @@ Variations (options of `reset`, with the reference's names and ranges where it h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.goal_env import Frame, GoalEnv, State
+from envs.goal_env import Event, Frame, GoalEnv, Placed, State
 from envs.two_room_rooms import CENTRE, Rooms
 from lewm_gym.tasks import IMAGE_SIZE, get_task
 
@@ -78,6 +79,24 @@ class TwoRoomEnv(GoalEnv):
         "wall_color": (0.0, 255.0, (0.0, 0.0, 0.0)),
         "wall_thickness": (7.0, 41.0, 10.0),
     }
+
+    shifts = {
+        "agent blue": {"agent_color": [0.0, 0.0, 255.0]},
+        "floor yellow": {"background_color": [255.0, 245.0, 180.0]},
+        "walls grey": {"border_color": [128.0, 128.0, 128.0]},
+        "agent 1.5 times as large": {"agent_radius": 10.5},
+        "light at 70 %": {"light_intensity": 0.7},
+        "door 91 px further down": {"door_position": [140.0, 49.0, 49.0]},
+        "door 0.7 times as wide": {"door_size": [10.0, 14.0, 14.0]},
+    }
+    event = Event("dot", ("agent_color", (0.0, 0.0, 255.0)), slice(0, 2), slice(0, 2), slice(2, 2), 60.0)
+    place_unit, place_y_down = "px", True
+
+    def placed_states(self, side: int) -> Iterator[Placed]:
+        """Yields places of the dot."""
+        for x in np.linspace(24, 200, 2 * side):
+            for y in np.linspace(24, 200, 2 * side):
+                yield Placed(np.array([x, y]), {"agent": (x, y)})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+RawText = argparse.RawDescriptionHelpFormatter
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like all others.
@@ -20,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         command = Path(sys.argv[0]).name
         if (options.get("prog") or "").startswith("python -m ") and command.startswith("lewm-"):
-            options["prog"] = command
+            options["prog"] = " ".join([command, *options["prog"].split()[3:]])  # and its subcommand
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:

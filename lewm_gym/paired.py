@@ -21,6 +21,7 @@ class Difference:
         rate: Success of the second minus that of the first, in -1..1.
         low: Lower end of the 95 % interval.
         high: Upper end.
+        p: McNemar's exact p, two-sided: of so uneven a split of the pairs that only one solves, were both alike.
     """
 
     both: int
@@ -30,6 +31,7 @@ class Difference:
     rate: float
     low: float
     high: float
+    p: float
 
     @classmethod
     def of(cls, first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> Difference:
@@ -43,6 +45,8 @@ class Difference:
         """
         if len(first) != len(second) or not first:
             raise ValueError(f"expected outcomes of the same pairs, got {len(first)} and {len(second)}")
+        from scipy.stats import binomtest
+
         n = len(first)
         both = sum(a and b for a, b in zip(first, second, strict=True))
         first_only, second_only = sum(first) - both, sum(second) - both
@@ -54,7 +58,10 @@ class Difference:
         below = _combined(rate_2 - low_2, high_1 - rate_1, phi)
         above = _combined(high_2 - rate_2, rate_1 - low_1, phi)
         rate = rate_2 - rate_1
-        return cls(both, first_only, second_only, neither, rate, max(-1.0, rate - below), min(1.0, rate + above))
+        low, high = max(-1.0, rate - below), min(1.0, rate + above)
+        differing = first_only + second_only
+        p = float(binomtest(first_only, differing).pvalue) if differing else 1.0
+        return cls(both, first_only, second_only, neither, rate, low, high, p)
 
     def __str__(self) -> str:
         rate, low, high = (100 * value for value in (self.rate, self.low, self.high))

@@ -49,6 +49,25 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
+class FoundPair:
+    """A start and a goal found elsewhere than in a pair set; see `Pair`.
+
+    Attributes:
+        start_state: (state_size,) float64.
+        goal_state: (state_size,) float64.
+        actions: (D, action_size) float32 from start to goal; none where nothing is known of that.
+        goal_image: (h, w, 3) uint8, the recorded frame; None where it is to be drawn.
+        phase: What lies between start and goal, one of `Task.phases`; None where that is not known.
+    """
+
+    start_state: NDArray[np.float64]
+    goal_state: NDArray[np.float64]
+    actions: NDArray[np.float32]
+    goal_image: NDArray[np.uint8] | None = None
+    phase: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class PairSet:
     """The pairs of one task at one distance.
 
@@ -238,3 +257,8 @@ def _vector(values: Iterable[Any], dtype: Any) -> NDArray[Any]:
     array = np.array(values, dtype)
     array.flags.writeable = False
     return array
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """Returns the seed of the random stream of pair `index`, 63 bits: torch's generators take no more."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,39 +1,148 @@
-"""Results on disk: one JSON file per measurement, with everything that made it, and the interval of a success rate.
+"""Records on disk: one JSON file per measurement, with everything that made it; success rates and their intervals.
 
-A result is written whole or not at all, and read strictly: a file of another schema, or one whose summary does
-not follow from its outcomes, is refused rather than shown.
+Every record has the same head (kind, schema, command, commit, versions, hardware, start, seconds) and a body of its
+kind. It is written whole or not at all. A `Result` is the record of one evaluation by planning success; it is read
+strictly: one whose rates do not follow from its outcomes is refused rather than shown.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
+from lewm_gym import provenance
 from lewm_gym.files import atomic_file, make_folder, parse_json, read_json
 from lewm_gym.tasks import get_task
 
-FORMAT = "lewm-gym result"
-SCHEMA = 2  # raise it when a field changes its meaning, appears or goes
+FORMAT = "lewm-gym record"
+SCHEMA = 3  # raise it when a field changes its meaning; optional ones may come and go
+HEAD = ("command", "commit", "versions", "hardware", "started", "seconds")
 _CUT_OFF = "it may be cut off"
-#: Names of the rates that a file repeats from its outcomes.
-RATES = (
-    "success",
-    "strict_success",
-    "floor_success",
-    "floor_strict_success",
-    "ceiling_success",
-    "ceiling_strict_success",
-)
-_OUTCOMES = ("outcomes", "floor", "ceiling")
-_BY_PHASE = "rates_by_phase"
+Json = dict[str, Any]
 #: How start/goal pairs are chosen and judged: held out, unsolved and a random stream each; as published; or drawn by
 #: the environment itself.
-PROTOCOLS = ("audited", "official", "sampled")
+PROTOCOLS = ("heldout", "official", "sampled")
+
+
+class Clock:
+    """Notes when a measurement began."""
+
+    def __init__(self) -> None:
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._began
+
+    def head(self) -> Json:
+        """Returns the head of a record that is finished now."""
+        return {**provenance.describe(), "started": self.started, "seconds": round(self.seconds, 2)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured, and what made it.
+
+    Attributes:
+        kind: The command that makes such records, e.g. "probe".
+        body: What was measured, ready for JSON; `record[name]` reads it.
+        head: What made it, the entries of HEAD.
+        path: The file it was read from or written to.
+    """
+
+    kind: str
+    body: Json
+    head: Json
+    path: Path | None = None
+
+    @classmethod
+    def made(cls, kind: str, body: Json, clock: Clock) -> Record:
+        """Returns the record of a measurement that began when the clock was made; floats are rounded."""
+        return cls(kind, rounded(body), clock.head())
+
+    def __getitem__(self, name: str) -> Any:
+        return self.body[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns an entry of the body that need not be there."""
+        return self.body.get(name, default)
+
+    @property
+    def folder(self) -> Path:
+        """Where its pictures lie."""
+        return Path() if self.path is None else self.path.parent
+
+    def save(self, path: str | Path) -> Record:
+        """Writes the record, whole or not at all, and returns it with its path.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        head = {"format": FORMAT, "kind": self.kind, "schema": SCHEMA, **self.head}
+        write_json(Path(path), head | self.body)
+        return Record(self.kind, self.body, self.head, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str | None = None) -> Record:
+        """Reads a record, of any kind or of that given.
+
+        Raises:
+            ValueError: If the file is no such record, or of another schema.
+            OSError: If it cannot be read.
+        """
+        path = Path(path)
+        data = read_json(path, _CUT_OFF)
+        found = data.pop("kind", None)
+        if data.pop("format", None) != FORMAT or not isinstance(found, str):
+            raise ValueError(f"{path} is not a LeWM-Gym record; expected a file written by `python -m benchmarks`")
+        schema = data.pop("schema", None)
+        if schema != SCHEMA:
+            age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
+            advice = "update LeWM-Gym" if age == "a newer" else "run the benchmark again"
+            raise ValueError(f"{path} has {age} schema ({schema}; this version reads {SCHEMA}): {advice}")
+        if kind is not None and found != kind:
+            raise ValueError(f"{path} holds a record of {found!r}, not of {kind!r}")
+        return cls(found, data, {name: data.pop(name, None) for name in HEAD}, path)
+
+
+def is_record(path: Path) -> bool:
+    """Returns whether `path` holds a record of any schema; other JSON files (manifests, configurations) do not.
+
+    Raises:
+        ValueError: If it is not JSON: a damaged result should not silently be missing from a table.
+    """
+    data = parse_json(path, _CUT_OFF)
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def rounded(value: Any, digits: int = 6) -> Any:
+    """Returns JSON values with floats cut to so many significant digits, and null for what is no number."""
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value
+
+
+def write_json(path: Path, data: Json) -> None:
+    """Writes `data` to `path`, a line per key, whole or not at all, making the folder."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+# Success -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -44,7 +153,7 @@ class Outcome:
         pair: Index in the pair set.
         success: Whether the goal was met within the budget.
         steps: Environment steps until success, None for a failure.
-        strict: Whether the goal was met strictly and held (`benchmarks.plan.evaluate`), None if that was not judged.
+        strict: Whether the goal was met strictly and held (`benchmarks.evaluation.evaluate`), None if not judged.
     """
 
     pair: int
@@ -78,15 +187,9 @@ class Rate:
     high: float
 
     @classmethod
-    def of(cls, outcomes: tuple[Outcome, ...]) -> Rate:
+    def of(cls, outcomes: Iterable[Outcome]) -> Rate:
         """Returns the rate of success of `outcomes`, at least one."""
         return cls.count([outcome.success for outcome in outcomes])
-
-    @classmethod
-    def strictly(cls, outcomes: tuple[Outcome, ...]) -> Rate | None:
-        """Returns the rate of strict success of `outcomes`, None if there are none or it was not judged."""
-        judged = [outcome.strict for outcome in outcomes if outcome.strict is not None]
-        return cls.count(judged) if judged and len(judged) == len(outcomes) else None
 
     @classmethod
     def count(cls, successes: Sequence[bool]) -> Rate:
@@ -98,9 +201,39 @@ class Rate:
         return f"{100 * self.rate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
+class Metric(NamedTuple):
+    """A share of pairs. To add one, add a row to METRICS: results, summaries, tables and the page follow.
+
+    Attributes:
+        title: Heading of its column.
+        note: What it asks for, in words.
+        judge: Whether an outcome counts; None where that is not known, and then there is no rate.
+    """
+
+    title: str
+    note: str
+    judge: Callable[[Outcome], bool | None]
+
+
+METRICS: dict[str, Metric] = {
+    "success": Metric("success", "the goal is met within the budget", lambda outcome: outcome.success),
+    "strict": Metric("strict", "held for 5 steps", lambda outcome: outcome.strict),
+}
+
+
+def rates_of(outcomes: Sequence[Outcome]) -> dict[str, Rate]:
+    """Returns the rate of every metric that is known of all outcomes."""
+    judged = {name: [metric.judge(outcome) for outcome in outcomes] for name, metric in METRICS.items()}
+    return {name: Rate.count(values) for name, values in judged.items() if values and None not in values}  # type: ignore[arg-type]
+
+
+#: Who was evaluated on the same pairs: field of a `Result` -> what the rates of its outcomes are of.
+WHO = {"outcomes": "agent", "random": "random", "replay": "replay"}
+
+
 @dataclass(frozen=True)
 class Result:
-    """One evaluation of one agent by planning success, as `results/*.json` holds it.
+    """One evaluation of one agent by planning success: a record of kind "plan".
 
     Attributes:
         command: What was typed.
@@ -119,37 +252,35 @@ class Result:
         pairs: `{"hash", "source", "count", "seed"}` of the pair set; where its pairs have phases also `"phases"`, of
             the evaluated ones in the order of the outcomes.
         outcomes: One per evaluated pair.
-        floor: The random policy on the same pairs; empty if it was not measured.
-        ceiling: The recorded actions, replayed, on the same pairs; likewise.
+        random: The random policy's on the same pairs; empty if it was not measured.
+        replay: Those of the recorded actions, replayed; likewise.
         timing: `act_seconds` (all calls of the agent), `plans` and `seconds_per_plan` (None if the agent does not say).
         film: Name of the film beside the JSON file, or None.
-        kind: What was measured.
+        metrics: Whatever else was measured, by name.
     """
 
     command: str
-    commit: dict[str, Any] | None
+    commit: Json | None
     versions: dict[str, str]
-    hardware: dict[str, Any]
+    hardware: Json
     started: str
     seconds: float
     task: str
     agent: str
-    run: dict[str, Any]
+    run: Json
     seed: int
     protocol: str
     offset_steps: int
     budget_steps: int
-    pairs: dict[str, Any]
+    pairs: Json
     outcomes: tuple[Outcome, ...]
-    floor: tuple[Outcome, ...]
-    ceiling: tuple[Outcome, ...]
-    timing: dict[str, Any]
+    random: tuple[Outcome, ...]
+    replay: tuple[Outcome, ...]
+    timing: Json
     film: str | None = None
-    kind: str = "plan"
+    metrics: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind != "plan":
-            raise ValueError(f"unknown kind of result {self.kind!r}; expected 'plan'")
         if not self.outcomes:
             raise ValueError("a result needs at least one outcome")
         if self.protocol not in PROTOCOLS:
@@ -157,7 +288,7 @@ class Result:
         phases = self.pairs.get("phases")
         if phases is not None and len(phases) != len(self.outcomes):
             raise ValueError(f"{len(phases)} phases do not fit {len(self.outcomes)} outcomes")
-        for name, others in (("random floor", self.floor), ("ceiling", self.ceiling)):
+        for name, others in (("random baseline", self.random), ("action replay", self.replay)):
             if [o.pair for o in others] not in ([], [o.pair for o in self.outcomes]):
                 raise ValueError(f"the {name} must be measured on the same pairs as the agent")
 
@@ -166,49 +297,32 @@ class Result:
         """The agent's success rate."""
         return Rate.of(self.outcomes)
 
-    @property
-    def floor_success(self) -> Rate | None:
-        """The random policy's success rate on the same pairs, None if it was not measured."""
-        return Rate.of(self.floor) if self.floor else None
+    def rates(self) -> dict[str, dict[str, Rate]]:
+        """Returns who ("agent", "random", "replay") -> metric -> rate; what was not measured is left out."""
+        return {who: found for name, who in WHO.items() if (found := rates_of(getattr(self, name)))}
 
-    @property
-    def ceiling_success(self) -> Rate | None:
-        """The success rate of replaying the recorded actions, None if it was not measured."""
-        return Rate.of(self.ceiling) if self.ceiling else None
-
-    def rates(self) -> dict[str, Rate | None]:
-        """Returns every rate that follows from the outcomes, by name; None for those that were not measured."""
-        return {
-            "success": self.success,
-            "strict_success": Rate.strictly(self.outcomes),
-            "floor_success": self.floor_success,
-            "floor_strict_success": Rate.strictly(self.floor),
-            "ceiling_success": self.ceiling_success,
-            "ceiling_strict_success": Rate.strictly(self.ceiling),
-        }
-
-    def by_phase(self) -> dict[str, dict[str, Rate | None]]:
-        """Returns every rate by the pairs' phase, the easiest first; empty where the pairs have none."""
+    def by_phase(self) -> dict[str, dict[str, dict[str, Rate]]]:
+        """Returns the same for the pairs of each phase, the easiest first; empty where the pairs have none."""
         phases = self.pairs.get("phases") or ()
         found = {}
-        for phase in get_task(self.task).phases:
+        for phase in get_task(self.task).phases if phases else ():
             here = [i for i, name in enumerate(phases) if name == phase]
             if here:
-                parts: dict[str, Any] = {
-                    name: tuple(getattr(self, name)[i] for i in here) for name in _OUTCOMES if getattr(self, name)
-                }
+                parts: Json = {name: tuple(getattr(self, name)[i] for i in here) for name in WHO if getattr(self, name)}
                 found[phase] = replace(self, **parts, pairs={}).rates()
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the file's content; the success rates repeat what follows from the outcomes, for readers."""
-        head = {"format": FORMAT, "schema": SCHEMA, "kind": self.kind}
-        phases = {name: _as_json(rates) for name, rates in self.by_phase().items()}
-        return {**head, **_as_json(self.rates()), **({_BY_PHASE: phases} if phases else {}), **asdict(self)}
+    def to_record(self) -> Record:
+        """Returns the record; its rates repeat what follows from the outcomes, for readers."""
+        phases = {phase: _as_json(rates) for phase, rates in self.by_phase().items()}
+        values = asdict(self)
+        head = {name: values.pop(name) for name in HEAD}
+        by_phase = {"rates_by_phase": phases} if phases else {}
+        return Record("plan", {"rates": _as_json(self.rates()), **by_phase, **values}, head)
 
     def save(self, path: str | Path) -> None:
         """Writes the result, creating the folder; a reader never sees half a file."""
-        write_json(Path(path), self.to_json())
+        self.to_record().save(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -218,44 +332,55 @@ class Result:
             ValueError: If the file is not a result, is of another schema, or contradicts itself.
             OSError: If it cannot be read.
         """
-        path = Path(path)
-        data = read_json(path, _CUT_OFF)
-        if data.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a LeWM-Gym result; expected a file written by `python -m benchmarks`")
-        schema = data.get("schema")
-        if schema != SCHEMA:
-            age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
-            advice = "update LeWM-Gym" if age == "a newer" else "run the benchmark again"
-            raise ValueError(f"{path} has {age} result schema ({schema}; this version reads {SCHEMA}): {advice}")
-        derived = {key: data.pop(key, None) for key in ("format", "schema", *RATES, _BY_PHASE)}
+        return cls.of(Record.load(path, "plan"))
+
+    @classmethod
+    def of(cls, record: Record) -> Result:
+        """Returns the result that a record holds.
+
+        Raises:
+            ValueError: If it is damaged or contradicts itself.
+        """
+        data = {**record.head, **record.body}
+        stored, by_phase = data.pop("rates", None), data.pop("rates_by_phase", None) or {}
         names = {field.name for field in fields(cls)}
-        if missing := sorted(names - set(data)):
-            raise ValueError(f"{path} lacks {', '.join(missing)}; run the benchmark again")
+        if missing := sorted(names - {"film", "metrics"} - set(data)):
+            raise ValueError(f"{record.path} lacks {', '.join(missing)}; run the benchmark again")
         if unknown := sorted(set(data) - names):
-            raise ValueError(f"{path} has unknown fields {', '.join(unknown)}")
+            raise ValueError(f"{record.path} has unknown fields {', '.join(unknown)}")
         try:
-            for key in _OUTCOMES:
-                data[key] = tuple(Outcome(**row) for row in data[key])
+            for name in WHO:
+                data[name] = tuple(Outcome(**row) for row in data[name])
             result = cls(**data)
-            by_phase = {name: (derived[_BY_PHASE] or {}).get(name, {}) for name in result.by_phase()}
-            phases = result.by_phase().items()
-            stored = [(derived, result.rates()), *((by_phase[name], rates) for name, rates in phases)]
-            agree = all(_agrees(found.get(key), rate) for found, rates in stored for key, rate in rates.items())
+            expected = [(stored, result.rates())]
+            expected += [(by_phase[phase], rates) for phase, rates in result.by_phase().items() if phase in by_phase]
+            agree = all(
+                isinstance(found, dict) and all(_agrees(found.get(who), rates.get(who, {})) for who in WHO.values())
+                for found, rates in expected
+            )
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise ValueError(f"{record.path} is damaged: {error}") from None
         if not agree:
-            raise ValueError(f"{path} contradicts itself: its success rates do not follow from its outcomes")
+            raise ValueError(f"{record.path} contradicts itself: its success rates do not follow from its outcomes")
         return result
 
 
-def is_result(path: Path) -> bool:
-    """Returns whether `path` holds a result of any schema; other JSON files (manifests, configurations) do not.
+def _as_json(rates: dict[str, dict[str, Rate]]) -> Json:
+    return {who: {name: asdict(rate) for name, rate in found.items()} for who, found in rates.items()}
 
-    Raises:
-        ValueError: If it is not JSON: a damaged result should not silently be missing from a table.
-    """
-    data = parse_json(path, _CUT_OFF)
-    return isinstance(data, dict) and data.get("format") == FORMAT
+
+def _agrees(stored: Any, rates: dict[str, Rate]) -> bool:
+    """Returns whether stored rates are those given, those of metrics that are not stored or not known now aside."""
+    if stored is not None and not isinstance(stored, dict):
+        return False
+    for name in set(stored or {}) & set(rates):
+        expected, found = asdict(rates[name]), stored[name]  # to 1e-9: another platform may differ in the last digit
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return False
+        numbers = all(type(value) in (int, float) for value in found.values())
+        if not numbers or any(abs(found[key] - expected[key]) > 1e-9 for key in expected):
+            return False
+    return bool(stored) == bool(rates)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -271,37 +396,9 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     Raises:
         ValueError: For counts or a confidence out of range.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"expected 0 <= successes <= n with n >= 1, got {successes} of {n}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / n
-    centre = rate + z * z / (2 * n)
-    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # At the ends the exact value is 0 or 1; rounding may miss it by 1e-17.
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == n else (centre + half) / scale
-    return low, high
+    from scipy.stats import binomtest
 
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Writes `data` to `path`, a line per key, whole or not at all, making the folder."""
-    lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
-    make_folder(path.parent)
-    with atomic_file(path) as file:
-        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
-
-
-def _as_json(rates: dict[str, Rate | None]) -> dict[str, Any]:
-    return {name: asdict(rate) if rate else None for name, rate in rates.items()}
-
-
-def _agrees(stored: Any, rate: Rate | None) -> bool:
-    if rate is None or not isinstance(stored, dict):
-        return stored is None and rate is None
-    expected = asdict(rate)  # to 1e-9: another platform's square root may differ in the last digit
-    return stored.keys() == expected.keys() and all(
-        type(stored[key]) in (int, float) and abs(stored[key] - expected[key]) < 1e-9 for key in expected
-    )
+    if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
+        raise ValueError(f"expected 0 <= successes <= n with n >= 1, got {successes} of {n} at confidence {confidence}")
+    found = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)

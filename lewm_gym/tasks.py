@@ -5,7 +5,9 @@ To add a task: write `envs/<name>.py` and `collect/policies/<name>.py`, and add 
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 IMAGE_SIZE = 224  # px, height and width of every observation (paper, section 4)
 
@@ -27,6 +29,10 @@ class Task:
         proprioception: Name -> size of the physical quantities that the actor can sense of itself, never of an object:
             what environments made with `proprioception=True` show, and the columns of that name in datasets.
         phases: What lies between start and goal, in words, the easiest first: what success is reported by.
+        laptop_episodes: Episodes of a dataset for a laptop, for which minutes of training are meant.
+        collect_seconds: What an episode takes to collect, seconds: two workers on two cores of an AMD EPYC.
+        reference_env: Beginning of stable-worldmodel's id, to be timed beside ours; its versions differ by release.
+        film_note: What a picture shows that could be taken for something else.
         extra: Name of the pip extra that the simulator needs beyond the core, or None.
         vector_entry_point: `module:class` of a batched vector environment, or None.
     """
@@ -42,8 +48,17 @@ class Task:
     goal_offsets: tuple[int, ...]
     proprioception: dict[str, int]
     phases: tuple[str, ...]
+    laptop_episodes: int = 500
+    collect_seconds: float = 0.1
+    reference_env: str | None = None
+    film_note: str = ""
     extra: str | None = None
     vector_entry_point: str | None = None
+
+    def env_class(self) -> Any:
+        """Returns the class of the environment, imported now: what the task knows of itself."""
+        module, _, name = self.entry_point.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 TASKS: dict[str, Task] = {
@@ -59,6 +74,9 @@ TASKS: dict[str, Task] = {
             max_episode_steps=100,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75),
+            laptop_episodes=300,
+            collect_seconds=0.0126,
+            reference_env="swm/TwoRoom-v",
             proprioception={"agent_position": 2},
             phases=("same room", "other room"),
             vector_entry_point="envs.two_room_vector:TwoRoomVectorEnv",
@@ -73,6 +91,10 @@ TASKS: dict[str, Task] = {
             max_episode_steps=300,  # 97 % of the expert's episodes are shorter, and budgets go up to 200
             collect_episodes=20_000,
             goal_offsets=(25, 50, 75, 100),
+            laptop_episodes=1000,
+            collect_seconds=0.066,
+            reference_env="swm/PushT-v",
+            film_note="The green T is a fixed mark of the environment, not the goal.",
             proprioception={"agent_position": 2, "agent_velocity": 2},
             phases=("free", "contact"),
         ),
@@ -86,6 +108,9 @@ TASKS: dict[str, Task] = {
             max_episode_steps=200,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75, 100),
+            laptop_episodes=500,
+            collect_seconds=1.94,
+            reference_env="swm/OGBCube-v",
             proprioception={"joint_angles": 6, "effector_position": 3, "effector_yaw": 2, "gripper_opening": 1},
             phases=("arm only", "in hand", "empty hand"),
             extra="mujoco",
@@ -100,6 +125,9 @@ TASKS: dict[str, Task] = {
             max_episode_steps=200,
             collect_episodes=10_000,
             goal_offsets=(25, 50, 75, 100),
+            laptop_episodes=500,
+            collect_seconds=0.40,
+            reference_env="swm/ReacherDMControl-v",
             proprioception={"joint_angles": 4, "joint_velocities": 2},
             phases=("under 60 degrees", "60 to 120 degrees", "over 120 degrees"),
             extra="mujoco",

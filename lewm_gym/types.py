@@ -14,7 +14,7 @@ function on the device (`lewm_gym.nn.images`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,7 @@ class Planner(Protocol):
 
 
 class Agent(Protocol):
-    """What benchmarks evaluate."""
+    """What benchmarks evaluate; one that is more than that is a `BatchAgent`."""
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forgets plans and buffers; `seeds`, one per environment, begin fresh random streams."""
@@ -148,3 +148,25 @@ class Agent(Protocol):
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], Any]:
         """Returns (action, state) in stable-baselines3's form."""
+
+
+@runtime_checkable
+class BatchAgent(Agent, Protocol):
+    """An agent that can be told which of its environments go on, and says which frames it needs.
+
+    Any other is fed the last observations of finished environments until the batch is over, and every frame is drawn.
+    """
+
+    #: Whether it needs `proprioception` and `goal_proprioception` in observations, too.
+    proprioception: bool
+    #: Plans made since the start; 0 for one that does not plan.
+    plans: int
+
+    def select_envs(self, rows: list[int]) -> None:
+        """Goes on with these environments only: the observations that follow are theirs, in this order."""
+
+    def needs_frame(self) -> list[bool] | None:
+        """Returns for each environment since the last reset whether it will look at the next frame; None: at all."""
+
+    def share_rng(self) -> None:
+        """Makes all environments draw from one random stream until the next reset, as the reference's do."""

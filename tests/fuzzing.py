@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.registry import COMMANDS, load_command
 from lewm_gym import cli
 from lewm_gym.files import SEAL, sealed
 
@@ -91,6 +92,10 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
                     found[program] = caught.args[0]
     finally:
         argparse.ArgumentParser.parse_args = before  # type: ignore[method-assign]
+    commands = argparse.ArgumentParser().add_subparsers()  # those of benchmarks are parsed one by one
+    commands._name_parser_map.update({name: load_command(name).parser(name) for name in COMMANDS})
+    found["benchmarks"]._actions.append(commands)
+    found["benchmarks"]._actions = [a for a in found["benchmarks"]._actions if a.dest != "command"]
     return found
 
 
@@ -101,7 +106,7 @@ def draw_call(rng: np.random.Generator, parser: argparse.ArgumentParser, paths: 
     for action in actions:
         if isinstance(action, argparse._SubParsersAction):
             name = str(rng.choice([name for name in action.choices if name not in LEFT_OUT]))
-            return [*words, name, *draw_call(rng, action.choices[name], paths)]
+            return [*words, *name.split(), *draw_call(rng, action.choices[name], paths)]
         if not action.option_strings:
             words += _values(rng, action, paths)
     options = [a for a in actions if a.option_strings and "--help" not in a.option_strings]

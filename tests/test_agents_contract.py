@@ -16,6 +16,7 @@ from agents.random import RandomAgent
 from agents.run import train_run
 from lewm_gym import checkpoint
 from lewm_gym.nn import dino
+from lewm_gym.types import BatchAgent
 
 BASE = {"steps": 2, "batch_size": 4, "recalibration_batches": 1, "validate_every_steps": 2}
 WORLD = {**tiny.SETTINGS, **BASE}
@@ -148,13 +149,13 @@ def test_actions_are_the_same_alone_and_among_others(make):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_keep_goes_on_with_the_rows_named(make):
+def test_select_envs_goes_on_with_the_rows_named(make):
     agent, reference = make(), make()
     observation = tiny.observation(3)
     for each in (agent, reference):
         each.reset(SEEDS)
         each.act(observation)
-    agent.keep([0, 2])
+    agent.select_envs([0, 2])
     got = agent.act({key: value[[0, 2]] for key, value in observation.items()})
     np.testing.assert_array_equal(got, reference.act(observation)[[0, 2]])
 
@@ -210,12 +211,13 @@ def test_a_dataset_without_pictures_is_refused(name, tmp_path):
 
 
 def test_every_agent_is_evaluated(name, make):
-    """The protocol itself: `benchmarks.plan.evaluate`, for a few steps."""
-    from benchmarks.plan import evaluate, stream_seed
-    from lewm_gym.pairs import load_shipped
+    """The protocol itself: `benchmarks.evaluation.evaluate`, for a few steps."""
+    from benchmarks.evaluation.evaluate import evaluate
+    from lewm_gym.pairs import load_shipped, stream_seed
 
     pairs = load_shipped("two_room", 25).pairs[:2]
     agent = make()
+    assert isinstance(agent, BatchAgent)
     if name in REPLAYING:
         agent = agent_class(name)({stream_seed(0, i): pair.actions for i, pair in enumerate(pairs)})
     outcomes = evaluate(agent, "two_room", pairs, budget_steps=26 if name in REPLAYING else 3)

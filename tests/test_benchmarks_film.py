@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_benchmarks_plan import a_run
+from tiny import measure
 
 from agents.random import RandomAgent
-from benchmarks import film
-from benchmarks.measure import measure, refilm
-from benchmarks.plan import evaluate
+from benchmarks.evaluation import film
+from benchmarks.evaluation.envs import Settings
+from benchmarks.evaluation.evaluate import evaluate, record
 from lewm_gym.pairs import PairSet, load_shipped
 from lewm_gym.results import Outcome, Result
 
@@ -39,7 +40,7 @@ def test_choice_takes_the_first_of_each_kind() -> None:
 def test_film_shows_the_same_episodes_frame_by_frame(tmp_path: Path, outcomes: tuple[Outcome, ...]) -> None:
     solved = next(o for o in outcomes if o.success)
     failed = next(o for o in outcomes if not o.success)
-    episodes = film.record(RandomAgent(2), "two_room", PAIRS, [solved.pair, failed.pair], budget_steps=BUDGET)
+    episodes = record(RandomAgent(2), "two_room", PAIRS, [solved.pair, failed.pair], Settings(BUDGET))
     assert [episode.outcome for episode in episodes] == [replace(o, strict=None) for o in (solved, failed)]
     assert solved.steps is not None
     assert [len(episode.frames) for episode in episodes] == [solved.steps + 1, BUDGET + 1]
@@ -57,7 +58,7 @@ def test_film_shows_the_same_episodes_frame_by_frame(tmp_path: Path, outcomes: t
 
 def test_ending_is_marked_and_held(outcomes: tuple[Outcome, ...]) -> None:
     first = outcomes[0].pair
-    (episode,) = film.record(RandomAgent(2), "two_room", PAIRS, [first], budget_steps=4)
+    (episode,) = record(RandomAgent(2), "two_room", PAIRS, [first], Settings(4))
     frames = film.film_frames([episode], "Two-Room")
     assert len(frames) == 5 + film.HOLD_FRAMES
     border = film.HEAD + film.VIEW // 2, film.GAP - 3
@@ -70,7 +71,7 @@ def test_ending_is_marked_and_held(outcomes: tuple[Outcome, ...]) -> None:
 
 
 def test_views_are_the_agents_own(outcomes: tuple[Outcome, ...]) -> None:
-    (episode,) = film.record(RandomAgent(2), "two_room", PAIRS, [3], budget_steps=2)
+    (episode,) = record(RandomAgent(2), "two_room", PAIRS, [3], Settings(2))
     frame = film.film_frames([episode], "Two-Room")[1].astype(float)
     rows = slice(film.HEAD, film.HEAD + film.VIEW)
     left, right = frame[rows, film.GAP :][:, : film.VIEW], frame[rows, 2 * film.GAP + film.VIEW :][:, : film.VIEW]
@@ -87,12 +88,13 @@ def test_no_episodes_is_an_error(tmp_path: Path) -> None:
 
 def test_a_lost_film_is_made_again_without_measuring(tmp_path: Path) -> None:
     run, out = a_run(tmp_path / "run"), tmp_path / "r.json"
-    result = measure(run, episodes=3, budget_steps=BUDGET, out=out, film=True)
+    asked = {"n_pairs": 3, "budget": BUDGET, "out": out, "film": True, "overwrite": False}
+    result = measure(run, **asked)
     film_bytes = out.with_suffix(".mp4").read_bytes()
     for suffix in (".mp4", ".png"):
         out.with_suffix(suffix).unlink()
     stages = []
-    again = refilm(run, out, progress=lambda *stage: stages.append(stage))
+    again = measure(run, progress=lambda *stage: stages.append(stage), **asked)
     assert again == result == Result.load(out)
     assert out.with_suffix(".mp4").read_bytes() == film_bytes and out.with_suffix(".png").is_file()
     assert {stage for stage, _, _ in stages} == {"film"}
@@ -101,13 +103,12 @@ def test_a_lost_film_is_made_again_without_measuring(tmp_path: Path) -> None:
 def test_a_result_without_a_film_gets_one(tmp_path: Path) -> None:
     run, out = a_run(tmp_path / "run"), tmp_path / "r.json"
     given = PairSet("two_room", 25, tuple(PAIRS[:2]), seed=123, policy="test")
-    before = measure(run, pairs=given, budget_steps=BUDGET, out=out)
-    with pytest.raises(ValueError, match="on pairs given in Python: give them again"):
-        refilm(run, out)
-    with pytest.raises(ValueError, match="on other pairs than given"):
-        refilm(run, out, pairs=load_shipped("two_room", 25))
-    assert refilm(run, out, pairs=given).film == "r.mp4" == Result.load(out).film
+    asked = {"pairs": given, "budget": BUDGET, "out": out, "overwrite": False}
+    before = measure(run, **asked)
+    with pytest.raises(ValueError, match="another question"):
+        measure(run, **asked | {"pairs": load_shipped("two_room", 25), "film": True})
+    assert measure(run, **asked, film=True).film == "r.mp4" == Result.load(out).film
     assert Result.load(out).outcomes == before.outcomes
     (run / "run.json").write_text((run / "run.json").read_text() + " ")
-    with pytest.raises(ValueError, match="measured with other weights"):
-        refilm(run, out, pairs=given)
+    with pytest.raises(ValueError, match="another question"):
+        measure(run, **asked)

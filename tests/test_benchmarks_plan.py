@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tiny import measure
 
 from agents.random import RandomAgent
 from benchmarks.__main__ import main
-from benchmarks.environments import Rules
-from benchmarks.measure import measure
-from benchmarks.outcome_log import OutcomeLog
-from benchmarks.plan import evaluate, stream_seed
-from benchmarks.runs import read_curves
-from lewm_gym.pairs import Pair, PairSet, load_shipped
-from lewm_gym.results import Outcome, Result
+from benchmarks.evaluation.envs import Rules
+from benchmarks.evaluation.evaluate import evaluate
+from benchmarks.evaluation.protocols import Asked, make_job
+from benchmarks.evaluation.run import Session, load_description, read_curves
+from lewm_gym.pairs import Pair, PairSet, load_shipped, stream_seed
+from lewm_gym.results import Result
 
 PAIRS = load_shipped("two_room", 25).pairs[:10]
 
@@ -49,8 +49,16 @@ class Seeker:
 
 
 class KeepingSeeker(Seeker):
-    def keep(self, rows: list[int]) -> None:
+    proprioception, plans = False, 0
+
+    def select_envs(self, rows: list[int]) -> None:
         self._streams = [self._streams[row] for row in rows]
+
+    def needs_frame(self) -> None:
+        return None
+
+    def share_rng(self) -> None:
+        raise AssertionError("nothing is shared here")
 
 
 class Replay(Seeker):
@@ -166,28 +174,63 @@ def test_killed_evaluation_resumes_to_the_result_of_an_undisturbed_one(tmp_path:
     result = measure(
         run, pairs=pair_set, agent=again, n_envs=4, out=tmp_path / "r.json", progress=lambda *s: stages.append(s)
     )
-    assert (result.outcomes, result.floor) == (whole.outcomes, whole.floor)
+    assert (result.outcomes, result.random) == (whole.outcomes, whole.random)
     assert Result.load(tmp_path / "r.json") == result
     assert not partial.exists()
     planning = [done for stage, done, total in stages if stage == "planning"]
     assert planning[0] == known and planning[-1] == len(PAIRS)
 
 
-def test_log_of_another_evaluation_is_not_resumed(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    config = {"started": "now", "seed": 0}
-    OutcomeLog(path, config).append("agent", Outcome(4, True, 7), "call", 1.0, {"act_seconds": 0.5})
-    same = OutcomeLog(path, config | {"started": "later"})
-    assert same.known("agent") == {4: Outcome(4, True, 7)} and not same.known("floor")
-    assert (same.started, same.seconds, same.timing) == ("now", 1.0, {"act_seconds": 0.5})
-    assert OutcomeLog(path, config | {"seed": 1}).known("agent") == {}
+def test_log_of_another_question_is_not_resumed(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+
+    def session(**asked: Any) -> Session:
+        return Session(
+            make_job(run, load_description(run), Asked(n_pairs=3, workers=1, **asked)), tmp_path / "r", "w", None
+        )
+
+    first = session()
+    outcomes = first.outcomes("random", RandomAgent(2))
+    again = session()
+    assert again.started == first.started and again.outcomes("random", None) == outcomes  # nobody needs to act
+    assert again.totals()[0] > 0
+    with pytest.raises(AttributeError):
+        session(seed=1).outcomes("random", None)
+
+
+def test_a_result_is_never_written_over_by_that_of_another_question(tmp_path: Path, monkeypatch: Any) -> None:
+    run, out = a_run(tmp_path / "run"), tmp_path / "r.json"
+    asked = {"n_pairs": 2, "out": out, "overwrite": False}
+    first = measure(run, **asked)
+    kept = out.read_bytes()
+    for other in ({"n_pairs": 3}, {"seed": 1}, {"budget": 7}, {"offset": (50,)}, {"strict": False}):
+        with pytest.raises(ValueError, match="holds the result of another question.*--overwrite"):
+            measure(run, **asked | other)
+        assert out.read_bytes() == kept
+    monkeypatch.setattr("benchmarks.evaluation.run.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    assert measure(run, **asked) == first
+    monkeypatch.undo()
+    assert len(measure(run, **asked | {"n_pairs": 3, "overwrite": True}).outcomes) == 3
+
+
+def test_results_of_different_questions_have_different_names(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    for other in (
+        {},
+        {"n_pairs": 1},
+        {"seed": 1, "n_pairs": 2},
+        {"budget": 7, "n_pairs": 1},
+        {"strict": False, "n_pairs": 1},
+    ):
+        measure(run, **{"n_pairs": 2, **other} if other else {"n_pairs": 3})
+    assert len(list(Path("results").glob("run-25-*.json"))) == 5
 
 
 def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
     run = a_run(tmp_path / "run", preset="laptop")
-    result = measure(run, pairs=pair_set, episodes=6, seed=2, out=tmp_path / "r.json")
+    result = measure(run, pairs=pair_set, n_pairs=6, seed=2, out=tmp_path / "r.json")
     assert result.agent == "random" and [o.pair for o in result.outcomes] == list(range(6))
-    assert result.outcomes == result.floor  # the random policy is its own floor
+    assert result.outcomes == result.random  # the random policy is its own baseline
     assert result.budget_steps == 50 and result.pairs["hash"] == pair_set.content_hash
     assert result.run["steps"] == 20 and result.run["curves"]["loss"]["value"][0] == 1.0
     assert result.run["description"]["preset"] == "laptop" and len(result.run["weights"]) == 64
@@ -197,12 +240,12 @@ def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({}, {"episodes": 11}, "--n-pairs must be within 1 and 10, got 11"),
-        ({}, {"episodes": 0}, "--n-pairs must be within 1 and 10, got 0"),
+        ({}, {"n_pairs": 11}, "--n-pairs must be within 1 and 10, got 11"),
+        ({}, {"n_pairs": 0}, "--n-pairs must be at least 1, got 0"),
         ({}, {"n_envs": 0}, "--n-envs must be at least 1, got 0"),
-        ({}, {"budget_steps": 0}, "--budget must be at least 1, got 0"),
+        ({}, {"budget": 0}, "--budget must be at least 1, got 0"),
         ({}, {"seed": -1}, "--seed must not be negative, got -1"),
-        ({"task": "chess"}, {}, "unknown task 'chess'"),
+        ({"task": "gym:Pendulum-v1"}, {}, "'gym:Pendulum-v1', which is none of the tasks .* load_agent"),
         ({"finished": False}, {}, "not finished"),
         ({"dataset": {"seed": 123}}, {}, "pairs come from seed 123, on which"),
     ],
@@ -220,7 +263,7 @@ def test_misfits_are_refused(
 def test_wrong_numbers_are_refused_before_anything_is_loaded_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr("agents.load_agent", lambda *_: pytest.fail("the agent was loaded"))
+    monkeypatch.setattr("benchmarks.evaluation.run.load_agent", lambda *_: pytest.fail("the agent was loaded"))
     monkeypatch.chdir(tmp_path)
     a_run(tmp_path / "run")
     with pytest.raises(ValueError, match=f"^{option[0]} must .*, got {option[1]}$"):
@@ -257,7 +300,7 @@ def test_command_line_measures_and_reports(tmp_path: Path, capsys: pytest.Captur
     assert {path.name for path in out.parent.iterdir()} == {"r.json", "report.html", "report.md"}
 
 
-@pytest.mark.parametrize("arguments", [["plan", "nowhere"], ["report", "nowhere"], ["plan", ".", "--offset", "25"]])
+@pytest.mark.parametrize("arguments", [["plan", "nowhere"], ["report", "nowhere"], ["nonsense"]])
 def test_command_line_errors_are_one_line_and_status_2(tmp_path: Path, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "benchmarks", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -267,7 +310,7 @@ def test_command_line_errors_are_one_line_and_status_2(tmp_path: Path, arguments
 
 
 def test_importing_benchmarks_loads_neither_torch_nor_a_simulator() -> None:
-    modules = "benchmarks, benchmarks.__main__, benchmarks.measure, benchmarks.report, agents.random"
+    modules = "benchmarks, benchmarks.__main__, benchmarks.registry, agents.random"
     code = f"import sys, {modules}; print({{'torch', 'pymunk', 'mujoco', 'envs'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

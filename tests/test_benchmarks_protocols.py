@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import tiny
 from test_benchmarks_plan import PAIRS, Seeker, a_run
+from tiny import measure
 
 from agents.random import RandomAgent
-from benchmarks import official
 from benchmarks.__main__ import main
-from benchmarks.environments import View, WorkerEnvironments
-from benchmarks.measure import measure, refilm
-from benchmarks.plan import HOLD_STEPS, Settings, _Attempt, evaluate
+from benchmarks.evaluation import protocols as official
+from benchmarks.evaluation.envs import Rules, Settings, View, WorkerEnvironments
+from benchmarks.evaluation.evaluate import HOLD_STEPS, _Attempt, evaluate
 from envs.cube_simulation import cube_turn
 from envs.two_room import TwoRoomEnv
 from lewm_gym.data.dataset import Dataset
@@ -87,8 +87,6 @@ def test_planning_agents_outcomes_are_the_same_in_worker_processes() -> None:
 
 def test_a_dead_worker_and_an_error_in_one_are_told() -> None:
     task = get_task("two_room")
-    from benchmarks.environments import Rules
-
     envs = WorkerEnvironments(task, 2, Rules(), workers=1)
     try:
         with pytest.raises(ValueError, match="must lie within"):
@@ -101,16 +99,20 @@ def test_a_dead_worker_and_an_error_in_one_are_told() -> None:
         envs.close()
 
 
-class WithoutLooks:
-    """An agent that does not say where it looks."""
+class WithoutNeeds:
+    """An agent that does not say which frames it needs."""
 
     def __init__(self, agent: Any) -> None:
-        self.reset, self.act, self.keep = agent.reset, agent.act, agent.keep
+        self.reset, self.act, self.select_envs = agent.reset, agent.act, agent.select_envs
+        self.predict, self.share_rng, self.plans, self.proprioception = agent.predict, agent.share_rng, 0, False
+
+    def needs_frame(self) -> None:
+        return None
 
 
 def test_only_frames_that_a_plan_starts_from_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, drawn = tiny.agent(), []
-    everything = evaluate(WithoutLooks(agent), "two_room", PAIRS[:4])
+    everything = evaluate(WithoutNeeds(agent), "two_room", PAIRS[:4])
     draw = TwoRoomEnv.render_state
     monkeypatch.setattr(TwoRoomEnv, "render_state", lambda env, state: drawn.append(1) or draw(env, state))
     before = agent.plans
@@ -168,19 +170,20 @@ def test_official_pairs_are_recorded_frames_and_outcomes_count_solved_starts(tmp
         np.testing.assert_array_equal(pair.goal_image, env.reset(options={"goal_state": pair.goal_state})[0]["goal"])
     seeker = Seeker()
     run = trained_on(tmp_path / "run", dataset)
-    result = measure(run, protocol="official", episodes=20, agent=seeker, out=tmp_path / "r.json", film=True)
+    result = measure(run, protocol="official", n_pairs=20, agent=seeker, out=tmp_path / "r.json", film=True)
     assert (result.protocol, result.offset_steps, result.budget_steps) == ("official", 25, 50)
     assert {outcome.strict for outcome in result.outcomes} == {None}
-    assert result.ceiling_success is not None and result.ceiling_success.rate >= 0.8  # inexact rules
+    assert result.rates()["replay"]["success"].rate >= 0.8  # inexact rules
     assert max(seeker.batches) == 20  # all at once: they share one random stream
     (tmp_path / "r.mp4").unlink()
-    assert refilm(run, tmp_path / "r.json", agent=Seeker()).film == "r.mp4"
+    again = {"protocol": "official", "n_pairs": 20, "film": True, "overwrite": False, "out": tmp_path / "r.json"}
+    assert measure(run, agent=Seeker(), **again) == result and (tmp_path / "r.mp4").is_file()
 
 
 def test_official_random_stream_is_one_for_all_and_restarts_with_the_evaluation(tmp_path: Path, dataset: Path) -> None:
     pairs = official.recorded_pairs(Dataset.open(dataset), 4)
     agent = tiny.agent()
-    how = {"shared_stream": True, "solved_starts": True, "strict": False, "budget_steps": 30}
+    how = {"shared_rng": True, "solved_starts": True, "strict": False, "budget_steps": 30}
     together = evaluate(agent, "two_room", pairs, **how)
     assert len({id(slot.generator) for slot in agent._controller.slots}) <= 1
     assert evaluate(agent, "two_room", pairs, **how) == together
@@ -195,13 +198,13 @@ def test_official_random_stream_is_one_for_all_and_restarts_with_the_evaluation(
         ({"render_quality": "reference"}, {}, "its render quality is 'fast', not 'reference'"),
         ({"folder": "nowhere"}, {}, "no dataset in nowhere, .*--dataset FOLDER"),
         ({"folder": None}, {}, "does not say which dataset"),
-        ({}, {"episodes": 10_000}, "fewer than the 10000 that are asked"),
-        ({}, {"episodes": 0}, "--n-pairs must be at least 1"),
-        ({}, {"budget_steps": 60}, "official protocol's budget is 50, got --budget 60"),
-        ({}, {"offset_steps": 50}, "official protocol's distance is 25, got 50"),
-        ({}, {"pairs": "x.json"}, "--pairs is for the audited protocol"),
-        ({}, {"protocol": "sloppy"}, "--protocol must be one of audited, official, sampled"),
-        ({}, {"protocol": "audited", "dataset": "x"}, "--dataset is for the official protocol"),
+        ({}, {"n_pairs": 10_000}, "fewer than the 10000 that are asked"),
+        ({}, {"n_pairs": 0}, "--n-pairs must be at least 1"),
+        ({}, {"budget": 60}, "official protocol's budget is 50, got --budget 60"),
+        ({}, {"offset": (50,)}, "official protocol's distance is 25, got 50"),
+        ({}, {"pairs": Path("x.json")}, "--pairs is for the heldout protocol"),
+        ({}, {"protocol": "sloppy"}, "--protocol must be one of heldout, official, sampled"),
+        ({}, {"protocol": "heldout", "dataset": "x"}, "--dataset is for the official protocol"),
         ({}, {"workers": 0}, "--workers must be at least 1, got 0"),
     ],
 )
@@ -215,9 +218,8 @@ def test_official_misfits_are_refused(
 
 
 def test_dataset_of_another_task_is_refused(dataset: Path) -> None:
-    description = {"task": "pusht", "dataset": {"folder": str(dataset)}}
     with pytest.raises(ValueError, match="its task is 'two_room', not 'pusht'"):
-        official.open_training_set(Path("run"), description)
+        official.open_training_set(Path("run"), get_task("pusht"), {"folder": str(dataset)})
 
 
 def test_killed_official_evaluation_begins_again(tmp_path: Path, dataset: Path) -> None:
@@ -230,9 +232,9 @@ def test_killed_official_evaluation_begins_again(tmp_path: Path, dataset: Path) 
             return super().act(obs)
 
     with pytest.raises(KeyboardInterrupt):
-        measure(run, protocol="official", episodes=5, agent=Killed(), out=tmp_path / "r.json")
+        measure(run, protocol="official", n_pairs=5, agent=Killed(), out=tmp_path / "r.json")
     again = Seeker()
-    measure(run, protocol="official", episodes=5, agent=again, out=tmp_path / "r.json")
+    measure(run, protocol="official", n_pairs=5, agent=again, out=tmp_path / "r.json")
     assert set(again.batches) == {5}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 import tiny
 
-from benchmarks import suite
 from benchmarks.__main__ import main
-from lewm_gym.results import Result
+from benchmarks.experiments import suite
+from lewm_gym.results import Record, Result
 
 TOY = {"conv_channels": "[8,8,8]", "encoder_width": 16, "predictor_depth": 1, "sigreg_directions": 16, "batch_size": 8}
 TOY |= {"latent_size": 8, "recalibration_batches": 1}
@@ -59,26 +58,26 @@ def in_this_process(done: list[str]) -> Any:
 def test_suite_does_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, done, said = asked(tmp_path), [], []
     monkeypatch.setattr(suite, "_do", in_this_process(done))
-    assert suite.run(wanted, said.append) == 0
+    assert wanted.run(said.append) == 0
     knowledge = ["probe", "rollout", "straightness", "curves", "surprise"]
     assert done == ["collect", "compare", "plan", "plan", "plan", *knowledge, "shift", "report"]
-    results = [Result.load(path) for path in wanted.out.glob("*.json") if "lewm-gym result" in path.read_text()]
+    results = [Result.load(path) for path in wanted.out.glob("*.json") if '"kind": "plan"' in path.read_text()]
     assert {(r.protocol, r.offset_steps) for r in results if r.agent == "lewm"} == {
-        ("audited", 25),
-        ("audited", 50),
-        ("audited", 75),
+        ("heldout", 25),
+        ("heldout", 50),
+        ("heldout", 75),
         ("official", 25),
     }
     page = (wanted.out / "report.html").read_text()
     for text in ("Agents side by side", "Probing", "a changed world", "official pairs", "random policy"):
         assert text in page, text
     done.clear()
-    assert suite.run(wanted, said.append) == 0
+    assert wanted.run(said.append) == 0
     assert done == ["compare", "report"]  # which find everything there themselves
     # Other weights are measured again.
     run = next((wanted.runs).glob("two_room-lewm-*"))
     (run / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes() + b" ")
-    assert not any(stage.done for stage in suite.measuring(wanted))
+    assert not any(stage.done for stage in wanted.measuring())
 
 
 def test_cost_is_told_before_anything_is_done(
@@ -93,7 +92,7 @@ def test_cost_is_told_before_anything_is_done(
         "Two-Room     collect 300 episodes: about 4 s",
         "OGBench-Cube collect 500 episodes: about 16 min",
         "12 trainings: lewm, gcbc; seeds 0, 1, 2; preset laptop",
-        "12 x 10 min of optimiser steps = 2.0 h",
+        "12 x 10 min of optimiser steps = 2 h",
         "12 evaluations on 200 pairs",
         "python -m benchmarks compare data/two_room data/cube --agents lewm gcbc --seeds 0 1 2",
     ):
@@ -106,17 +105,17 @@ def test_cost_is_told_before_anything_is_done(
 def test_datasets_are_used_again_and_extended_where_they_are_too_small(tmp_path: Path) -> None:
     wanted = asked(tmp_path, episodes=3)
     tiny.collect_two_room(wanted.data / "two_room", 3)
-    assert [stage.done for stage in suite.collection(wanted)] == [True]
-    assert "reuse 3 episodes" in suite.cost(wanted)
-    assert [stage.done for stage in suite.collection(replace(wanted, episodes=4))] == [False]
+    assert [stage.done for stage in wanted.collection()] == [True]
+    assert "reuse 3 episodes" in wanted.cost()
+    assert [stage.done for stage in replace(wanted, episodes=4).collection()] == [False]
     (wanted.data / "two_room" / suite.PARTS).mkdir()  # as an interrupted collection leaves it
-    assert [stage.done for stage in suite.collection(wanted)] == [False]
+    assert [stage.done for stage in wanted.collection()] == [False]
 
 
 def test_a_stage_that_fails_stops_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(suite, "_do", lambda stage, say: done.append(stage.words[0]) or 2)
-    assert suite.run(asked(tmp_path), lambda _: None) == 2
+    assert asked(tmp_path).run(lambda _: None) == 2
     assert done == ["collect"]
 
 
@@ -128,9 +127,11 @@ def test_a_stage_that_fails_stops_the_suite(tmp_path: Path, monkeypatch: pytest.
         ({"seeds": (0, 0)}, "--seeds needs at least one, and none twice; got 0 0"),
         ({"seeds": (-1,)}, "--seeds must not be negative"),
         ({"agents": ()}, "--agents needs at least one"),
+        ({"agents": ("nonsense",)}, "unknown agent 'nonsense'; expected all, or some of: lewm, "),
+        ({"agents": ("random",)}, "unknown agent 'random'"),
         ({"episodes": 1}, "--episodes must be at least 2, got 1"),
         ({"n_pairs": 0}, "--n-pairs must be at least 1, got 0"),
-        ({"budget_min": 0.0}, "--budget-min must be a positive number of minutes, got 0"),
+        ({"budget_min": 0.0}, "--budget-min must be at least 1e-06, got 0.0"),
         ({"settings": ("foo",)}, "--set takes AGENT.NAME=VALUE, got 'foo'"),
     ],
 )
@@ -144,10 +145,10 @@ def test_commands_name_what_they_measure(tmp_path: Path) -> None:
     wanted.out.mkdir(parents=True)
     rows = [{"task": "two_room", "agent": "lewm", "steps": 2, "seeds": [{"seed": 0}]}]
     rows.append({"task": "two_room", "agent": "random", "steps": None, "seeds": [{"seed": None}]})
-    (wanted.out / "compare.json").write_text(json.dumps({"rows": rows}))
+    Record("compare", {"rows": rows}, {}).save(wanted.out / "compare.json")
     run = wanted.runs / "two_room-lewm-2steps-seed0"
     run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
-    commands = [stage.command for stage in suite.measuring(wanted)]
+    commands = [stage.command for stage in wanted.measuring()]
     assert all(str(run) in command for command in commands)
     assert sum("--protocol official" in command for command in commands) == 1

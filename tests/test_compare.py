@@ -8,13 +8,12 @@ import sys
 import pytest
 import tiny
 
-from agents import agent_class
-from benchmarks import compare as comparing
-from benchmarks import comparison as compared
+from agents import agent_class, learning
 from benchmarks.__main__ import main
-from benchmarks.calibrate import Calibration, calibrate
-from benchmarks.compare import compare
-from benchmarks.comparison import TRAINABLE, Comparison, named_agents
+from benchmarks.experiments import compare as comparing
+from benchmarks.experiments import trial as trials
+from benchmarks.experiments.calibrate import Calibration, calibrate
+from benchmarks.experiments.compare import Compare, named_agents
 from lewm_gym import checkpoint
 from lewm_gym.nn import dino
 from lewm_gym.training import TrainingDiverged
@@ -55,7 +54,7 @@ def test_one_command_gives_a_row_for_every_agent_and_reference(finished):
     assert [seed["seed"] for seed in rows["gcbc"]["seeds"]] == [0, 1]
     assert rows["gcbc"]["features"] == "trained with the policy" and rows["gcbc"]["published"] == 100
     text = (finished / "out" / "compare.md").read_text()
-    assert "## Two-Room: 1 pairs, 25 steps apart, preset laptop" in text and "Unfinished" not in text
+    assert "**Two-Room, 1 pairs**" in text and "Unfinished" not in text
     description = checkpoint.load_description(finished / "runs" / "two_room-gcbc-2steps-seed1")
     assert description["training"]["steps"] == 2 and description["training"]["seed"] == 1
 
@@ -87,7 +86,7 @@ def test_an_interrupted_call_keeps_what_is_finished_in_the_table(finished, monke
     def interrupt(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparing, "_do", interrupt)
+    monkeypatch.setattr(Compare, "do", interrupt)
     with pytest.raises(KeyboardInterrupt):
         command(finished, "--steps", "2", "two_room/lewm=1")
     table = json.loads((finished / "out" / "compare.json").read_text())
@@ -105,15 +104,16 @@ def test_dry_run_says_the_cost_and_writes_nothing(folder, tmp_path, capsys):
 
 
 def test_budget_becomes_steps_that_a_second_call_uses_again(data, tmp_path, monkeypatch):
-    settings = {"gcbc": {"batch_size": 4, "conv_channels": (8, 8), "encoder_width": 8, "hidden_widths": (8,)}}
+    settings = ("gcbc.batch_size=4", "gcbc.conv_channels=[8,8]", "gcbc.encoder_width=8", "gcbc.hidden_widths=[8]")
     places = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
-    asked = Comparison((data,), ("gcbc",), budget_min=0.002, n_pairs=1, settings=settings, **places)
-    compare(asked, say=lambda line: None)
+    given = {"datasets": (data,), "agents": ("gcbc",), "seeds": (0,), "budget_min": 0.002, "n_pairs": 1}
+    asked = Compare(**given, settings=settings, **places)
+    asked.compare(say=lambda line: None)
     timed = json.loads((asked.out / "calibration.json").read_text())["two_room/gcbc"]["timed"]
     steps = Calibration(**timed).steps_within(0.002)
     assert (asked.runs / f"two_room-gcbc-{steps}steps-seed0" / checkpoint.WEIGHTS).is_file()
-    monkeypatch.setattr(compared, "calibrate", None)  # would fail if it were asked again
-    assert len(compare(asked, say=lambda line: None)) == 4
+    monkeypatch.setattr(comparing, "calibrate", None)  # would fail if it were asked again
+    assert len(asked.compare(say=lambda line: None)) == 4
 
 
 def test_calibration_rounds_to_two_digits_and_counts_plans():
@@ -131,14 +131,14 @@ def test_calibration_measures_a_real_training(data):
 
 
 def test_a_training_that_diverges_does_not_end_the_others(finished, monkeypatch):
-    train = comparing.train_run
+    train = trials.train_run
 
     def diverge(kind, *rest):
         if kind.name == "lewm":
             raise TrainingDiverged("the loss is nan")
         return train(kind, *rest)
 
-    monkeypatch.setattr(comparing, "train_run", diverge)
+    monkeypatch.setattr(trials, "train_run", diverge)
     assert command(finished, "--steps", "gcbc=2", "lewm=3") == 0
     text = (finished / "out" / "compare.md").read_text()
     assert "two_room-lewm-3steps-seed0 diverged: the loss is nan" in text and "| GCBC |" in text
@@ -213,11 +213,11 @@ def test_steps_for_one_agent_leave_the_others_their_budget(data, tmp_path, capsy
 def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
     monkeypatch.setattr(dino, "available", lambda: False)
     assert named_agents(("lewm", "dino_wm", "random_vit")) == ("lewm", "random_vit")
-    assert set(named_agents(("all",))) == set(TRAINABLE) - {"dino_wm"}
+    assert set(named_agents(("all",))) == set(learning()) - {"dino_wm"}
     assert named_agents(("dino_wm",), {"dino_wm": {"dino_weights": "here.pth"}}) == ("dino_wm",)
     monkeypatch.setattr(dino, "available", lambda: True)
     assert named_agents(("dino_wm",)) == ("dino_wm",)
-    assert set(named_agents(("all",))) == set(TRAINABLE) - {"random_vit"}
+    assert set(named_agents(("all",))) == set(learning()) - {"random_vit"}
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
         (["--preset", "huge"], "has no preset 'huge'"),
         (["--seeds", "0", "0"], "none twice"),
         (["--seeds", "-1"], "must not be negative"),
-        (["--budget-min", "0"], "positive number of minutes"),
-        (["--budget-min", "nan"], "positive number of minutes"),
+        (["--budget-min", "0"], "--budget-min must be at least"),
+        (["--budget-min", "nan"], "--budget-min must be at least"),
         (["--steps", "0"], "N at least 1"),
         (["--steps", "lewm=many"], "N at least 1"),
         (["--agents", "lewm", "--steps", "gcbc=2"], "'gcbc', which is not compared"),

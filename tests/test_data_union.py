@@ -12,10 +12,11 @@ import tiny
 
 from agents.lewm import LeWMAgent
 from agents.run import train_run
-from benchmarks.official import open_training_set
+from benchmarks.evaluation.protocols import open_training_set
 from collect.collector import collect
 from lewm_gym.data import ClipSampler, Dataset, DatasetUnion, open_datasets
 from lewm_gym.data.union import parts_of
+from lewm_gym.tasks import get_task
 
 
 def quick(folder, episodes=3, **options):
@@ -102,4 +103,4 @@ def test_a_run_names_the_parts_it_was_trained_on(parts, tmp_path):
     with pytest.raises(ValueError, match="holds another run"):
         train_run(LeWMAgent, folders[0], tmp_path / "run", "laptop", settings, "cpu")
     with pytest.raises(ValueError, match="trained on several datasets"):
-        open_training_set(tmp_path / "run", description)
+        open_training_set(tmp_path / "run", get_task("two_room"), description["dataset"])

@@ -34,6 +34,7 @@ for package in ("lewm_gym", "envs", "agents", "collect", "benchmarks"):
     assert (importlib.resources.files(package) / "py.typed").is_file(), package
 from importlib.resources import files
 assert any(file.name.endswith(".safetensors") for file in files("collect.policies").iterdir())
+assert all((files("benchmarks.report") / name).is_file() for name in ("page.html.j2", "page.md.j2", "published.toml"))
 print("used")
 """
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.knowledge.probe import probe
-from benchmarks.knowledge.statistics import error_and_correlation, mean_interval, paired_t_test
+from benchmarks.analysis.probe import probe
+from benchmarks.analysis.statistics import error_and_correlation, mean_interval, paired_t_test
 
 STEPS = 300  # of an MLP probe
 

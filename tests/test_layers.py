@@ -70,7 +70,7 @@ def test_every_package_is_in_the_table() -> None:
         ("agents/lewm.py", "from envs.two_room import TwoRoomEnv"),
         ("agents/lewm.py", "def f():\n    from collect import collector"),
         ("lewm_gym/data/clips.py", "import importlib\ndef f():\n    return importlib.import_module('envs')"),
-        ("benchmarks/plan.py", "from importlib import import_module\nimport_module(f'envs.{name}')"),
+        ("benchmarks/evaluation/run.py", "from importlib import import_module\nimport_module(f'envs.{name}')"),
         ("collect/collector.py", "if TYPE_CHECKING:\n    import benchmarks"),
         ("lewm_gym/__main__.py", "import agents"),
         ("lewm_gym/__init__.py", "import importlib\nimportlib.import_module('agents.lewm')"),
@@ -85,7 +85,7 @@ def test_a_planted_wrong_arrow_is_caught(tmp_path: Path, file: str, source: str)
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("benchmarks/plan.py", "import agents\nfrom collect.policies import two_room\nimport lewm_gym"),
+        ("benchmarks/evaluation/run.py", "import agents\nfrom collect.policies import two_room\nimport lewm_gym"),
         ("collect/collector.py", "from envs import goal_env"),
         ("lewm_gym/__main__.py", "import importlib\ndef f():\n    importlib.import_module('agents.lewm')"),
     ],

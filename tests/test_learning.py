@@ -4,7 +4,7 @@ import pytest
 
 from agents.lewm import LeWMAgent
 from agents.run import train_run
-from benchmarks.plan import evaluate
+from benchmarks.evaluation.evaluate import evaluate
 from collect.collector import collect
 from lewm_gym.pairs import load_shipped
 from lewm_gym.results import Rate

@@ -164,7 +164,7 @@ def test_keep_goes_on_with_the_rows_that_are_named():
     reference.reset(seeds=[1, 2, 3])
     agent.act(observations)
     reference.act(observations)
-    agent.keep([0, 2])
+    agent.select_envs([0, 2])
     got = agent.act({k: v[[0, 2]] for k, v in observations.items()})
     np.testing.assert_array_equal(got, reference.act(observations)[[0, 2]])
 

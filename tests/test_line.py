@@ -31,7 +31,7 @@ def test_parts_by_hand(tmp_path):
     succeed(
         tmp_path, "agents", "lewm", "data/two_room", "--preset", "laptop", "--steps", "3", "--batch-size", "8", *TINY
     )
-    out = succeed(tmp_path, "benchmarks", "plan", "runs/two_room-lewm-0", "--episodes", "3", "--film")
+    out = succeed(tmp_path, "benchmarks", "plan", "runs/two_room-lewm-0", "--n-pairs", "3", "--film")
     assert "of 3 held-out pairs" in out and "random" in out
     succeed(tmp_path, "benchmarks", "report", "results/")
     result = json.loads(next((tmp_path / "results").glob("*.json")).read_text())

@@ -143,7 +143,7 @@ def test_vit_attends_alike_in_both_precisions():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 3, 17, 64)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-    got = vit._attend(*(t.bfloat16() for t in (query, key, value)))
+    got = vit.attend(*(t.bfloat16() for t in (query, key, value)))
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.02)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_benchmarks_plan import Seeker, a_run
 from test_results import make_result
+from tiny import measure
 
-from benchmarks.measure import default_path, measure
-from benchmarks.plan_cli import summary
+from benchmarks.evaluation.protocols import make_job
+from benchmarks.evaluation.run import Plan, summary
 from collect.__main__ import main
 from collect.episodes import make_env
 from collect.pairs import make_pairs, with_phases
@@ -134,18 +136,18 @@ def test_results_have_rates_by_phase_and_print_them(pairs, tmp_path):
     result = measure(a_run(tmp_path / "run"), agent=Seeker(), pairs=pairs, out=tmp_path / "r.json", n_envs=4)
     by_phase = result.by_phase()
     assert list(by_phase) == ["same room", "other room"]
-    assert sum(rates["success"].episodes for rates in by_phase.values()) == 8
+    assert sum(rates["agent"]["success"].episodes for rates in by_phase.values()) == 8
     rooms = [pair.phase for pair in pairs.pairs]
     for phase, rates in by_phase.items():
-        assert rates["success"].successes == sum(
+        assert rates["agent"]["success"].successes == sum(
             o.success for o, room in zip(result.outcomes, rooms, strict=True) if room == phase
         )
-        assert rates["floor_success"].episodes == rates["ceiling_success"].episodes == rooms.count(phase)
+        assert rates["random"]["success"].episodes == rates["replay"]["success"].episodes == rooms.count(phase)
     data = json.loads((tmp_path / "r.json").read_text())
-    assert data["rates_by_phase"]["other room"]["success"]["episodes"] == rooms.count("other room")
+    assert data["rates_by_phase"]["other room"]["agent"]["success"]["episodes"] == rooms.count("other room")
     assert Result.load(tmp_path / "r.json") == result
     assert "    same room" in summary(result) and "random" in summary(result)
-    data["rates_by_phase"]["other room"]["success"]["successes"] += 1
+    data["rates_by_phase"]["other room"]["agent"]["success"]["successes"] += 1
     (tmp_path / "r.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="contradicts itself"):
         Result.load(tmp_path / "r.json")
@@ -188,15 +190,17 @@ def test_cube_has_a_second_suite_of_its_former_pairs():
 
 @needs_mujoco
 def test_another_suite_is_chosen_by_its_name_and_named_in_the_result(tmp_path, monkeypatch):
-    from benchmarks.protocols import Request, make_job
-
     run = a_run(tmp_path / "run", task="cube")
-    job = make_job(run, {"task": "cube"}, Request(pairs="markov", episodes=2))
+
+    def asked(**options):
+        plan = Plan(run=run, n_pairs=2, **options)
+        job = make_job(run, {"task": "cube"}, plan)
+        return job, plan.default_path(job).name
+
+    (job, name), (own, own_name) = asked(pairs=Path("markov")), asked()
     assert job.source["source"] == "shipped, markov"
     assert job.source["hash"] == load_shipped("cube", 25, "markov").content_hash
-    assert default_path(run, job).name == f"{run.name}-markov-25-seed0.json"
-    own = make_job(run, {"task": "cube"}, Request(episodes=2))
+    assert (name, own_name) == (f"{run.name}-markov-25-2pairs-seed0.json", f"{run.name}-25-2pairs-seed0.json")
     assert own.source["source"] == "shipped" and own.source["hash"] != job.source["hash"]
-    assert default_path(run, own).name == f"{run.name}-25-seed0.json"
     with pytest.raises(ValueError, match="suites of: markov"):
-        make_job(run, {"task": "cube"}, Request(pairs="other"))
+        asked(pairs=Path("other"))

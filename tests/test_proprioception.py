@@ -15,8 +15,7 @@ from agents import load_agent
 from agents.dino_wm import DinoWM, DinoWMAgent, DinoWMConfig, RandomViTAgent
 from agents.planning import PlanningConfig, terminal_cost
 from agents.run import train_run
-from benchmarks.plan import evaluate
-from benchmarks.session import TimedAgent
+from benchmarks.evaluation.evaluate import evaluate
 from lewm_gym import checkpoint
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
@@ -182,14 +181,15 @@ def test_the_past_is_passed_on_with_what_was_sensed_in_it(run, monkeypatch):
 
 
 def test_evaluation_makes_environments_that_sense_and_batches_change_nothing(run):
-    class Watched(TimedAgent):
-        def act(self, obs):
-            shown.append(obs)
-            return super().act(obs)
+    def watched():
+        agent = quick(run)
+        act = agent.act
+        agent.act = lambda obs: shown.append(obs) or act(obs)
+        return agent
 
     pairs, outcomes, shown = load_shipped("two_room", 25).pairs[:2], [], []
     for n_envs in (1, 2):
-        outcomes.append(evaluate(Watched(quick(run)), "two_room", pairs, budget_steps=6, strict=False, n_envs=n_envs))
+        outcomes.append(evaluate(watched(), "two_room", pairs, budget_steps=6, strict=False, n_envs=n_envs))
     assert outcomes[0] == outcomes[1]
     np.testing.assert_array_equal(shown[-6]["proprioception"], np.float32([pair.start_state for pair in pairs]))
     np.testing.assert_array_equal(shown[-1]["goal_proprioception"], np.float32([pair.goal_state for pair in pairs]))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agents import load_agent
-from benchmarks.plan import evaluate
-from benchmarks.references import expert_actions, make_reference
+from benchmarks.evaluation.evaluate import evaluate
+from benchmarks.experiments.references import expert_actions, make_reference
 from collect.episodes import make_env
 from collect.policies import make_pursuer
 from envs.goal_env import GoalEnv

@@ -11,10 +11,12 @@ import pytest
 from test_report import MACHINE, MADE, RECORDS, judged, save
 
 from agents.random import RandomAgent
-from benchmarks import film
-from benchmarks.report import write_report
+from benchmarks.evaluation import film
+from benchmarks.evaluation.envs import Settings
+from benchmarks.evaluation.evaluate import record as filmed
+from benchmarks.report.build import write_report
 from lewm_gym.pairs import load_shipped
-from lewm_gym.results import write_json
+from lewm_gym.results import Record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 #: Without the background flags a browser asks for updates, which a closed network refuses many times a second.
@@ -36,13 +38,12 @@ document.title = `broken ${broken} wide ${wide} fetched ${fetched}`;
 @pytest.mark.parametrize("width", [400, 1100])
 def test_browser_shows_the_whole_page_without_complaint(tmp_path: Path, width: int) -> None:
     pairs = load_shipped("two_room", 25).pairs
-    episodes = film.record(RandomAgent(2), "two_room", pairs, [0, 1], budget_steps=5)
+    episodes = filmed(RandomAgent(2), "two_room", pairs, [0, 1], Settings(5))
     film.write_film(tmp_path / "f.mp4", episodes, "two_room")
     results = [save(tmp_path, f"{s}.json", judged(s, 9, 5, film="f.mp4" if s == 0 else None)) for s in (0, 1)]
     results.append(save(tmp_path, "far.json", judged(0, 5, 2, offset_steps=50, budget_steps=100)))
     for name, (record, _) in RECORDS.items():
-        results.append(tmp_path / f"{name}.json")
-        write_json(results[-1], record | MADE | {"schema": 1, "hardware": MACHINE})
+        results.append(Record(name, record, MADE | {"hardware": MACHINE}).save(tmp_path / f"{name}.json").path)
     page = write_report(results, tmp_path / "page.html")
     page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]

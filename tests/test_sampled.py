@@ -7,11 +7,12 @@ import importlib.util
 import numpy as np
 import pytest
 from test_benchmarks_plan import a_run
+from tiny import measure
 
 from benchmarks.__main__ import main
-from benchmarks.measure import default_path, refilm
-from benchmarks.protocols import Request, make_job
-from benchmarks.sampled import KINDS, sample_pairs
+from benchmarks.evaluation.protocols import make_job
+from benchmarks.evaluation.run import Plan
+from benchmarks.evaluation.sampled import KINDS, sample_pairs
 from collect.episodes import make_env
 from lewm_gym.pairs import load_shipped
 from lewm_gym.results import Result
@@ -63,7 +64,7 @@ def test_walks_begin_at_shipped_starts_and_are_functions_of_seed_and_number():
 
 
 def test_more_walks_than_starts_begin_there_again(monkeypatch):
-    from benchmarks import sampled
+    from benchmarks.evaluation import sampled
 
     shipped = load_shipped("two_room", 25)
     monkeypatch.setattr(sampled, "load_shipped", lambda *_: type("Set", (), {"pairs": shipped.pairs[:2]}))
@@ -94,7 +95,7 @@ def test_goals_out_of_reach_are_drawn_again_and_counted(monkeypatch):
     sampled = sample_pairs(get_task("two_room"), "uniform", 5, 0, 25)
     assert sampled.drawn > 5
     assert all(np.abs(pair.goal_state - pair.start_state).max() < 25 * 5 + 16 for pair in sampled.pairs)
-    monkeypatch.setattr("benchmarks.sampled._DRAWS", 3)
+    monkeypatch.setattr("benchmarks.evaluation.sampled._DRAWS", 3)
     with pytest.raises(ValueError, match="reaches none of 3 goals within 1 steps: raise --budget"):
         sample_pairs(get_task("two_room"), "uniform", 1, 0, 1)
     with pytest.raises(ValueError, match="--sampled-goals must be one of uniform, walk, got 'far'"):
@@ -109,27 +110,27 @@ def test_the_command_measures_sampled_goals(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "goals drawn uniformly, budget 100 steps, protocol sampled" in printed and "strict" in printed
     assert "goals 25 steps of a random walk away, budget 50 steps" in printed
-    uniform, walk = (Result.load(tmp_path / "results" / f"run-sampled-{k}-seed0.json") for k in ("uniform", "walk25"))
+    uniform, walk = (
+        Result.load(tmp_path / "results" / f"run-sampled-{k}-3pairs-seed0.json") for k in ("uniform", "walk-25")
+    )
     assert (uniform.protocol, uniform.offset_steps, uniform.pairs["source"]) == ("sampled", 0, "uniform")
     assert (walk.offset_steps, walk.budget_steps, walk.pairs["drawn"] >= 3) == (25, 50, True)
     for result in (uniform, walk):
-        assert len(result.floor) == 3 and result.ceiling_success.successes == 3 and result.by_phase()
+        assert len(result.random) == 3 and result.rates()["replay"]["success"].successes == 3 and result.by_phase()
 
 
-def test_a_sampled_result_is_filmed_on_its_own_pairs(tmp_path, monkeypatch):
+def test_a_sampled_result_is_filmed_on_its_own_pairs(tmp_path):
     from agents.random import RandomAgent
-    from benchmarks.measure import measure
 
     pytest.importorskip("imageio_ffmpeg")
-    run, out = a_run(tmp_path / "run"), tmp_path / "walk.json"
-    options = {"agent": RandomAgent(2), "protocol": "sampled", "sampled_goals": "walk", "episodes": 2}
-    measure(run, out=out, budget_steps=3, strict=False, **options)
-    assert refilm(run, out, agent=RandomAgent(2)).film == "walk.mp4"
+    run = a_run(tmp_path / "run")
+    asked = {"out": tmp_path / "walk.json", "sampled_goals": "walk", "n_pairs": 2, "budget": 3, "strict": False}
+    first = measure(run, agent=RandomAgent(2), **asked)
+    filmed = measure(run, agent=RandomAgent(2), film=True, overwrite=False, **asked)
+    assert filmed.film == "walk.mp4" and filmed.outcomes == first.outcomes
 
 
 def test_the_name_of_a_result_says_the_kind(tmp_path):
     run = a_run(tmp_path / "run")
-    job = make_job(
-        run, {"task": "two_room"}, Request(protocol="sampled", sampled_goals="walk", episodes=1, offset_steps=50)
-    )
-    assert default_path(run, job).name == "run-sampled-walk50-seed0.json"
+    plan = Plan(run=run, sampled_goals="walk", offset=(50,), n_pairs=1)
+    assert plan.default_path(make_job(run, {"task": "two_room"}, plan)).name == "run-sampled-walk-50-1pairs-seed0.json"

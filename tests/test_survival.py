@@ -220,6 +220,6 @@ def test_planning(undisturbed, tmp_path, number):
     whole, out = Result.load(out), tmp_path / "killed.json"
     assert until_done(start, number, random.Random(number), seconds)
     again = Result.load(out)
-    for name in ("outcomes", "floor", "ceiling", "success", "pairs", "seed"):
+    for name in ("outcomes", "random", "replay", "success", "pairs", "seed"):
         assert getattr(again, name) == getattr(whole, name), name
     assert not list(tmp_path.glob(".*.tmp*"))

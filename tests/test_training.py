@@ -518,7 +518,7 @@ def test_latent_statistics_of_known_latents():
 def test_drawing_the_curves_leaves_the_users_backend_alone(tmp_path):
     import matplotlib
 
-    from lewm_gym.curves import save_curves
+    from lewm_gym.plots import save_curves
 
     before = matplotlib.get_backend()
     matplotlib.use("svg")

@@ -72,3 +72,18 @@ def edit_run(folder: Path, **changes) -> None:
     """Changes what `run.json` says, as another version or another run would have said it."""
     described = json.loads((folder / "run.json").read_text())
     checkpoint.save_description(folder, {**described, **changes})
+
+
+def measure(run: Path, *, agent=None, progress=None, **asked):
+    """Measures a run as `python -m benchmarks plan` does, with an agent of the test's own."""
+    from benchmarks.evaluation.run import Plan
+
+    return Plan(run=run, **{"workers": 1, "overwrite": True, **asked}).measure(progress, agent)
+
+
+def planning_run(folder: Path) -> Path:
+    """Writes the run folder of an untrained agent that plans; returns it."""
+    made = agent()
+    made.description.update(preset="laptop", finished=True)
+    made.save(folder)
+    return folder

@@ -63,11 +63,11 @@ class ViT(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Self-attention and MLP, each behind a LayerNorm and beside a residual."""
+    """Self-attention and MLP, each behind a LayerNorm and beside a residual; `attend` is how it attends."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.attend = heads, attend
         self.norm1 = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -80,12 +80,12 @@ class ViTBlock(nn.Module):
         n, tokens, width = x.shape
         qkv = self.query_key_value(self.norm1(x)).view(n, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = _attend(query, key, value)
+        attended = self.attend(query, key, value)
         x = x + self.attention_out(attended.transpose(1, 2).reshape(n, tokens, width))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x))))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Returns softmax(query key^T / sqrt(width)) value, each (n, heads, tokens, head_width).
 
     On CPUs in bf16 the products are written out: torch's fused attention takes 2.2x as long there, forward and

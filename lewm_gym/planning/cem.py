@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lewm_gym.planning.budget import Budgeted
 from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 
 
 @dataclass(frozen=True)
-class CEMConfig:
+class CEMConfig(Budgeted):
     """Settings of `CEM`; the defaults are the paper's for Push-T."""
 
     n_samples: int = 300  # candidates per iteration, the current mean among them

@@ -103,12 +103,12 @@ class RecedingHorizon:
         """Forgets all plans; `seeds`, one per environment, begin fresh streams (default: the controller's own seed)."""
         self.slots = [] if seeds is None else [Slot(_stream(seed)) for seed in seeds]
 
-    def share_stream(self) -> None:
+    def share_rng(self) -> None:
         """Makes all environments draw from the first one's stream, as in the reference: each plan moves the next."""
         for slot in self.slots[1:]:
             slot.generator = self.slots[0].generator
 
-    def looks(self) -> list[bool]:
+    def needs_frame(self) -> list[bool]:
         """Returns for each environment whether its next frame matters: to plan from, or as the past of a later plan."""
         return [not slot.queue or (self._context > 1 and not slot.taken) for slot in self.slots]
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lewm_gym.planning.budget import Budgeted
 from lewm_gym.planning.cem import Deadline, best
 from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 
 
 @dataclass(frozen=True)
-class GradientConfig:
+class GradientConfig(Budgeted):
     """Settings of `GradientPlanner`."""
+
+    candidates_name: ClassVar[str] = "n_starts"
 
     n_starts: int = 32  # candidates followed downhill, the proposal's mean among them
     n_iterations: int = 30

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from lewm_gym.planning.budget import Budgeted
 from lewm_gym.planning.cem import CEM, CEMConfig, Deadline, best
 from lewm_gym.planning.icem import ICEM, ICEMConfig
 from lewm_gym.planning.mppi import MPPI, MPPIConfig
@@ -21,8 +22,17 @@ from lewm_gym.types import Cost, PlanResult
 
 
 @dataclass(frozen=True)
-class ActorConfig:
+class ActorConfig(Budgeted):
     """Settings of `ActorPlanner`: none."""
+
+    @property
+    def budget(self) -> tuple[int, int]:
+        """One plan, once."""
+        return 1, 1
+
+    def with_budget(self, candidates: int, iterations: int) -> Self:
+        """Returns these settings: there is no search."""
+        return self
 
 
 class ActorPlanner:
@@ -49,7 +59,7 @@ class ActorPlanner:
 
 
 @dataclass(frozen=True)
-class GuidedConfig:
+class GuidedConfig(Budgeted):
     """Settings of `Guided`; those of INTACT's guarded search (arXiv 2607.26056) but for `std`."""
 
     n_samples: int = 128  # candidates per iteration, besides the actor's plan and the best so far
@@ -139,7 +149,7 @@ class ARCEM(Guided):
 
 
 @dataclass(frozen=True)
-class FusedConfig:
+class FusedConfig(Budgeted):
     """Settings of `Fused`; PRISM's."""
 
     search: str = "mppi"  # the search: cem, icem or mppi

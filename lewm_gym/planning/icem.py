@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lewm_gym.planning.budget import Budgeted
 from lewm_gym.planning.cem import Deadline, best
 from lewm_gym.planning.noise import coloured
 from lewm_gym.types import Cost, PlanResult
 
 
 @dataclass(frozen=True)
-class ICEMConfig:
+class ICEMConfig(Budgeted):
     """Settings of `ICEM`; defaults from the paper where it has one for all tasks."""
+
+    constant_cost: ClassVar[bool] = False
 
     n_samples: int = 128  # candidates in the first iteration
     n_elites: int = 16  # best candidates, to which the next proposal is fitted

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lewm_gym.planning.budget import Budgeted
 from lewm_gym.planning.cem import Deadline
 from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 
 
 @dataclass(frozen=True)
-class MPPIConfig:
+class MPPIConfig(Budgeted):
     """Settings of `MPPI`."""
 
     n_samples: int = 300  # candidates per iteration, the current mean among them

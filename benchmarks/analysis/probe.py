@@ -1,0 +1,308 @@
+"""Probing: how well physical quantities can be read off a frozen latent (paper, section 5 and tables 1, 3, 4).
+
+For each quantity of the task a linear map and a small MLP are fitted from the latent of one frame, on episodes apart
+from those they are judged on. Targets are standardised by the fitting episodes, so that always answering the mean has
+a squared error of 1 and a correlation of 0. The paper does not say how its probes were fitted; ours are:
+
+- linear: ridge regression in closed form on standardised latents, penalty `RIDGE` per frame, far below the data's;
+- MLP: two hidden layers of `HIDDEN`, AdamW; of its states over training the one that is best on a tenth of the
+  fitting episodes set aside is judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.analysis.statistics import Interval, error_and_correlation
+from benchmarks.analysis.worlds import describe_dataset, divide, encoded, load_worlds, open_dataset
+from benchmarks.options import OnDevice
+from benchmarks.report.published import probes, sentence
+from benchmarks.report.records import Measurement
+from benchmarks.report.tables import Cell, Mark, Section, Table, task_title, theirs
+from lewm_gym.commands import argument, option
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.plots import QUIET, Figure, colour_of
+from lewm_gym.results import Json, Record
+from lewm_gym.tasks import TASKS
+
+RIDGE = 1e-4
+HIDDEN = 128
+ROUNDED_TO_ZERO = 5e-4  # where an error published as 0.000 stands on a logarithmic axis: the most that it can be
+
+Groups = list[NDArray[np.float64]]  # one (T, k) per episode
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a probe reads a quantity.
+
+    Attributes:
+        mse: Mean squared error on standardised targets, over all test frames; 1 is what the mean achieves.
+        mse_std: Standard deviation of the episodes' own errors.
+        r: Pearson's correlation, averaged over the quantity's coordinates.
+    """
+
+    mse: Interval
+    mse_std: float
+    r: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the score for a record."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Measurement, OnDevice):
+    """Fits linear and MLP probes from frozen latents to each physical quantity of the task and judges them on episodes
+    that no run was trained on: squared error and Pearson's r, beside the paper's.
+    """  # noqa: D205
+
+    kind = "probe"
+
+    runs: tuple[Path, ...] = argument("run folders of world models of one task")
+    dataset: Path = argument("folder that `python -m collect` wrote")
+    fit_episodes: int = option(200, "episodes to fit probes on, at most", least=1)
+    episodes: int = option(50, "episodes to judge them on, at most", least=1)
+    steps: int = option(1500, "optimiser steps of an MLP probe", least=1)
+    control: bool = option(False, "probe the first run's network with random weights too")
+
+    def measure(self, bars: Any) -> Json:
+        """Returns the scores of every run on every quantity."""
+        worlds = load_worlds(self.runs, self.device)
+        dataset = open_dataset(self.dataset, worlds)
+        episodes = divide(dataset, worlds, self.fit_episodes, self.episodes)
+        stride = max(world.frame_skip for world in worlds)
+        worlds += [worlds[0].control()] if self.control else []
+        chosen = np.concatenate([episodes.fit, episodes.test])
+        latents: list[Groups] = [[] for _ in worlds]
+        targets: dict[str, Groups] = {name: [] for name in quantity_names(dataset)}
+        for done, (index, steps, parts) in enumerate(encoded(dataset, chosen, worlds, stride), 1):
+            for groups, world, part in zip(latents, worlds, parts, strict=True):
+                groups.append(world.pooled(part).double().numpy())
+            for name, values in quantities(dataset, index).items():
+                targets[name].append(values[steps].astype(np.float64))
+            bars("encode", done, len(chosen))
+        n_fit = len(episodes.fit)
+        judged = [
+            {
+                **world.describe(),
+                "width": int(groups[0].shape[1]),
+                "quantities": _judge(groups, targets, n_fit, self.steps, world.title, bars),
+            }
+            for world, groups in zip(worlds, latents, strict=True)
+        ]
+        return {
+            "task": dataset.task,
+            "dataset": describe_dataset(dataset),
+            "fresh_episodes": episodes.fresh,
+            "fit_episodes": n_fit,
+            "fit_frames": sum(map(len, latents[0][:n_fit])),
+            "test_episodes": len(episodes.test),
+            "test_frames": sum(map(len, latents[0][n_fit:])),
+            "stride": stride,
+            "mlp_steps": self.steps,
+            "models": judged,
+        }
+
+    @staticmethod
+    def show(record: Record) -> Section:
+        """Returns a row per quantity and model, the paper's LeWM in italics."""
+        known, models = probes(record["task"]), record["models"]
+        names = list(dict.fromkeys(name for model in models for name in model["quantities"]))
+        rows: list[list[Cell]] = []
+        for name in names:
+            label = name.replace("_", " ")
+            rows += [
+                [label, model["title"], *_cells(model["quantities"][name])]
+                for model in models
+                if name in model["quantities"]
+            ]
+            if name in known:
+                rows.append([label, Mark("LeWM in the paper", "theirs"), *(theirs(v, ".3f") for v in known[name])])
+        text = (
+            f"Read off the latent of one frame by a linear map and by an MLP, fitted on {record['fit_episodes']} "
+            f"episodes and judged on {record['test_frames']:,} frames of {record['test_episodes']} others, on which no "
+            "model was trained. Errors are on standardised targets, so that always answering the mean has 1; ± is the "
+            "standard deviation of the episodes' own errors, and brackets hold the 95 % interval of r from resampling "
+            f"episodes. A single frame does not show velocities. The paper: {sentence('source')}."
+        )
+        header = ["quantity", "model", "linear MSE", "linear r", "MLP MSE", "MLP r"]
+        title = f"Probing: {task_title(record['task'])}"
+        return Section(title, [text, Table(header, rows, words=2), _figure(title, names, models, known)])
+
+
+def _cells(scores: Json) -> list[str]:
+    return [
+        cell
+        for probe in ("linear", "mlp")
+        for cell in (
+            f"{scores[probe]['mse'][0]:.3f} ± {scores[probe]['mse_std']:.3f}",
+            "{:.3f} [{:.3f}, {:.3f}]".format(*scores[probe]["r"]),
+        )
+    ]
+
+
+def _figure(title: str, names: list[str], models: list[Json], known: dict[str, Any]) -> Figure:
+    """Returns correlation and error of every probe, the paper's beside them (crosses)."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, key, place in zip(axes, ("r", "mse"), (1, 0), strict=True):
+            for row, name in enumerate(names):
+                for number, model in enumerate(models):
+                    for filled, probe in enumerate(("linear", "mlp")):
+                        if name in model["quantities"]:
+                            value, low, high = model["quantities"][name][probe][key]
+                            at = row + 0.66 * ((2 * number + filled + 0.5) / (2 * len(models)) - 0.5)
+                            look = {
+                                "color": colour_of(number),
+                                "label": f"{model['title']}, {probe}" if not row else None,
+                            }
+                            axis.plot((low, high), (at, at), color=look["color"], linewidth=1.4)
+                            axis.plot(value, at, "o", markerfacecolor=look["color"] if filled else "white", **look)
+                for published, marker, probe in zip(
+                    known.get(name, ())[place::2], "x+", ("linear", "MLP"), strict=False
+                ):
+                    if published is not None:
+                        at_least = max(published, ROUNDED_TO_ZERO) if key == "mse" else published
+                        label = None if row else f"the paper's LeWM, {probe}"
+                        axis.plot(at_least, row + 0.42, marker, color=QUIET, label=label)
+            axis.grid(axis="y", visible=False)
+        axes[0].set(xlabel="Pearson's correlation r", yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6))
+        axes[0].set_yticklabels([name.replace("_", " ") for name in names])
+        axes[1].axvline(1.0, color=QUIET, linewidth=0.8, linestyle=":")
+        axes[1].set(xscale="log", xlabel="mean squared error on standardised targets (log scale);\nthe mean has 1")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+
+    caption = f"{title}: probes of frozen latents. An error published as 0.000 stands at {ROUNDED_TO_ZERO:g}."
+    return Figure(caption, draw, 9.5, 1.6 + len(names) * (0.28 + 0.2 * len(models)))
+
+
+def quantity_names(dataset: Dataset) -> list[str]:
+    """Returns the names of the physical quantities of a dataset, in the order of its columns."""
+    own = [name for name, column in dataset.header.columns.items() if column.role == "quantity"]
+    return own + [name for name in _derived(dataset.task) if name not in own]
+
+
+def _derived(task: str) -> dict[str, slice]:
+    """Returns the quantities in the state that a dataset's columns lack: name -> place in the state."""
+    derived: dict[str, slice] = TASKS[task].env_class().derived_quantities if task in TASKS else {}
+    return derived
+
+
+def quantities(dataset: Dataset, index: int) -> dict[str, NDArray[Any]]:
+    """Returns the physical quantities of an episode, name -> (T, k)."""
+    episode = dataset.episode(index, pixels=False)
+    derived = {name: episode.state[:, place] for name, place in _derived(dataset.task).items()}
+    return {**derived, **episode.quantities}
+
+
+def _judge(
+    latents: Groups, targets: dict[str, Groups], n_fit: int, mlp_steps: int, title: str, progress: Any
+) -> dict[str, Any]:
+    scores = {}
+    for done, (name, values) in enumerate(targets.items(), 1):
+        found = probe(latents[:n_fit], values[:n_fit], latents[n_fit:], values[n_fit:], mlp_steps)
+        if found is not None:
+            linear, mlp = found
+            scores[name] = {"size": values[0].shape[1], "linear": linear.to_json(), "mlp": mlp.to_json()}
+        progress(f"probe {title}", done, len(targets))
+    return scores
+
+
+def probe(
+    fit_latents: Groups, fit_targets: Groups, test_latents: Groups, test_targets: Groups, mlp_steps: int
+) -> tuple[Score, Score] | None:
+    """Returns the scores of a linear and of an MLP probe, or None for a quantity that does not vary.
+
+    Args:
+        fit_latents: (T, Z) of each episode to fit on.
+        fit_targets: (T, k) of the same.
+        test_latents: (T, Z) of each episode to judge on.
+        test_targets: (T, k) of the same.
+        mlp_steps: Optimiser steps of the MLP.
+    """
+    x, y = np.concatenate(fit_latents), np.concatenate(fit_targets)
+    varies = y.std(axis=0) > 1e-9 * (1.0 + np.abs(y).max())
+    if not varies.any():
+        return None
+    y = y[:, varies]
+    x_scale, y_scale = _Scale.of(x), _Scale.of(y)
+    seen = [x_scale(latents) for latents in test_latents]
+    true = [y_scale(values[:, varies]) for values in test_targets]
+    linear = fit_linear(x_scale(x), y_scale(y))
+    n_kept = len(np.concatenate(fit_latents[: -max(1, len(fit_latents) // 10)])) if len(fit_latents) > 1 else len(x)
+    mlp = fit_mlp(x_scale(x), y_scale(y), n_kept, mlp_steps)
+    return _score(true, [part @ linear for part in seen]), _score(true, [_apply(mlp, part) for part in seen])
+
+
+def _score(true: Groups, predicted: Groups) -> Score:
+    return Score(*error_and_correlation(true, predicted))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Standardisation by what it was made of; a column that does not vary stays 0."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> _Scale:
+        std = values.std(axis=0)
+        return cls(values.mean(axis=0), np.where(std > 1e-9, std, 1.0))
+
+    def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (values - self.mean) / self.std
+
+
+def fit_linear(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the weights (Z, k) of ridge regression from standardised x (n, Z) to y (n, k); no intercept is needed."""
+    weights: NDArray[Any] = np.linalg.solve(x.T @ x / len(x) + RIDGE * np.eye(x.shape[1]), x.T @ y / len(x))
+    return weights
+
+
+def fit_mlp(x: NDArray[np.float64], y: NDArray[np.float64], n_kept: int, steps: int) -> nn.Module:
+    """Returns an MLP from x (n, Z) to y (n, k), the state of its training that is best on rows `n_kept` and on."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mlp = nn.Sequential(
+            nn.Linear(x.shape[1], HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, y.shape[1]),
+        )
+    inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+    optimizer = torch.optim.AdamW(mlp.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    best: tuple[float, dict[str, Tensor]] = (float("inf"), {})
+    for step in range(steps):
+        rows = torch.randint(n_kept, (min(256, n_kept),), generator=generator)
+        loss = (mlp(inputs[rows]) - targets[rows]).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % max(1, steps // 15) == 0 or step + 1 == steps:
+            with torch.no_grad():
+                error = float((mlp(inputs[n_kept:]) - targets[n_kept:]).square().mean()) if n_kept < len(x) else 0.0
+            if error <= best[0]:
+                best = error, {name: tensor.clone() for name, tensor in mlp.state_dict().items()}
+    mlp.load_state_dict(best[1])
+    return mlp
+
+
+@torch.no_grad()
+def _apply(mlp: nn.Module, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    predicted: NDArray[np.float64] = mlp(torch.from_numpy(x).float()).double().numpy()
+    return predicted

@@ -1,0 +1,269 @@
+"""The environments that an evaluation steps: in this process, or shared out over worker processes.
+
+Both kinds do the same to each environment, so that an outcome does not depend on their number. A frame is drawn only
+where the agent is going to look at it, since drawing is most of the time of Cube and Reacher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from lewm_gym import processes
+from lewm_gym.tasks import Task
+
+Frame = NDArray[np.uint8]
+
+
+class PairLike(Protocol):
+    """A start and a goal; `lewm_gym.pairs.Pair` is one."""
+
+    @property
+    def start_state(self) -> NDArray[np.float64]:
+        """(state_size,)."""
+
+    @property
+    def goal_state(self) -> NDArray[np.float64]:
+        """(state_size,)."""
+
+    @property
+    def actions(self) -> NDArray[np.float32]:
+        """(D, action_size), the recorded actions that lead from start to goal."""
+
+
+class View(NamedTuple):
+    """What an environment shows after a reset or a step.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, None where nobody looks.
+        goal: (h, w, 3) uint8, of a reset only.
+        success: Whether the task's own test held, during the step or at its end.
+        strict: Whether the stricter test holds now.
+        sensed: What else the observation holds (proprioception).
+    """
+
+    pixels: Frame | None
+    goal: Frame | None
+    success: bool
+    strict: bool
+    sensed: Mapping[str, NDArray[np.float32]] = {}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the environments of an evaluation are made.
+
+    Attributes:
+        render_quality: How carefully to draw: as the frames that the agent was trained on; None for the default.
+        reference_rules: Whether the reference implementation's rules hold, its inexact restore among them.
+        variations: What is changed in the environment, see `GoalEnv.variation_ranges`.
+        proprioception: Whether observations hold proprioception; `evaluate` sets it where the agent needs it.
+    """
+
+    render_quality: str | None = None
+    reference_rules: bool = False
+    variations: dict[str, Any] = field(default_factory=dict)
+    proprioception: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pairs are evaluated, besides the environments' `Rules`.
+
+    Attributes:
+        budget_steps: Environment steps allowed.
+        seed: With the pair's index it determines the pair's random stream.
+        n_envs: Environments evaluated at once, at most.
+        workers: Processes they live in; 1 for this one.
+        strict: Whether an episode goes on after its success until it is known whether the goal is held.
+        shared_rng: Whether all environments at once draw from one random stream, as the reference's do; outcomes
+            then depend on one another.
+        solved_starts: Whether starts that satisfy their goal are evaluated like others, as the reference does, instead
+            of refused. What holds before the first step counts for nothing.
+    """
+
+    budget_steps: int
+    seed: int = 0
+    n_envs: int = 16
+    workers: int = 1
+    strict: bool = True
+    shared_rng: bool = False
+    solved_starts: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("budget_steps", "n_envs", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class EvaluationEnv:
+    """One environment, put at the start of one pair after the other.
+
+    Raises:
+        ValueError: If the task's environment cannot be made so.
+        ImportError: If its simulator is missing.
+    """
+
+    def __init__(self, task: Task, rules: Rules) -> None:
+        # The evaluation ends an episode, not Gymnasium's time limit or success; the checker slows every first step.
+        options: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True, "terminate_on_success": False}
+        for name in ("render_quality", "reference_rules", "proprioception"):  # which other environments may not know
+            if getattr(rules, name):
+                options[name] = getattr(rules, name)
+        self._env = gymnasium.make(f"lewm_gym:{task.env_id}", **options)
+        self._task_env: Any = self._env.unwrapped
+        self._variations = {"variations": rules.variations} if rules.variations else {}
+
+    def reset(self, pair: PairLike, seed: int, look: bool) -> View:
+        """Puts the environment at the start of a pair, with its goal."""
+        self._task_env.draw_observations = look
+        options = {"state": pair.start_state, "goal_state": pair.goal_state, **self._variations}
+        obs, info = self._env.reset(seed=seed, options=options)
+        goal = getattr(pair, "goal_image", None)
+        return self._view(obs, info, look, obs["goal"] if goal is None else goal)
+
+    def step(self, action: NDArray[np.float32], look: bool) -> View:
+        """Applies one action."""
+        self._task_env.draw_observations = look
+        obs, _, _, _, info = self._env.step(action)
+        return self._view(obs, info, look, None)
+
+    def _view(self, obs: Any, info: dict[str, Any], look: bool, goal: Frame | None) -> View:
+        strict = self._task_env.is_strict_goal(info["state"], info["goal_state"])
+        sensed = {name: value for name, value in obs.items() if name not in ("pixels", "goal")}
+        pixels, goal = (obs["pixels"], goal) if look else (None, None)
+        return View(pixels, goal, bool(info["is_success"]), bool(strict), sensed)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+
+class Environments(Protocol):
+    """A row of environments of one task."""
+
+    def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
+        """Puts environment i at the start of pair i; draws where `look` says so."""
+
+    def step(self, rows: Sequence[int], actions: NDArray[np.float32], look: Sequence[bool]) -> list[View]:
+        """Applies one action to each environment in `rows`."""
+
+
+class LocalEnvironments:
+    """Environments of one task in this process."""
+
+    def __init__(self, task: Task, count: int, rules: Rules) -> None:
+        self._envs = [EvaluationEnv(task, rules) for _ in range(count)]
+
+    def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
+        """Puts environment i at the start of pair i; draws where `look` says so."""
+        todo = zip(self._envs, pairs, seeds, look, strict=False)
+        return [env.reset(pair, seed, shown) for env, pair, seed, shown in todo]
+
+    def step(self, rows: Sequence[int], actions: NDArray[np.float32], look: Sequence[bool]) -> list[View]:
+        """Applies one action to each environment in `rows`."""
+        todo = zip(rows, actions, look, strict=True)
+        return [self._envs[row].step(action, shown) for row, action, shown in todo]
+
+    def close(self) -> None:
+        """Closes them."""
+        for env in self._envs:
+            env.close()
+
+
+class WorkerEnvironments:
+    """Environments of one task in worker processes: environment i lives in process i modulo `workers`.
+
+    Raises:
+        ChildProcessError: If a worker dies.
+        ValueError: What an environment raised, likewise ImportError.
+    """
+
+    def __init__(self, task: Task, count: int, rules: Rules, workers: int) -> None:
+        with processes.interrupts_held():
+            self._workers = [processes.start(_serve, task, rules) for _ in range(min(workers, count))]
+
+    def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
+        """As `LocalEnvironments.reset`."""
+        calls = [("reset", arguments) for arguments in zip(pairs, seeds, look, strict=False)]
+        return self._call(range(len(calls)), calls)
+
+    def step(self, rows: Sequence[int], actions: NDArray[np.float32], look: Sequence[bool]) -> list[View]:
+        """Applies one action to each environment in `rows`."""
+        return self._call(rows, [("step", arguments) for arguments in zip(actions, look, strict=True)])
+
+    def _call(self, rows: Sequence[int], calls: list[tuple[str, tuple[Any, ...]]]) -> list[View]:
+        shares: dict[int, list[int]] = {}  # worker -> positions in `rows`
+        for position, row in enumerate(rows):
+            shares.setdefault(row % len(self._workers), []).append(position)
+        for worker, positions in shares.items():
+            with contextlib.suppress(BrokenPipeError):  # it died: _receive will say so
+                self._workers[worker][1].send([(rows[i], *calls[i]) for i in positions])
+        views: dict[int, View] = {}
+        for worker, positions in shares.items():
+            views.update(zip(positions, self._receive(worker), strict=True))
+        return [views[position] for position in range(len(rows))]
+
+    def _receive(self, worker: int) -> list[View]:
+        process, connection = self._workers[worker]
+        try:
+            views, error = connection.recv()
+        except (EOFError, ConnectionError):
+            process.join()
+            raise ChildProcessError(
+                f"an environment's process died (exit code {process.exitcode}): is memory short? Try fewer --workers; "
+                "finished outcomes are kept"
+            ) from None
+        if error is not None:
+            raise error
+        return list(views)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, connection in self._workers:
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def _serve(connection: Connection, task: Task, rules: Rules) -> None:
+    """Answers calls until the other end closes; environments are made as they are first asked for."""
+    processes.ignore_interrupts()
+    envs: dict[int, EvaluationEnv] = {}
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            views: list[View] = []
+            failure = None
+            try:
+                for row, method, arguments in connection.recv():
+                    if row not in envs:
+                        envs[row] = EvaluationEnv(task, rules)
+                    views.append(getattr(envs[row], method)(*arguments))
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                failure = processes.picklable(error)
+            connection.send((views, failure))
+
+
+@contextlib.contextmanager
+def open_environments(
+    task: Task, count: int, rules: Rules | None = None, workers: int = 1
+) -> Iterator[LocalEnvironments | WorkerEnvironments]:
+    """Yields `count` environments, in `workers` processes, or in this one for a single worker; closes them after."""
+    rules = rules or Rules()
+    local = workers == 1 or count == 1
+    envs = LocalEnvironments(task, count, rules) if local else WorkerEnvironments(task, count, rules, workers)
+    try:
+        yield envs
+    finally:
+        envs.close()

@@ -1,0 +1,184 @@
+"""Films: what the agent sees beside what it should reach, as mp4 and as a still contact sheet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from lewm_gym.files import atomic_path, make_folder
+from lewm_gym.results import Outcome
+from lewm_gym.tasks import Task, get_task
+
+Frame = NDArray[np.uint8]
+
+FPS = 10  # environment steps shown per second
+HOLD_FRAMES = 5  # the last frame stays for half a second
+VIEW = 320  # px, a view in the film
+GAP = 16  # px between and around the views; all sizes are multiples of 16, as video encoders like them
+HEAD = 48  # px above the views
+STILL_VIEW = 192  # px, a view in the contact sheet
+
+PAPER = (250, 250, 249)
+INK = (28, 25, 23)
+QUIET = (120, 113, 108)
+RUNNING = (168, 162, 158)
+SUCCESS = (22, 163, 74)
+FAILURE = (220, 38, 38)
+
+
+@dataclass
+class Episode:
+    """One filmed attempt: `frames` are (h, w, 3) uint8, the first before any action."""
+
+    pair: int
+    goal: Frame
+    frames: list[Frame] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+    @property
+    def label(self) -> str:
+        """Returns how it ended, in words."""
+        if self.outcome is None or not self.outcome.success:
+            return f"not reached in {len(self.frames) - 1} steps"
+        return f"reached after {self.outcome.steps} steps"
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """Returns the frame's colour at the end."""
+        return SUCCESS if self.outcome is not None and self.outcome.success else FAILURE
+
+
+def choose(outcomes: Sequence[Outcome], count: int = 6) -> list[int]:
+    """Returns pairs to film: the first by index, with up to a third of the places for the first failures.
+
+    The rule looks at nothing but success and index, so that nobody picks the pretty ones.
+    """
+    ordered = sorted(outcomes, key=lambda outcome: outcome.pair)
+    failed = [outcome.pair for outcome in ordered if not outcome.success]
+    solved = [outcome.pair for outcome in ordered if outcome.success]
+    n_failed = min(len(failed), max(count // 3, count - len(solved)))
+    return sorted(solved[: count - n_failed] + failed[:n_failed])
+
+
+def film_frames(episodes: Sequence[Episode], title: str) -> list[Frame]:
+    """Returns the film's frames, (HEAD + VIEW + GAP, 2 VIEW + 3 GAP, 3) uint8: each episode's and the held last one."""
+    frames = []
+    for number, episode in enumerate(episodes, 1):
+        goal = _enlarged(episode.goal, VIEW)
+        last = len(episode.frames) - 1
+        heading = f"{title}  {number}/{len(episodes)}"
+        for step, pixels in enumerate(episode.frames):
+            ended = step == last
+            text = episode.label if ended else f"step {step}"
+            colour = episode.colour if ended else RUNNING
+            frame = _compose(_enlarged(pixels, VIEW), goal, heading, text, colour)
+            frames += [frame] * (1 + HOLD_FRAMES if ended else 1)
+    return frames
+
+
+def write_film(path: str | Path, episodes: Sequence[Episode], task: Task | str) -> Path:
+    """Writes an mp4 (H.264) and the contact sheet beside it (`.png`); returns the path of the film.
+
+    Raises:
+        ImportError: Without imageio-ffmpeg.
+        ValueError: Without episodes.
+        OSError: If the film cannot be written.
+    """
+    path = Path(path)
+    if not episodes:
+        raise ValueError("no episodes to film")
+    title = (get_task(task) if isinstance(task, str) else task).title
+    make_folder(path.parent)
+    _encode(path, film_frames(episodes, title))
+    with atomic_path(path.with_suffix(".png")) as temporary:
+        contact_sheet(episodes, title).save(temporary, format="PNG", optimize=True)
+    return path
+
+
+def _encode(path: Path, frames: Sequence[Frame]) -> None:
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise ImportError("films need imageio-ffmpeg; install it with: pip install imageio-ffmpeg") from None
+    height, width, _ = frames[0].shape
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ffmpeg tells the format by the suffix
+    writer = imageio_ffmpeg.write_frames(
+        str(temporary),
+        (width, height),
+        fps=FPS,
+        codec="libx264",
+        pix_fmt_out="yuv420p",  # what every browser decodes
+        quality=None,
+        output_params=["-crf", "20", "-preset", "slow", "-threads", "1", "-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    try:
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+        os.replace(temporary, path)
+    finally:
+        writer.close()
+        temporary.unlink(missing_ok=True)
+
+
+def contact_sheet(episodes: Sequence[Episode], title: str) -> Image.Image:
+    """Returns a still of the same film: a row per episode with its start, middle, end and goal."""
+    columns = ("start", "middle", "end", "goal")
+    side, gap = STILL_VIEW, GAP // 2
+    foot = 24
+    width = len(columns) * (side + gap) + gap
+    top = 56
+    sheet = Image.new("RGB", (width, top + len(episodes) * (side + foot + gap)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 6), title, INK, _font(17))
+    for column, name in enumerate(columns):
+        draw.text((gap + column * (side + gap), 32), name, QUIET, _font(14))
+    for number, episode in enumerate(episodes):
+        y = top + number * (side + foot + gap)
+        middle = episode.frames[(len(episode.frames) - 1) // 2]
+        pictures = (episode.frames[0], middle, episode.frames[-1], episode.goal)
+        for column, pixels in enumerate(pictures):
+            x = gap + column * (side + gap)
+            colour = episode.colour if columns[column] == "end" else RUNNING
+            draw.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), colour)
+            sheet.paste(Image.fromarray(_enlarged(pixels, side)), (x, y))
+        draw.text((gap, y + side + 4), f"pair {episode.pair}: {episode.label}", episode.colour, _font(14))
+    return sheet
+
+
+def _compose(view: Frame, goal: Frame, heading: str, text: str, colour: tuple[int, int, int]) -> Frame:
+    frame = Image.new("RGB", (2 * VIEW + 3 * GAP, HEAD + VIEW + GAP), PAPER)
+    draw = ImageDraw.Draw(frame)
+    border = 6
+    draw.rectangle((GAP - border, HEAD - border, GAP + VIEW + border - 1, HEAD + VIEW + border - 1), colour)
+    x_goal = 2 * GAP + VIEW
+    draw.rectangle((x_goal - 1, HEAD - 1, x_goal + VIEW, HEAD + VIEW), RUNNING)
+    frame.paste(Image.fromarray(view), (GAP, HEAD))
+    frame.paste(Image.fromarray(goal), (x_goal, HEAD))
+    font = _font(18)
+    ink = INK if colour == RUNNING else colour
+    draw.text((GAP, 13), f"agent: {text}", ink, font)
+    draw.text((x_goal, 13), "goal", INK, font)
+    draw.text((2 * GAP + 2 * VIEW, 15), heading, QUIET, _font(15), anchor="ra")
+    return np.asarray(frame)
+
+
+def _enlarged(pixels: Frame, side: int) -> Frame:
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)  # Pillow's own, so that a film looks the same on every machine

@@ -1,0 +1,409 @@
+"""`plan RUN`: from a run folder to a result on disk. Loads, evaluates, resumes, films, says what made the number."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents import agent_title, load_agent
+from agents.oracle import OracleAgent
+from agents.random import RandomAgent
+from benchmarks.evaluation import film as films
+from benchmarks.evaluation.envs import Rules
+from benchmarks.evaluation.evaluate import ActClock, evaluate, record
+from benchmarks.evaluation.protocols import SHIPPED, Asked, Job, is_suite, make_job
+from lewm_gym import checkpoint, provenance
+from lewm_gym.commands import Settings, argument, option
+from lewm_gym.files import atomic_file, make_folder
+from lewm_gym.pairs import stream_seed
+from lewm_gym.progress import Bars
+from lewm_gym.results import METRICS, Clock, Json, Outcome, Result
+from lewm_gym.tasks import get_task
+from lewm_gym.training import read_log
+from lewm_gym.types import Agent
+
+#: Who is evaluated, in order, and the name under which its progress is reported.
+STAGES = {"random": "random baseline", "replay": "action replay", "agent": "planning"}
+CURVE_POINTS = 200  # of each training curve that a result carries: as many as a drawing can show
+#: Called with (stage, done, total).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Asked):
+    """Puts the agent of a run at the start of start/goal pairs and counts how many goals it meets within the budget;
+    the random policy and a replay of the recorded actions get the same pairs. The same command resumes.
+    """  # noqa: D205
+
+    run: Path = argument("run folder, e.g. runs/two_room-lewm-0")
+    planning: Settings = option(
+        {}, "plan in another way than the run says, e.g. --planning cost=sum execute_blocks=1 n_iterations=30"
+    )
+    out: Path | None = option(None, "result, JSON (default: results/<run>-<distance>-seed<seed>.json)")
+    film: bool = option(False, "film six episodes, beside the result (.mp4 and .png)")
+    overwrite: bool = option(False, "measure again, even if --out holds a result")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.offset) > 1 and self.out is not None:
+            raise ValueError("--out names one result; with several --offset each gets its own name in results/")
+        if len(self.offset) > 1 and self.pairs is not None and not is_suite(self.pairs):
+            raise ValueError("--pairs names a file of pairs of one distance; leave out --offset")
+
+    def __call__(self) -> int:
+        """Measures at each offset, with progress bars, and prints the rates."""
+        for offset in self.offset:
+            with Bars() as bars:
+                result = replace(self, offset=(offset,)).measure(bars.on_episodes)
+            print(summary(result))
+        return 0
+
+    def measure(self, progress: Progress | None = None, agent: Agent | None = None) -> Result:
+        """Returns the planning success of the run's agent, and writes it to `out`.
+
+        Outcomes are kept as they come in `<out>.partial`; the same command goes on from there, and returns a result
+        that is there already.
+
+        Args:
+            progress: Called with (stage, done, total).
+            agent: Use this agent instead of loading the run's.
+
+        Raises:
+            ValueError: If run, pairs and arguments do not fit one another, or `out` holds another result.
+            OSError: If the run is missing or the result cannot be written.
+        """
+        description = load_description(self.run)
+        job = make_job(self.run, description, self)
+        weights = weights_hash(self.run)
+        question = {"planning": self.planning, "weights": weights, **job.identity()}
+        question |= {"pairs": {**job.source, "chosen": len(job.pairs)}}
+        out = self.out or self.default_path(job)
+        known = None if self.overwrite else known_result(out, question)
+        if known is not None and not (self.film and _is_film_missing(out)):
+            return known
+        agent = load_agent(self.run) if agent is None else agent
+        if self.planning:
+            agent = planner_of(agent, self.run).with_planning(self.planning)
+            description = {**description, "planning": agent.planning.to_json()}
+        if known is not None:
+            return self._filmed(known, out, job, agent, progress)
+        session = Session(job, out, weights, progress, agent, {"planning": self.planning} if self.planning else {})
+        random = session.outcomes("random", RandomAgent(job.task.action_size), workers=1)  # which look at no picture:
+        replay = session.outcomes("replay", _replay(job), workers=1) if len(job.pairs[0].actions) else ()  # no workers
+        outcomes = session.outcomes("agent", agent)
+        seconds, timing = session.totals()
+        head = {**Clock().head(), "started": session.started, "seconds": round(seconds, 2)}
+        result = Result(
+            **head,
+            task=job.task.name,
+            agent=str(description["agent"]),
+            run=describe_run(self.run, description, weights),
+            seed=self.seed,
+            protocol=job.protocol,
+            offset_steps=job.offset_steps,
+            budget_steps=job.settings.budget_steps,
+            pairs=job.source,
+            outcomes=outcomes,
+            random=random,
+            replay=replay,
+            timing=timing,
+            metrics={"question": _digest(question)},
+        )
+        result.save(out)
+        session.remove()
+        return self._filmed(result, out, job, agent, progress) if self.film else result
+
+    def default_path(self, job: Job) -> Path:
+        """Returns where a result goes if nobody says: its name tells whatever differs from the usual question."""
+        source, distance = str(job.source["source"]), [str(job.offset_steps)] if job.offset_steps else []
+        kinds = {"heldout": [Path(source.removeprefix(f"{SHIPPED}, ")).stem] if source != SHIPPED else []}
+        kinds |= {"official": ["official"], "sampled": ["sampled", source]}
+        words = [self.run.resolve().name, *kinds[job.protocol], *(distance if job.protocol != "official" else [])]
+        words += [] if self.budget is None else [f"budget{self.budget}"]
+        words += [] if self.n_pairs is None else [f"{self.n_pairs}pairs"]
+        words += [] if self.strict else ["not-strict"]
+        words += [f"seed{self.seed}", *(f"{name}={value}" for name, value in self.planning.items())]
+        return Path("results", "-".join(words) + ".json")
+
+    def _filmed(self, result: Result, out: Path, job: Job, agent: Agent, progress: Progress | None) -> Result:
+        """Returns the result after filming some of its episodes beside it."""
+        path, chosen = out.with_suffix(".mp4"), films.choose(result.outcomes)
+        played = len(job.pairs) if job.settings.shared_rng else len(chosen)
+        advance = counter(progress, "film", played + 1)  # the last one is the encoding
+        episodes = record(agent, job.task, job.pairs, chosen, job.settings, rules=job.rules, progress=advance)
+        films.write_film(path, episodes, job.task)
+        advance()
+        filmed = replace(result, film=path.name)
+        if filmed != result:
+            filmed.save(out)
+        return filmed
+
+
+def summary(result: Result) -> str:
+    """Returns the result in a few lines for a terminal."""
+    where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals drawn uniformly"
+    if result.protocol == "sampled" and result.offset_steps:
+        where = f"goals {result.offset_steps} steps of a random walk away"
+    pairs = "held-out pairs" if result.protocol == "heldout" else "pairs"
+    lines = [
+        f"{get_task(result.task).title}, {agent_title(result.agent)}: {where}, budget {result.budget_steps} steps, "
+        f"protocol {result.protocol}"
+    ]
+    rates = result.rates()
+    for name, rate in rates["agent"].items():
+        note = f"of {rate.episodes} {pairs} (Wilson 95 %)" if name == "success" else METRICS[name].note
+        lines.append(f"  {METRICS[name].title:<8} {rate}  {rate.successes} {note}")
+    for who, note in (("random", "the same pairs"), ("replay", "the recorded actions")):
+        if who in rates:
+            lines.append(f"  {who:<8} {rates[who]['success']}  {rates[who]['success'].successes} {note}")
+    lines += _phase_lines(result)
+    per_plan = result.timing.get("seconds_per_plan")
+    return "\n".join(
+        [*lines, f"  time     {result.seconds:.0f} s" + (f", {per_plan:.2f} s per plan" if per_plan else "")]
+    )
+
+
+def _phase_lines(result: Result) -> list[str]:
+    """Returns a line for each phase of the pairs; where they have none, and could, one that says how to add them."""
+    phases, lines = result.by_phase(), []
+    if not phases and result.protocol == "heldout":
+        return ["  phases   unknown: the pairs are of an older version (python -m collect phases FILE adds them)"]
+    for phase, rates in phases.items():
+        rate, random = rates["agent"]["success"], rates.get("random", {}).get("success")
+        parts = [f"{one.successes} {name}" for name, one in rates["agent"].items() if name != "success"]
+        parts += [f"{random.successes} random"] if random else []
+        lines.append(f"    {phase:<18} {rate}  {rate.successes} of {rate.episodes} ({', '.join(parts)})")
+    return lines
+
+
+def known_result(path: Path, question: Json) -> Result | None:
+    """Returns the result that is stored for a question, None if there is no file.
+
+    Raises:
+        ValueError: If the file holds the result of another question.
+    """
+    if not path.is_file():
+        return None
+    result = Result.load(path)
+    if result.metrics.get("question") != _digest(question):
+        raise ValueError(f"{path} holds the result of another question: choose another --out, or give --overwrite")
+    return result
+
+
+def _digest(question: Json) -> str:
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_film_missing(out: Path) -> bool:
+    return not all(out.with_suffix(suffix).is_file() for suffix in (".mp4", ".png"))
+
+
+def planner_of(agent: Any, run: Path) -> Any:
+    """Returns the agent.
+
+    Raises:
+        ValueError: If it does not plan.
+    """
+    if not hasattr(agent, "with_planning"):
+        raise ValueError(f"{run} holds {getattr(agent, 'name', type(agent).__name__)!r}, which does not plan")
+    return agent
+
+
+def _replay(job: Job) -> OracleAgent:
+    """Returns who takes the recorded actions of each pair, then zeros."""
+    plans = {stream_seed(job.settings.seed, index): pair.actions for index, pair in enumerate(job.pairs)}
+    return OracleAgent(plans, job.task.action_size)
+
+
+# What a killed evaluation goes on from -----------------------------------------------------------------------
+
+
+class Session:
+    """Evaluates on the pairs of a job whoever is asked for, going on where the calls before this one ended.
+
+    Outcomes are appended to `<out>.partial` as they come, a line each. Its first line is what they are a function of:
+    a file of another question is begun again; a last line that was cut off by a kill is dropped.
+
+    Args:
+        job: What is evaluated.
+        out: Where the result will be.
+        weights: Hash of what acts.
+        progress: Called with (stage, done, total).
+        agent: Whose plans are counted.
+        more: What else outcomes are a function of, ready for JSON.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(
+        self, job: Job, out: Path, weights: str, progress: Progress | None, agent: Any = None, more: Json | None = None
+    ) -> None:
+        self.job, self._progress, self._agent = job, progress, agent
+        self._path = out.with_name(out.name + ".partial")
+        self._call, self._clock, self._acting = uuid.uuid4().hex[:8], Clock(), ActClock()
+        self._plans_before = getattr(agent, "plans", 0)
+        self._earlier: dict[str, float] = {"seconds": 0.0, "act_seconds": 0.0, "plans": 0.0}
+        self._known: dict[str, dict[int, Outcome]] = {}
+        made = {"commit": provenance.commit(), "versions": provenance.versions()}
+        head = {**(more or {}), "started": self._clock.started, "weights": weights, **job.identity(), **made}
+        lines = _complete_lines(self._path)
+        if not lines or {**lines[0], "started": ""} != json.loads(json.dumps({**head, "started": ""})):
+            lines = [head]
+        self.started = str(lines[0]["started"])
+        calls: dict[str, Json] = {}  # the last line of each call has that call's total times
+        for line in lines[1:]:
+            outcome = Outcome(line["pair"], line["success"], line["steps"], line["strict"])
+            self._known.setdefault(line["who"], {})[outcome.pair] = outcome
+            calls[line["call"]] = line
+        for line in calls.values():
+            self._earlier = {name: self._earlier[name] + line[name] for name in self._earlier}
+        make_folder(out.parent)
+        with atomic_file(self._path) as file:  # anew, without a cut-off last line, before anything is appended to it
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def outcomes(
+        self, who: str, agent: Agent, rules: Rules | None = None, indices: Sequence[int] | None = None, **changes: Any
+    ) -> tuple[Outcome, ...]:
+        """Returns the outcomes of some pairs (default: all), evaluating those that are not known for `who`.
+
+        Args:
+            who: Its name in the file.
+            agent: Who acts.
+            rules: The environments' (default: the job's).
+            indices: Which pairs.
+            changes: Other settings than the job's.
+        """
+        job, known = self.job, dict(self._known.get(who, {}))
+        chosen = range(len(job.pairs)) if indices is None else indices
+        if job.settings.shared_rng and len(known) < len(chosen):
+            known = {}  # outcomes depend on one another: a part of them cannot be gone on from
+        missing = [index for index in chosen if index not in known]
+        advance = counter(self._progress, STAGES.get(who, who), len(chosen), done=len(chosen) - len(missing))
+        acting = ActClock() if who in ("random", "replay") else self._acting
+
+        def note(outcome: Outcome) -> None:
+            times = {"seconds": round(self._clock.seconds, 3), **self._times()}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"who": who, **asdict(outcome), "call": self._call, **times}) + "\n")
+            advance()
+
+        how = replace(job.settings, **changes)
+        fresh = evaluate(agent, job.task, job.pairs, how, indices=missing, rules=rules or job.rules,
+                         progress=note, clock=acting)  # fmt: skip
+        known.update({outcome.pair: outcome for outcome in fresh})
+        self._known[who] = known
+        return tuple(known[index] for index in chosen)
+
+    def totals(self) -> tuple[float, Json]:
+        """Returns the seconds and the timing of all calls together."""
+        times = {name: value + self._earlier[name] for name, value in self._times().items()}
+        act_seconds, plans = times["act_seconds"], int(times["plans"])
+        timing = {
+            "act_seconds": round(act_seconds, 3),
+            "plans": plans or None,
+            "seconds_per_plan": round(act_seconds / plans, 4) if plans else None,
+        }
+        return self._earlier["seconds"] + self._clock.seconds, timing
+
+    def _times(self) -> dict[str, float]:
+        plans = getattr(self._agent, "plans", 0) - self._plans_before
+        return {"act_seconds": round(self._acting.seconds, 6), "plans": plans}
+
+    def remove(self) -> None:
+        """Deletes the file, once the result is saved."""
+        self._path.unlink(missing_ok=True)
+
+
+def _complete_lines(path: Path) -> list[Json]:
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines if all(isinstance(line, dict) for line in lines) else []
+
+
+def counter(progress: Progress | None, stage: str, total: int, done: int = 0) -> Callable[..., None]:
+    """Reports `done` of `total`, and returns what reports one more at each call, whatever it is called with."""
+    steps = itertools.count(done)
+
+    def advance(*_: object) -> None:
+        current = next(steps)
+        if progress is not None:
+            progress(stage, current, total)
+
+    advance()
+    return advance
+
+
+# Run folders -------------------------------------------------------------------------------------------------
+
+
+def load_description(run: Path) -> Json:
+    """Returns what `run.json` says.
+
+    Raises:
+        ValueError: If there is no run, it is not finished, or it does not say what it is.
+    """
+    if not run.is_dir():
+        raise ValueError(f"there is no run folder {run}; train one with `python -m agents lewm DATASET`")
+    description = checkpoint.load_description(run)
+    missing = [key for key in ("agent", "task") if key not in description]
+    if missing:
+        raise ValueError(f"{run / 'run.json'} does not say its {' and '.join(missing)}; train the run again")
+    if description.get("finished") is False:
+        raise ValueError(f"the training of {run} is not finished; run its command again, it resumes")
+    return dict(description)
+
+
+def describe_run(run: Path, description: Json, weights: str) -> Json:
+    """Returns what a result says of the run: folder, weights' hash, steps, seconds, description and curves."""
+    rows = read_log(run / checkpoint.LOG)
+    last = rows[-1] if rows else {}
+    known = {"steps": last.get("step"), "seconds": last.get("seconds"), "description": description}
+    return {"folder": str(run), "weights": weights, **known, "curves": read_curves(rows)}
+
+
+def weights_hash(run: Path) -> str:
+    """Returns the SHA-256 of the weights, or of `run.json` for an agent without any: what acts."""
+    weights = run / checkpoint.WEIGHTS
+    with (weights if weights.is_file() else run / checkpoint.DESCRIPTION).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_curves(rows: Iterable[Mapping[str, Any]], points: int = CURVE_POINTS) -> dict[str, dict[str, list[float]]]:
+    """Returns `{column: {"step": [...], "value": [...]}}` of a training log, at most `points` of each.
+
+    Neighbouring rows are averaged, which keeps the trend of a noisy loss and loses none of its mass. Columns that
+    are not numbers are left out, and rows without a column do not count in it (validation comes rarely).
+    """
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        step = row.get("step")
+        if not isinstance(step, int | float):
+            continue
+        for name, value in row.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name not in ("step", "seconds") and number and np.isfinite(value):
+                columns.setdefault(name, []).append((step, value))
+    curves = {}
+    for name, samples in columns.items():
+        bins = np.array_split(np.array(samples, float), min(points, len(samples)))
+        means = [chunk.mean(axis=0) for chunk in bins]
+        curves[name] = {
+            "step": [round(float(step), 1) for step, _ in means],
+            "value": [float(f"{value:.6g}") for _, value in means],
+        }
+    return curves

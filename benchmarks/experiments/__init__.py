@@ -1,0 +1,1 @@
+"""Many trainings or many evaluations: comparisons, sweeps, searches, changed worlds, the whole suite."""

@@ -1,0 +1,251 @@
+"""The paper's comparison in one command: collects or reuses datasets, trains, evaluates, measures and reports.
+
+The suite is a list of the other commands, each run in a process of its own and each resuming by itself, so that
+whatever it does can be done by hand, and every result names the command that made it. Stages that are done are left
+out; a stage that fails stops the suite, and the same command goes on there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents import agent_class, learning
+from benchmarks.evaluation.run import weights_hash
+from benchmarks.options import Training
+from benchmarks.report.tables import duration
+from lewm_gym.commands import option
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.data.format import MANIFEST_NAME
+from lewm_gym.data.writer import PARTS
+from lewm_gym.nn import dino
+from lewm_gym.results import Record
+from lewm_gym.tasks import TASKS, Task, get_task
+
+PRESETS = ("laptop", "paper")
+BUDGET_MIN = 10.0
+#: The agent whose runs are also measured at other distances, by the published protocol, and for what they know.
+SUBJECT = "lewm"
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: What it does, in words.
+        words: `python -m` and these.
+        done: Whether what it would leave is there already.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    done: bool = False
+
+    @property
+    def command(self) -> str:
+        """What a user would type."""
+        return f"python -m {shlex.join(self.words)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(Training):
+    """The paper's comparison in one command: collects or reuses a dataset of each task, trains and evaluates every
+    agent with every seed, measures further distances, the published protocol, what models know and changed worlds,
+    and writes the report. Says what it will cost before it starts; the same command resumes.
+    """  # noqa: D205
+
+    tasks: tuple[str, ...] = option(("all",), "all, or names")
+    preset: str = option("laptop", "of every agent", choices=PRESETS)
+    steps: int | None = option(None, "optimiser steps instead, for every agent", least=1)
+    episodes: int | None = option(None, "of datasets still to collect (default: the preset's)", least=2)
+    data: Path = option(Path("data"), "datasets", metavar="FOLDER")
+    runs: Path = option(Path("runs/suite"), "run folders", metavar="FOLDER")
+    out: Path = option(Path("results/suite"), "results and report", metavar="FOLDER")
+    dry_run: bool = option(False, "say what it would cost and which commands, and stop")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("tasks", self.tasks), ("agents", self.agents), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} needs at least one, and none twice; got {' '.join(map(str, values))}")
+        if self.tasks == ("all",):
+            object.__setattr__(self, "tasks", tuple(TASKS))
+        for task in self.tasks:
+            get_task(task)
+        known = learning()
+        for agent in self.agents:
+            if agent not in known and self.agents != ("all",):
+                raise ValueError(f"unknown agent {agent!r}; expected all, or some of: {', '.join(known)}")
+        if self.budget_min is not None and self.steps is not None:
+            raise ValueError("give --budget-min or --steps, not both")
+        for text in self.settings:
+            if "=" not in text or "." not in text.partition("=")[0]:
+                raise ValueError(f"--set takes AGENT.NAME=VALUE, got {text!r}")
+
+    @property
+    def minutes(self) -> float | None:
+        """Minutes of optimiser steps for each training; None where steps decide."""
+        if self.steps is not None or (self.budget_min is None and self.preset == "paper"):
+            return None
+        return BUDGET_MIN if self.budget_min is None else self.budget_min
+
+    def episodes_of(self, task: Task) -> int:
+        """Returns how many episodes a dataset gets that has to be collected."""
+        return self.episodes or (task.collect_episodes if self.preset == "paper" else task.laptop_episodes)
+
+    def trainings(self) -> tuple[str, ...]:
+        """Returns the names of the agents that are trained: of all, `dino_wm` or what stands in for it."""
+        left_out = "random_vit" if dino.available() else "dino_wm"
+        return tuple(n for n in learning() if n != left_out) if self.agents == ("all",) else self.agents
+
+    def __call__(self) -> int:
+        """Runs the suite."""
+        return self.run(lambda text: print(text, flush=True))
+
+    def run(self, say: Say) -> int:
+        """Returns the exit status after doing what is missing, stage by stage; `say` is called with lines for the user.
+
+        Raises:
+            ValueError: If something does not fit.
+        """
+        say(self.cost())
+        if self.dry_run:
+            for stage in (*self.collection(), self.comparison(), *self.measuring(), self.reporting()):
+                say(f"  {'done' if stage.done else '    '} {stage.command}")
+            return 0
+        # One after the other: what is measured depends on what the comparison left.
+        for stages in (self.collection, lambda: [self.comparison()], self.measuring):
+            for stage in stages():
+                status = 0 if stage.done else _do(stage, say)
+                if status:
+                    return status
+        return _do(self.reporting(), say)
+
+    # The stages ----------------------------------------------------------------------------------------------
+
+    def collection(self) -> Iterator[Stage]:
+        """Yields what collects the datasets; one that was interrupted, or is too small, goes on."""
+        for name in self.tasks:
+            folder, wanted = self.data / name, self.episodes_of(get_task(name))
+            words = ("collect", name, "--episodes", str(wanted), "--out", str(folder))
+            yield Stage(f"collect {TASKS[name].title}", words, collected(folder) >= wanted)
+
+    def comparison(self) -> Stage:
+        """Returns what trains and evaluates every agent on every task with every seed."""
+        words = ["benchmarks", "compare", *(str(self.data / name) for name in self.tasks), "--agents", *self.agents]
+        words += ["--seeds", *map(str, self.seeds), "--preset", self.preset]
+        if self.minutes is not None:
+            words += ["--budget-min", f"{self.minutes:g}"]
+        else:
+            words += ["--steps", *(f"{agent}={steps}" for agent, steps in self.preset_steps().items())]
+        words += ["--runs", str(self.runs), "--out", str(self.out), *self._some]
+        words += ["--set", *self.settings] if self.settings else []
+        return Stage("train and evaluate", tuple(words))
+
+    def preset_steps(self) -> dict[str, int]:
+        """Returns the optimiser steps of each agent that is trained: those asked for, or its preset's."""
+        presets = {name: agent_class(name).presets for name in self.trainings()}
+        lacking = [name for name, known in presets.items() if self.preset not in known]
+        if lacking:
+            raise ValueError(f"no preset {self.preset!r} for {', '.join(lacking)}")
+        return {name: self.steps or known[self.preset].training.steps for name, known in presets.items()}
+
+    def measuring(self) -> Iterator[Stage]:
+        """Yields what is measured of the runs that the comparison left."""
+        runs = [(get_task(task), run) for task, agent, run in self._compared() if agent == SUBJECT]
+        first = f"seed{self.seeds[0]}"
+        for task, run in runs:
+            data, weights = str(self.data / task.name), weights_hash(run)
+            for offset in task.goal_offsets[1:]:
+                words = ("plan", str(run), "--offset", str(offset), *self._some)
+                yield self._stage(f"{run.name}, goals {offset} steps away", words, f"{run.name}-{offset}", weights)
+            words = ("plan", str(run), "--protocol", "official", "--dataset", data, *self._some)
+            yield self._stage(f"{run.name}, the published protocol", words, f"{run.name}-official", weights)
+        for task in map(get_task, self.tasks):
+            models = [run for name, agent, run in self._compared() if (name, agent) in
+                      ((task.name, SUBJECT), (task.name, "pldm")) and run.name.endswith(first)]  # fmt: skip
+            if models:
+                paths, data = tuple(map(str, models)), str(self.data / task.name)
+                verbs = {"probe": (*paths, data), "rollout": (*paths, data), "straightness": paths, "curves": paths}
+                verbs |= {"surprise": paths} if task.env_class().event else {}
+                for verb, words in verbs.items():
+                    name = f"{verb}-{task.name}"
+                    yield self._stage(f"{task.title}: {verb}", (verb, *words), name, weights_hash(models[0]))
+        for task, run in runs:
+            if run.name.endswith(first):
+                words = ("shift", str(run), *self._some)
+                yield self._stage(f"{task.title} in a changed world", words, f"shift-{run.name}", weights_hash(run))
+
+    def _stage(self, name: str, words: tuple[str, ...], file: str, weights: str) -> Stage:
+        """Returns a stage whose record is there already if it is of the same weights."""
+        out = self.out / f"{file}.json"
+        done = out.is_file() and weights in out.read_text(encoding="utf-8")
+        again = ("--overwrite",) if words[0] == "plan" and out.is_file() else ()
+        return Stage(name, ("benchmarks", *words, *again, "--out", str(out)), done)
+
+    @property
+    def _some(self) -> tuple[str, ...]:
+        return () if self.n_pairs is None else ("--n-pairs", str(self.n_pairs))
+
+    def _compared(self) -> list[tuple[str, str, Path]]:
+        """Returns task, agent and run folder of each training, as the comparison lists them."""
+        path = self.out / "compare.json"
+        return [
+            (
+                row["task"],
+                row["agent"],
+                self.runs / f"{row['task']}-{row['agent']}-{row['steps']}steps-seed{seed['seed']}",
+            )
+            for row in (Record.load(path, "compare")["rows"] if path.is_file() else [])
+            if row["steps"] is not None and row["task"] in self.tasks
+            for seed in row["seeds"]
+        ]
+
+    def reporting(self) -> Stage:
+        """Returns what writes the page."""
+        title = f"LeWM-Gym: the suite, preset {self.preset}"
+        out = str(self.out / "report.html")
+        return Stage("report", ("benchmarks", "report", str(self.out), "--out", out, "--title", title))
+
+    def cost(self) -> str:
+        """Returns what the suite will take, as far as it can be told before it starts."""
+        lines, agents = [], self.trainings()
+        for stage, task in zip(self.collection(), map(get_task, self.tasks), strict=True):
+            folder, count = self.data / task.name, self.episodes_of(task)
+            if stage.done:
+                lines.append(f"  {task.title:12} reuse {collected(folder):,} episodes in {folder}")
+            else:
+                taken = duration(task.collect_seconds * (count - collected(folder)))
+                lines.append(f"  {task.title:12} collect {count:,} episodes: about {taken} on two cores of an AMD EPYC")
+        n, seeds = len(self.tasks) * len(agents) * len(self.seeds), ", ".join(map(str, self.seeds))
+        lines.append(f"  {n} trainings: {', '.join(agents)}; seeds {seeds}; preset {self.preset}")
+        if self.minutes is not None:
+            lines.append(f"  {n} x {self.minutes:g} min of optimiser steps = {duration(60 * n * self.minutes)}")
+        else:
+            steps = ", ".join(f"{agent} {count:,}" for agent, count in self.preset_steps().items())
+            lines.append(f"  optimiser steps: {steps}")
+        subjects = len(self.seeds) if SUBJECT in agents else 0
+        further = sum(len(get_task(name).goal_offsets[1:]) for name in self.tasks) * subjects
+        lines.append(
+            f"  {n} evaluations on {self.n_pairs or 200} pairs beside the references; {further} of LeWM at longer "
+            f"distances, {len(self.tasks) * subjects} by the published protocol"
+        )
+        return "\n".join(["the suite:", *lines])
+
+
+def _do(stage: Stage, say: Say) -> int:
+    say(f"\n=== {stage.name}\n{stage.command}")
+    return subprocess.run([sys.executable, "-m", *stage.words]).returncode
+
+
+def collected(folder: Path) -> int:
+    """Returns how many episodes lie in a folder, of a collection that was not interrupted."""
+    if not (folder / MANIFEST_NAME).is_file() or (folder / PARTS).exists():
+        return 0
+    return Dataset.open(folder).n_episodes

@@ -1,0 +1,118 @@
+"""One training with its evaluation, of many: what is finished is used again, what was stopped goes on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agents import agent_class
+from agents.run import is_finished, train_run
+from benchmarks.evaluation.protocols import PairSetLike
+from benchmarks.evaluation.run import Plan, weights_hash
+from lewm_gym import checkpoint
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.results import Json, Result
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An agent that is trained on a dataset and measured on pairs; of an agent that does not learn, the measure alone.
+
+    Attributes:
+        agent: Name.
+        dataset: What it learns from.
+        preset: Of the agent.
+        settings: In place of the preset's, `seed` and `steps` among them.
+        run: Run folder.
+        out: File of the result.
+        pairs: What it is measured on.
+        asked: How it is measured; run, file and the rest are filled in.
+        device: Where to compute.
+    """
+
+    agent: str
+    dataset: Dataset
+    preset: str
+    settings: Mapping[str, Any]
+    run: Path
+    out: Path
+    pairs: PairSetLike
+    asked: Json = field(default_factory=dict)
+    device: str | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return hasattr(agent_class(self.agent), "presets")
+
+    def is_trained(self) -> bool:
+        """Returns whether the run folder holds the training, finished.
+
+        Raises:
+            ValueError: If a setting does not fit, or the folder holds another training.
+        """
+        kind, settings = agent_class(self.agent), dict(self.settings)
+        return is_finished(kind, self.dataset, self.run, self.preset, settings, self.device)
+
+    def plan(self) -> Plan:
+        """Returns the command that measures it."""
+        return Plan(**{"run": self.run, "out": self.out, "pairs": self.pairs, **self.asked})
+
+    def known(self) -> Result | None:
+        """Returns the stored result, None if it is missing or not what would be measured now.
+
+        Raises:
+            ValueError: If the run folder holds another training.
+        """
+        if self.learns and not self.is_trained():
+            return None
+        if not self.out.is_file() or not (self.run / checkpoint.DESCRIPTION).is_file():
+            return None
+        result, plan = Result.load(self.out), self.plan()
+        n_pairs = plan.n_pairs or len(self.pairs.pairs)
+        wanted = (weights_hash(self.run), self.pairs.content_hash, n_pairs, plan.seed)
+        stored = (result.run["weights"], result.pairs["hash"], result.success.episodes, result.seed)
+        return result if stored == wanted else None
+
+    def result(self, bars: Any) -> Result:
+        """Returns the result after training and measuring what is missing."""
+        known = self.known()
+        if known is not None:
+            return known
+        agent = None
+        if self.learns:
+            kind, folder = agent_class(self.agent), self.dataset.folder
+            agent = train_run(
+                kind, folder, self.run, self.preset, dict(self.settings), self.device, bars.on_log, bars.on_load
+            )
+        return replace(self.plan(), overwrite=True).measure(bars.on_episodes, agent)
+
+
+def describe(results: Sequence[Result]) -> list[Json]:
+    """Returns, ready for JSON, what a record says of the results of one variant, a training seed each."""
+    return [
+        {
+            "seed": result.run["description"].get("training", {}).get("seed"),
+            **asdict(result.success),
+            "steps": result.run["steps"],
+            "training_seconds": result.run["seconds"],
+            "act_seconds_per_pair": result.timing["act_seconds"] / result.success.episodes,
+            "weights": result.run["weights"][:16],
+        }
+        for result in results
+    ]
+
+
+def mean_of(seeds: Sequence[Json]) -> tuple[float, float | None]:
+    """Returns the mean success rate over seeds and its sample standard deviation, None for a single one."""
+    rates = [seed["rate"] for seed in seeds]
+    return statistics.fmean(rates), statistics.stdev(rates) if len(rates) > 1 else None
+
+
+def minutes_of(seeds: Sequence[Json]) -> str:
+    """Returns the mean time of training, nothing where there was none."""
+    times = [seed["training_seconds"] for seed in seeds if seed.get("training_seconds")]
+    return f"{statistics.fmean(times) / 60:.1f} min" if times else ""

@@ -1,0 +1,62 @@
+"""The one list of commands. The command line, the records that commands leave and the page iterate `COMMANDS`.
+
+To add a measurement: write one file with a `Measurement` (`benchmarks/report/records.py`), and add a line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+SUCCESS, COMPARISON = "Success", "Comparison"
+LATENCY, SPEED = "Success against latency", "Latency and throughput"
+KNOWLEDGE, ROBUSTNESS, ABLATIONS = "What the models know", "Robustness", "Ablations"
+#: Parts of the page that show records, in its order.
+PARTS = (COMPARISON, LATENCY, SPEED, KNOWLEDGE, ROBUSTNESS, ABLATIONS)
+
+
+class Entry(NamedTuple):
+    """A command.
+
+    Attributes:
+        path: `module:class` of the `Command`, below `benchmarks`; imported when it is called.
+        text: What it does, in a line of `--help`.
+        part: Part of the page that shows its records, of kind `<name of the command>`; None if it leaves none.
+    """
+
+    path: str
+    text: str
+    part: str | None = None
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("demo:Demo", "collect, train, evaluate and film an agent on Two-Room"),
+    "plan": Entry("evaluation.run:Plan", "measure planning success", SUCCESS),
+    "compare": Entry("experiments.compare:Compare", "train, evaluate and tabulate agents side by side", COMPARISON),
+    "suite": Entry("experiments.suite:Suite", "collect, train, measure and report in one command"),
+    "tradeoff": Entry("experiments.search:Tradeoff", "measure success against latency", LATENCY),
+    "equal-flops": Entry("experiments.search:EqualFlops", "measure success at equal operations per plan", LATENCY),
+    "precision": Entry("experiments.search:Precision", "measure planning in bf16 against float32"),
+    "compare-results": Entry("experiments.search:CompareResults", "compare two results on the same pairs"),
+    "shift": Entry("experiments.robustness:Shift", "measure success in a changed world", ROBUSTNESS),
+    "ablate": Entry("experiments.sweep:Ablate", "train and measure the paper's ablations", ABLATIONS),
+    "tune-lambda": Entry("experiments.sweep:TuneLambda", "find SIGReg's weight by bisection", ABLATIONS),
+    "probe": Entry("analysis.probe:Probe", "measure what can be read off frozen latents", KNOWLEDGE),
+    "surprise": Entry("analysis.surprise:Surprise", "measure surprise at colour changes and teleports", KNOWLEDGE),
+    "rollout": Entry("analysis.rollout:Rollout", "measure open-loop prediction error by horizon", KNOWLEDGE),
+    "decode": Entry("analysis.decode:Decode", "draw what a model imagines and plans", KNOWLEDGE),
+    "tsne": Entry("analysis.latent_map:LatentMap", "map the latents of a grid of positions", KNOWLEDGE),
+    "straightness": Entry("analysis.curves:Straightness", "draw how straight latent paths get in training", KNOWLEDGE),
+    "curves": Entry("analysis.curves:Curves", "draw the losses over training", KNOWLEDGE),
+    "speed envs": Entry("speed.envs:Envs", "time stepping and rendering each task", SPEED),
+    "speed data": Entry("speed.data:Data", "time drawing training clips from datasets", SPEED),
+    "speed train": Entry("speed.train:Train", "time a training step of LeWM", SPEED),
+    "speed plan": Entry("speed.plan:PlanSpeed", "time a plan, by agent, planner, precision and environments", SPEED),
+    "report": Entry("report.build:Report", "render results as one page"),
+}
+
+
+def load_command(name: str) -> Any:
+    """Returns the class of the command called `name`."""
+    module, _, command = COMMANDS[name].path.partition(":")
+    return getattr(importlib.import_module(f"benchmarks.{module}"), command)

@@ -1,0 +1,73 @@
+"""The drawing of success rates: bars with their intervals; lines in panels are `lewm_gym.plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lewm_gym.plots import COLOURS, INK, LINE, QUIET, Figure
+
+#: kind of a bar -> matplotlib's options
+LOOKS: dict[str, dict[str, Any]] = {
+    "ours": {"color": COLOURS[0], "height": 0.62},
+    "seed": {"color": COLOURS[0], "height": 0.36, "alpha": 0.5},
+    "replay": {"facecolor": "none", "edgecolor": QUIET, "hatch": "////", "height": 0.62},
+    "random": {"color": QUIET, "height": 0.62, "alpha": 0.6},
+    "theirs": {"facecolor": "none", "edgecolor": COLOURS[4], "height": 0.4},
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A rate to draw, in 0..1.
+
+    Attributes:
+        label: What it is of.
+        rate: Length of the bar.
+        interval: (low, high), or None where there is none.
+        kind: One of LOOKS.
+        mark: A second rate, a diamond: of strict success; or None.
+        note: How it came about, in a table.
+        link: Anchor on the page with what made the number, in a table.
+        rates: Metric -> rate in 0..1, in a table.
+    """
+
+    label: str
+    rate: float
+    interval: tuple[float, float] | None
+    kind: str = "ours"
+    mark: float | None = None
+    note: str = ""
+    link: str = ""
+    rates: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, label: str, rate: Mapping[str, Any], kind: str = "ours") -> Bar:
+        """Returns the bar of a stored `Rate`."""
+        return cls(label, rate["rate"], (rate["low"], rate["high"]), kind)
+
+
+def bars(caption: str, rows: Sequence[Bar]) -> Figure:
+    """Returns one bar per row on a common scale of 0..100 %, whiskers for the intervals."""
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for kind in dict.fromkeys(row.kind for row in rows):
+            mine = [(place, 100 * row.rate) for place, row in enumerate(rows) if row.kind == kind]
+            axis.barh(*zip(*mine, strict=True), **LOOKS[kind])
+        known = [(100 * row.rate, place, row.interval) for place, row in enumerate(rows) if row.interval is not None]
+        if known:
+            rates, places, intervals = zip(*known, strict=True)
+            below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, intervals, strict=True)]
+            above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, intervals, strict=True)]
+            axis.errorbar(rates, places, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        marks = [(100 * row.mark, place) for place, row in enumerate(rows) if row.mark is not None]
+        if marks:
+            axis.plot(*zip(*marks, strict=True), "D", color=INK, markerfacecolor="white", markersize=5)
+        axis.set(xlim=(0, 104), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), xlabel="success %")
+        axis.set_yticklabels([row.label for row in rows], color=INK)
+        axis.grid(axis="y", visible=False)
+        axis.grid(axis="x", color=LINE)
+
+    return Figure(caption, draw, 7.5, 0.75 + 0.27 * len(rows))

@@ -1,0 +1,87 @@
+"""What every command that measures shares: options of one name and one meaning, a record, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.registry import COMMANDS, load_command
+from benchmarks.report.tables import Section
+from lewm_gym.commands import Command, option
+from lewm_gym.progress import Bars
+from lewm_gym.results import Clock, Json, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Command):
+    """A command that writes one record and a drawing beside it, and prints what the page shows of it.
+
+    `kind` is the command's name in COMMANDS, and the kind of its records.
+    """
+
+    kind: ClassVar[str]
+
+    out: Path | None = option(None, "record, JSON; drawings go beside it (default: results/<command>-<input>.json)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.suffix != ".json":
+            raise ValueError(f"--out must end in .json, got {self.out}; other files go beside it")
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        """What is measured: names the record."""
+        return getattr(self, "runs", None) or (self.run,)  # type: ignore[attr-defined]
+
+    @property
+    def path(self) -> Path:
+        """Where the record goes, e.g. `results/probe-two_room-lewm-0.json`."""
+        names = "+".join(path.resolve().name for path in self.inputs)
+        return self.out or Path("results", "-".join(filter(None, (self.kind.replace(" ", "-"), names))) + ".json")
+
+    def measure(self, bars: Any) -> Json:
+        """Returns the body of the record; `bars` shows progress, called with (stage, done, total)."""
+        raise NotImplementedError(f"{type(self).__name__} measures nothing")
+
+    @staticmethod
+    def show(record: Record) -> Section:
+        """Returns what the page shows of a record."""
+        raise NotImplementedError("there is nothing to show")
+
+    def save(self, body: Json, clock: Clock) -> Record:
+        """Writes what was measured since the clock began."""
+        return Record.made(self.kind, body, clock).save(self.path)
+
+    def record(self, bars: Any = None, **given: Any) -> Record:
+        """Measures, writes the record with its first drawing, and returns it; `given` is handed to `measure`."""
+        clock = Clock()
+        record = self.save(self.measure(bars or Bars(disable=True), **given), clock)
+        for figure in self.show(record).figures[:1]:
+            figure.save(self.path.with_suffix(".png"))
+        return record
+
+    def __call__(self) -> int:
+        """Measures with progress bars, and prints what was found."""
+        with Bars() as bars:
+            record = self.record(bars)
+        print(f"{self.show(record).text()}\n\n{self.path} ({record.head['seconds']:.0f} s)")
+        return 0
+
+
+def section_of(record: Record) -> Section:
+    """Returns what the page shows of a record.
+
+    Raises:
+        ValueError: If no command leaves such records, or it lacks what is shown.
+    """
+    if record.kind not in COMMANDS or COMMANDS[record.kind].part is None:
+        raise ValueError(f"{record.path} holds a record of {record.kind!r}, which no command here leaves")
+    try:
+        section: Section = load_command(record.kind).show(record)
+        return section
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{record.path} is damaged or of another version ({error!r}): run the benchmark again"
+        ) from None

@@ -1,0 +1,1 @@
+"""How fast environments step, datasets deliver, models train and agents plan."""

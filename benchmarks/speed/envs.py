@@ -1,0 +1,183 @@
+"""How fast the tasks step and render on one core, beside stable-worldmodel's where that is installed.
+
+Every figure comes from a process of its own: OpenGL contexts of different libraries never meet, and each has one core.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from benchmarks.report.records import Measurement
+from benchmarks.report.tables import Cell, Section, Table, task_title
+from benchmarks.speed.timing import Speed, measure, spread, use_one_core
+from lewm_gym.commands import option
+from lewm_gym.results import Json, Record
+from lewm_gym.tasks import TASKS, Task, get_task
+
+BATCH = 4_096  # agents of a batched environment
+WHAT = {
+    "ours": "step + picture",
+    "batched": "steps of many at once, states only",
+    "reference": "stable-worldmodel: step + picture",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        task: Name of the task.
+        what: One of WHAT.
+        speed: Frames (or agent steps) per second, None if it could not be measured.
+        why_not: Why not, if so.
+        detail: Id of the environment and how pictures are drawn.
+    """
+
+    task: str
+    what: str
+    speed: Speed | None
+    why_not: str | None
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envs(Measurement):
+    """Steps and renders each task at 224 px on one core, in a process of its own: the median of five repeats, beside
+    stable-worldmodel's in the same run where that is installed.
+    """  # noqa: D205
+
+    kind = "speed envs"
+
+    tasks: tuple[str, ...] = option(("all",), "all, or names")
+    seconds: float = option(5.0, "seconds for each figure", least=1e-6)
+    quality: str | None = option(None, "how carefully to draw: fast or reference (default: fast)")
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Nothing names the record but its kind."""
+        return ()
+
+    def measure(self, bars: Any) -> Json:
+        """Returns the speed of each task, of its batched form and of its reference."""
+        jobs = []
+        for task in map(get_task, TASKS if self.tasks == ("all",) else self.tasks):
+            jobs += [(task, what) for what in WHAT if what != "batched" or task.vector_entry_point]
+        rows = []
+        for done, (task, what) in enumerate(jobs):
+            bars("speed", done, len(jobs), "figure", f"{task.title}, {what}")
+            rows.append(asdict(_measure_apart(task, what, self.seconds, self.quality)))
+        return {"rows": rows}
+
+    @staticmethod
+    def show(record: Record) -> Section:
+        """Returns how fast each task steps and draws, and a line for whatever is missing or was disturbed."""
+        rows: list[list[Cell]] = []
+        notes = []
+        medians = {(row["task"], row["what"]): row["speed"]["median"] for row in record["rows"] if row["speed"]}
+        for row in record["rows"]:
+            title, speed = task_title(row["task"]), row["speed"]
+            if speed is None:
+                notes.append(f"{title}, {WHAT[row['what']]}: not measured: {row['why_not']}")
+                continue
+            if Speed(**speed).disturbed:
+                share = 100 * speed["core_share"]
+                notes.append(f"{row['detail']}: used {share:.0f} % of its core, shared with other work or waiting")
+            theirs = medians.get((row["task"], "reference"))
+            ratio = f"{speed['median'] / theirs:.1f}x" if theirs and row["what"] == "ours" else ""
+            rows.append([title, WHAT[row["what"]], *spread(speed), ratio])
+        text = "Environment steps per second on one core, with a 224 px picture each: median of repeats, and range."
+        header = ["task", "what", "steps per second", "range", "against stable-worldmodel"]
+        return Section("Environments", [text, Table(header, rows, words=2), *dict.fromkeys(notes)])
+
+
+def _measure_apart(task: Task, what: str, seconds: float, render_quality: str | None) -> Row:
+    """Returns one figure, measured in a fresh process with one thread."""
+    detail = "stable-worldmodel" if what == "reference" else task.env_id
+    if what == "reference" and importlib.util.find_spec("stable_worldmodel") is None:
+        return Row(task.name, what, None, "stable-worldmodel is not installed (pip install stable-worldmodel)", detail)
+    job = json.dumps({"task": task.name, "what": what, "seconds": seconds, "render_quality": render_quality})
+    one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment = {"SDL_VIDEODRIVER": "dummy", **os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if what == "reference" and sys.platform == "linux":
+        environment.setdefault("MUJOCO_GL", "egl")  # ours chooses by itself
+    command = [sys.executable, "-m", "benchmarks.speed.envs", job]
+    limit = 10 * seconds + 300  # the first use of a task may make lighter meshes
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return Row(task.name, what, None, f"it did not finish within {limit:.0f} s", detail)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return Row(task.name, what, None, last, detail)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return Row(task.name, what, Speed(**answer["speed"]), None, answer["detail"])
+
+
+def _measure_here(job: dict[str, Any]) -> dict[str, Any]:
+    """Returns the answer to one job, measured in this process."""
+    use_one_core()
+    task = get_task(job["task"])
+    if job["what"] == "batched":
+        return _measure_batched(task, job["seconds"])
+    if job["what"] == "reference":
+        env, detail = _reference(task)
+    else:
+        quality = {} if job["render_quality"] is None else {"render_quality": job["render_quality"]}
+        env = gymnasium.make(f"lewm_gym:{task.env_id}", disable_env_checker=True, **quality)
+        detail = f"{task.env_id}, {env.unwrapped.render_quality} pictures"  # type: ignore[attr-defined]
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(space.low, space.high, (1_000, *space.shape)).astype(space.dtype)
+    count = 0
+    render = job["what"] == "reference"  # our observation is the picture
+
+    def step() -> None:
+        nonlocal count
+        _, _, terminated, truncated, _ = env.step(actions[count % len(actions)])
+        count += 1
+        if render:
+            env.render()
+        if terminated or truncated:
+            env.reset()
+
+    env.reset(seed=0)
+    return {"speed": asdict(measure(step, job["seconds"])), "detail": detail}
+
+
+def _measure_batched(task: Task, seconds: float) -> dict[str, Any]:
+    env = gymnasium.make_vec(f"lewm_gym:{task.env_id}", num_envs=BATCH, observe="state")
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = env.action_space.sample()
+    speed = measure(lambda: env.step(actions), seconds, weight=BATCH)
+    return {"speed": asdict(speed), "detail": f"{task.env_id}, {BATCH} agents, states"}
+
+
+def _reference(task: Task) -> tuple[gymnasium.Env[Any, Any], str]:
+    import stable_worldmodel  # noqa: F401  # registers its environments
+
+    known = [] if task.reference_env is None else [n for n in gymnasium.registry if n.startswith(task.reference_env)]
+    if not known:
+        raise ValueError(f"this release of stable-worldmodel has no environment {task.reference_env}*")
+    ids = sorted(known)
+    env = gymnasium.make(ids[-1], render_mode="rgb_array", disable_env_checker=True)
+    env.reset(seed=0)
+    picture = np.asarray(env.render()).shape
+    if picture != (224, 224, 3):
+        raise ValueError(f"{ids[-1]} draws {picture}, not 224 px: not comparable")
+    return env, ids[-1]
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_here(json.loads(sys.argv[1]))))

@@ -1,0 +1,172 @@
+"""A command is a frozen dataclass: its fields are the flags, the help, the arguments of the call and what is stored.
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Command):
+    "Measures planning success."
+
+    run: Path = argument("run folder")
+    n_envs: int = option(16, "environments evaluated at once", least=1)
+
+Plan(run=Path("runs/x"))()                        # from Python
+Plan.parse(["runs/x", "--n-envs", "8"])()         # from a command line
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from lewm_gym import cli
+
+METAVARS = {int: "N", float: "X", str: "NAME", Path: "FILE"}
+Settings = dict[str, Any]  # a field of this type is given as NAME=VALUE ...
+
+
+def argument(text: str, *, metavar: str | None = None) -> Any:
+    """Returns a field that is a positional argument."""
+    return dataclasses.field(metadata={"text": text, "metavar": metavar, "positional": True})
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    metavar: str | None = None,
+    flag: str | None = None,
+    choices: Sequence[str] | None = None,
+    positional: bool = False,
+    const: Any = None,
+) -> Any:
+    """Returns a field that is an option.
+
+    Args:
+        default: Its value where it is not given; of a tuple's field the values, of a `Settings` field nothing.
+        text: Help, with the unit; the default is added.
+        least: The smallest number allowed.
+        metavar: What stands for the value in the help.
+        flag: In place of `--field-name`; `--no-...` for a field that is true by default.
+        choices: What is allowed, where that is a short list.
+        positional: Whether it is given by its place, without a flag; there may be none.
+        const: Its value where the flag is given alone.
+    """
+    metadata = {"text": text, "metavar": metavar, "flag": flag, "least": least, "choices": choices}
+    metadata |= {"positional": positional, "const": const}
+    if default == {}:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Command:
+    """The base of commands: the class's docstring is the help, `__call__` does the work and returns the exit status."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            self._check(field, getattr(self, field.name))
+
+    def _check(self, field: dataclasses.Field[Any], value: Any) -> None:
+        least, choices = field.metadata.get("least"), field.metadata.get("choices")
+        for one in value if isinstance(value, tuple) else (value,):
+            if least is not None and one is not None and not least <= one < float("inf"):
+                raise ValueError(f"{_flag(field)} must {_at_least(least)}, got {one}")
+            if choices is not None and one is not None and one not in choices:
+                raise ValueError(f"{_flag(field)} must be one of {', '.join(choices)}, got {one!r}")
+
+    def __call__(self) -> int:
+        """Runs the command; returns the exit status."""
+        raise NotImplementedError(f"{type(self).__name__} does nothing")
+
+    @classmethod
+    def parser(cls, program: str) -> cli.Parser:
+        """Returns the parser of the command line `program`."""
+        parser = cli.Parser(prog=program, description=cls.__doc__)
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.metadata:
+                _add(parser, field, hints[field.name])
+        return parser
+
+    @classmethod
+    def parse(cls, words: Sequence[str], program: str = "") -> Self:
+        """Returns the command that a command line asks for."""
+        values = vars(cls.parser(program or cls.__name__.lower()).parse_args(words))
+        hints = typing.get_type_hints(cls)
+        for name, value in values.items():
+            if hints[name] == Settings:
+                values[name] = parse_settings(value)
+            elif isinstance(value, list):
+                values[name] = tuple(value)
+        return cls(**values)
+
+    def to_json(self) -> Settings:
+        """Returns the fields as JSON holds them."""
+        values: Settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[call-overload]
+        return values
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    if field.metadata.get("positional"):
+        return field.name.upper()
+    return field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+
+
+def _at_least(least: float) -> str:
+    return "not be negative" if least == 0 else f"be at least {least:g}"
+
+
+def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+    several = hint == Settings or typing.get_origin(hint) is tuple
+    kind = str if hint == Settings else typing.get_args(hint)[0] if several else hint
+    metavar = field.metadata["metavar"] or ("NAME=VALUE" if hint == Settings else METAVARS.get(kind))
+    options: dict[str, Any] = {"nargs": "+"} if several else {}
+    if field.metadata.get("positional"):
+        if field.metadata["metavar"] is None:
+            metavar = field.name.removesuffix("s").upper() if several else field.name.upper()
+        if field.default is not dataclasses.MISSING:
+            options = {"nargs": "*", "default": field.default}
+        parser.add_argument(field.name, type=kind, metavar=metavar, help=field.metadata["text"], **options)
+        return
+    text, default = field.metadata["text"], field.default
+    if hint is bool:
+        action = "store_false" if default else "store_true"
+        parser.add_argument(_flag(field), dest=field.name, action=action, help=text)
+        return
+    if default is dataclasses.MISSING:
+        default = ()
+    if default not in (None, ()):
+        shown = " ".join(map(str, default)) if several else default
+        text += f" (default: {shown})"
+    text = text.replace("%", "%%")
+    if field.metadata["const"] is not None:
+        options = {"nargs": "?", "const": field.metadata["const"]}
+    parser.add_argument(
+        _flag(field), dest=field.name, type=kind, default=default, metavar=metavar, help=text, **options
+    )
+
+
+def parse_settings(settings: Sequence[str]) -> Settings:
+    """Returns NAME=VALUE pairs as a dictionary; numbers and JSON lists are read as such, anything else as text."""
+    values: Settings = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"settings have the form NAME=VALUE, got {setting!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def format_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Returns what `parse_settings` reads."""
+    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]

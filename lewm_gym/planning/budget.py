@@ -1,0 +1,34 @@
+"""How much a planner may search: candidates per iteration, and iterations; under one name for all planners."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+CANDIDATES_PER_ELITE = 10  # as in the paper: 300 candidates, 30 elites
+FEWEST_ELITES = 4
+
+
+class Budgeted:
+    """What the configurations of planners share.
+
+    A planner that does not search returns itself from `with_budget`. One whose iterations differ in cost says so by
+    `constant_cost`: its cost cannot be extrapolated from fewer.
+    """
+
+    candidates_name: ClassVar[str] = "n_samples"
+    constant_cost: ClassVar[bool] = True
+
+    @property
+    def budget(self) -> tuple[int, int]:
+        """Candidates per iteration, and iterations."""
+        values: Any = self
+        return getattr(values, self.candidates_name), values.n_iterations
+
+    def with_budget(self, candidates: int, iterations: int) -> Self:
+        """Returns these settings with another budget; elites are a tenth of the candidates, at least 4 if there are."""
+        changes = {self.candidates_name: candidates, "n_iterations": iterations}
+        if hasattr(self, "n_elites"):
+            changes["n_elites"] = min(candidates, max(FEWEST_ELITES, candidates // CANDIDATES_PER_ELITE))
+        changed: Self = dataclasses.replace(self, **changes)  # type: ignore[type-var]  # subclasses are dataclasses
+        return changed
