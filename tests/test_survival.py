@@ -1,11 +1,12 @@
 """What survives what: commands killed, stopped, doubled and starved of disk, against one that was left alone.
 
-Each command runs in a fork of this process, which has imported everything already: hundreds of starts cost seconds. The
-counts of a whole run stand in docs/robustness.md; `FAULTS=10` makes every number ten times as large.
+Each command runs in a fork of this process, which has imported everything already: hundreds of starts cost seconds.
+`FAULTS=10` makes every number ten times as large.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -83,8 +84,11 @@ class Forked:
         os.kill(self.pid, signal.SIGKILL)
         raise AssertionError(f"no end within {within_s} s: {self.said()}")
 
-    def signal_after(self, seconds: float, number: int) -> int:
-        """Sends a signal after some time, unless it has ended; returns how it ended."""
+    def signal_at_work(self, folder: Path, seconds: float, number: int) -> int:
+        """Sends a signal some time after it began to write below a folder; returns how it ended, maybe before."""
+        before = _bytes(folder)
+        while _bytes(folder) == before and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.005)
         time.sleep(seconds)
         try:
             os.kill(self.pid, number)
@@ -97,11 +101,19 @@ class Forked:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def until_done(start: Callable[[], Forked], number: int, rng: random.Random, longest_s: float) -> int:
+def _bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+def until_done(start: Callable[[], Forked], number: int, folder: Path, rng: random.Random) -> int:
     """Ends a command by a signal at random moments, ROUNDS times, and starts it again; returns how often it was hit."""
     hit = 0
     for _ in range(ROUNDS):
-        ended = start().signal_after(rng.uniform(0.0, longest_s), number)
+        ended = start().signal_at_work(folder, rng.uniform(0.0, 0.15), number)
         assert ended in (0, -number, 128 + number), ended
         hit += ended != 0
     assert start().end() == 0
@@ -118,31 +130,25 @@ def training(dataset, out, seed=0):
     return Forked(agents.__main__.main, words, out.with_name(f"{out.name}-{seed}.log"))
 
 
-def timed(start):
-    began = time.monotonic()
-    assert start().end() == 0
-    return time.monotonic() - began
-
-
 @pytest.fixture(scope="module")
 def undisturbed(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    seconds = timed(lambda: training(dataset, folder))
-    return (folder / checkpoint.WEIGHTS).read_bytes(), seconds, folder
+    assert training(dataset, folder).end() == 0
+    return (folder / checkpoint.WEIGHTS).read_bytes(), folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_training(dataset, undisturbed, tmp_path, number, record_property):
-    weights, seconds, _ = undisturbed
+    weights, _ = undisturbed
     out = tmp_path / "run"
-    hit = until_done(lambda: training(dataset, out), number, random.Random(number), seconds)
+    hit = until_done(lambda: training(dataset, out), number, out, random.Random(number))
     assert hit and (out / checkpoint.WEIGHTS).read_bytes() == weights
     assert not list(out.glob(".*.tmp*"))
     record_property("hit", hit)
 
 
 def test_two_trainings_in_one_folder(dataset, undisturbed, tmp_path):
-    weights, _, _ = undisturbed
+    weights, _ = undisturbed
     for round_ in range(ROUNDS):
         out = tmp_path / f"run{round_}"
         both = {seed: training(dataset, out, seed) for seed in (0, 1)}
@@ -155,7 +161,7 @@ def test_two_trainings_in_one_folder(dataset, undisturbed, tmp_path):
 
 
 def test_training_onto_a_full_disk(dataset, undisturbed, small_disk):
-    weights, _, _ = undisturbed
+    weights, _ = undisturbed
     subprocess.run(["mount", "-o", "remount,size=60k", str(small_disk)], check=True)
     out = small_disk / "run"
     full = Forked(agents.__main__.main, ["lewm", str(dataset), "--out", str(out), *TRAIN], small_disk.with_name("log"))
@@ -172,9 +178,9 @@ def test_collecting(tmp_path, number):
         return Forked(collect.__main__.main, words, tmp_path / "log")
 
     out = tmp_path / "whole"
-    seconds = timed(start)
+    assert start().end() == 0
     whole, out = out, tmp_path / "killed"
-    assert until_done(start, number, random.Random(number), seconds)
+    assert until_done(start, number, out, random.Random(number))
     assert verify(out) == []
     for file in whole.iterdir():
         if file.name != ".lock":
@@ -192,10 +198,11 @@ def test_exporting(dataset, tmp_path, format):
         words = ["export", str(dataset), "--format", format, "--out", str(tmp_path / "out")]
         return Forked(collect.__main__.main, words, tmp_path / "log")
 
-    seconds, rng = timed(start), random.Random(3)
+    assert start().end() == 0
+    rng = random.Random(3)
     for _ in range(ROUNDS):
         shutil.rmtree(tmp_path / "out") if format != "hdf5" else (tmp_path / "out").unlink()
-        ended = start().signal_after(rng.uniform(0, seconds), signal.SIGKILL)
+        ended = start().signal_at_work(tmp_path, rng.uniform(0, 0.15), signal.SIGKILL)
         assert (tmp_path / "out").exists() == (ended == 0)
         if ended:
             assert start().end() == 0
@@ -209,16 +216,16 @@ def test_exporting(dataset, tmp_path, format):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_planning(undisturbed, tmp_path, number):
-    _, _, run = undisturbed
+    _, run = undisturbed
 
     def start():
         words = ["plan", str(run), "--n-pairs", "6", "--workers", "1", "--planning", "n_samples=16", "n_elites=4"]
         return Forked(benchmarks.__main__.main, [*words, "n_iterations=2", "--out", str(out)], tmp_path / "log")
 
     out = tmp_path / "whole.json"
-    seconds = timed(start)
+    assert start().end() == 0
     whole, out = Result.load(out), tmp_path / "killed.json"
-    assert until_done(start, number, random.Random(number), seconds)
+    assert until_done(start, number, tmp_path, random.Random(number))
     again = Result.load(out)
     for name in ("outcomes", "random", "replay", "success", "pairs", "seed"):
         assert getattr(again, name) == getattr(whole, name), name
