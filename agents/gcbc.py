@@ -140,10 +140,14 @@ class GCBCAgent(PolicyAgent):
         """Forgets the blocks under way."""
         self._controller.reset(seeds)
 
-    def keep(self, rows: list[int]) -> None:
+    def select_envs(self, rows: list[int]) -> None:
         """Goes on with these environments only: the observations that follow are theirs, in this order."""
         if self.uses_steps_left:
             self._controller.slots = [self._controller.slots[row] for row in rows]
+
+    def needs_frame(self) -> list[bool] | None:
+        """Returns for each environment since the last reset whether its next frame is looked at; None: all are."""
+        return self._controller.needs_frame() if self.uses_steps_left else None
 
     def _act(
         self,

@@ -41,6 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "shift": Entry("experiments.robustness:Shift", "measure success in a changed world", ROBUSTNESS),
     "ablate": Entry("experiments.sweep:Ablate", "train and measure the paper's ablations", ABLATIONS),
     "tune-lambda": Entry("experiments.sweep:TuneLambda", "find SIGReg's weight by bisection", ABLATIONS),
+    "elites": Entry("analysis.elites:Elites", "execute a search's elites: imagined against real cost", KNOWLEDGE),
     "probe": Entry("analysis.probe:Probe", "measure what can be read off frozen latents", KNOWLEDGE),
     "surprise": Entry("analysis.surprise:Surprise", "measure surprise at colour changes and teleports", KNOWLEDGE),
     "rollout": Entry("analysis.rollout:Rollout", "measure open-loop prediction error by horizon", KNOWLEDGE),

@@ -15,6 +15,7 @@ from tiny import SETTINGS, collect_two_room
 from agents import agent_class
 from agents.trainable import split_samplers
 from benchmarks.__main__ import main
+from benchmarks.analysis import elites
 from benchmarks.analysis.decode import DecoderConfig, FrameDecoder, LatentFrames, Seen, _claim
 from benchmarks.analysis.latent_map import laid_out, possible
 from benchmarks.analysis.worlds import divide, load_worlds, open_dataset
@@ -25,6 +26,7 @@ from collect.episodes import make_env
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.nn.images import to_network
+from lewm_gym.pairs import load_shipped
 from lewm_gym.results import Record
 
 
@@ -44,6 +46,10 @@ VERBS = {
     "rollout": ["rollout", "lewm", "pldm", "data", "--horizon", "3"],
     "decode": ["decode", "lewm", "data", "--steps", "2", "--frames", "32", "--episodes", "1", "--horizon", "3"],
     "tsne": ["tsne", "lewm", "--side", "4"],
+    "elites": [
+        *("elites", "lewm", "--n-pairs", "2", "--n-elites", "3"),
+        *("--planning", "n_samples=8", "n_elites=4", "n_iterations=2"),
+    ],
     "straightness": ["straightness", "lewm", "pldm"],
     "curves": ["curves", "lewm", "pldm"],
 }
@@ -86,6 +92,35 @@ def test_verb_writes_a_record_and_pictures_and_the_report_can_show_it(
     assert section.figures or pictures
     for path in pictures or [Path("results", f"{verb}.png")]:
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_elite_is_executed_as_it_was_planned(line: Path) -> None:
+    """The recorded actions, as a plan, end in the picture of the goal and meet it."""
+    agent = load_worlds([line / "lewm"])[0].agent
+    env = make_env("two_room")
+    pair = load_shipped("two_room", 25).pairs[0]
+    reset = {"state": pair.start_state, "goal_state": pair.goal_state}
+    goal = env.reset(options=reset)[0]["goal"]
+    plan = agent.model.normalize_actions(torch.from_numpy(pair.actions.reshape(5, -1)))
+    frame, reached = elites._executed(agent, env, reset, plan)
+    np.testing.assert_array_equal(frame, goal)
+    assert reached
+    assert not elites._executed(agent, env, reset, -plan)[1]
+
+
+def test_rank_correlation_of_costs() -> None:
+    costs = np.array([0.1, 5.0, 2.0, 9.0])
+    assert elites.rank_correlation(costs, costs**3) == pytest.approx(1.0)
+    assert elites.rank_correlation(costs, -costs) == pytest.approx(-1.0)
+    assert elites.rank_correlation(costs, np.ones(4)) == 0.0
+
+
+@pytest.mark.parametrize("planner", ["actor", "arcem"])
+def test_planners_without_candidates_of_actions_have_no_elites(planner: str, tmp_path: Path, line: Path) -> None:
+    settings = {**SETTINGS, "steps": 2, "actor_steps": 1, "actor_width": 8, "actor_batch_size": 8}
+    agent_class("lewm").fit(line / "data", tmp_path / "run", **settings)
+    with pytest.raises(ValueError, match="does not search|searches what is added"):
+        elites.Elites(run=tmp_path / "run", planning={"planner": planner}, n_pairs=2).record()
 
 
 def test_a_control_is_the_same_network_without_what_was_learned(line: Path) -> None:
