@@ -125,8 +125,8 @@ class Elites(Measurement, OnDevice):
             f"The {record['n_elites']} cheapest candidates of each iteration of {record['planning']['planner']}, "
             f"executed from the same start, over {record['pairs']['count']} pairs "
             f"{record['pairs']['offset_steps']} steps apart. Costs are squared latent distances to the goal; regret is "
-            "the executed cost of the candidate that the model likes best, less that of the best among those executed. Brackets hold the 95 % interval from "
-            "resampling pairs. The planner exploits model error where the executed cost does not fall with the "
+            "the executed cost of the candidate that the model likes best, less that of the best among those executed. "
+            "Brackets hold the 95 % interval from resampling pairs. The planner exploits model error where the executed cost does not fall with the "
             "imagined one."
         )
         series = [
