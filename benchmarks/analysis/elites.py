@@ -126,8 +126,8 @@ class Elites(Measurement, OnDevice):
             f"executed from the same start, over {record['pairs']['count']} pairs "
             f"{record['pairs']['offset_steps']} steps apart. Costs are squared latent distances to the goal; regret is "
             "the executed cost of the candidate that the model likes best, less that of the best among those executed. "
-            "Brackets hold the 95 % interval from resampling pairs. The planner exploits model error where the executed cost does not fall with the "
-            "imagined one."
+            "Brackets hold the 95 % interval from resampling pairs. The planner exploits model error where the "
+            "executed cost does not fall with the imagined one."
         )
         series = [
             Series(label, list(range(1, n + 1)), v["value"], v["low"], v["high"], colour, "o-")
