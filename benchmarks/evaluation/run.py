@@ -372,7 +372,8 @@ def describe_run(run: Path, description: Json, weights: str) -> Json:
     """Returns what a result says of the run: folder, weights' hash, steps, seconds, description and curves."""
     rows = read_log(run / checkpoint.LOG)
     last = rows[-1] if rows else {}
-    known = {"steps": last.get("step"), "seconds": last.get("seconds"), "description": description}
+    seconds = description.get("training_seconds", last.get("seconds"))  # the log holds the first stage's only
+    known = {"steps": last.get("step"), "seconds": seconds, "description": description}
     return {"folder": str(run), "weights": weights, **known, "curves": read_curves(rows)}
 
 
