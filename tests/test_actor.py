@@ -11,12 +11,14 @@ from agents import lewm
 from agents.gcbc import GCBCAgent, GCBCConfig
 from agents.lewm import LeWMAgent
 from agents.planning import PlanningConfig
+from agents.pldm import PLDMAgent
 from agents.proposals import unroll
 from agents.run import train_run
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.hindsight import HindsightClips, HindsightLatents, next_actions
 from lewm_gym.nn.actor import GoalActor
 from lewm_gym.planning import ARCEMConfig, Fused, FusedConfig, Guided, GuidedConfig
+from lewm_gym.tasks import TASKS
 
 WITH_ACTOR = {"imitation_weight": 1.0, "actor_steps": 4, "actor_batch_size": 16, "actor_width": 16, "goal_steps": 20}
 
@@ -386,6 +388,20 @@ def test_presets_of_the_paper_and_the_laptop_know_nothing_beyond_the_paper():
         config = lewm.PRESETS[preset].model
         plain = replace(config, residual=False, inverse_weight=0.0, information_weight=0.0, actor_steps=0)
         assert replace(plain, imitation_weight=0.0) == config
+
+
+@pytest.mark.parametrize("agent", [LeWMAgent, PLDMAgent])
+def test_the_guided_preset_is_the_recipe_of_the_task(agent):
+    if agent is LeWMAgent:
+        cube, other = agent.preset("guided", "cube"), agent.preset("guided", "gym:Pendulum-v1")
+        assert (cube.planning.planner_name, cube.model.residual, cube.training.steps) == ("actor", True, 1000)
+        assert other.planning.planner_name == "guided" and not other.model.residual
+    for task in TASKS:
+        preset = agent.preset("guided", task)
+        assert preset.model.actor_steps and preset.model.imitation_weight
+        assert agent.preset("laptop", task) == agent.presets["laptop"]
+    with pytest.raises(ValueError, match="unknown preset 'other'"):
+        agent.preset("other", "cube")
 
 
 # Imitation without a world model ---------------------------------------------------------------------------------
