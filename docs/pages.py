@@ -116,7 +116,8 @@ def task_facts(task: Task, results: Path) -> str:
 def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
     """Returns the stored evaluations of a task on all 200 held-out pairs 25 steps apart, the best first.
 
-    Each as `name`, `agent`, `success`, `random` (rates: `rate`, `low`, `high`), and `minutes` of training or None.
+    Each as `name`, `agent`, `success`, `random` (rates: `rate`, `low`, `high`), `minutes` of training or None, `suite`
+    of pairs ("" for the task's own), and `planner` or None.
     """
     found = []
     for path in sorted(results.glob("*.json")):
@@ -128,10 +129,19 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
         if success["episodes"] == 200:
             seconds = record["run"].get("seconds")
             minutes = seconds / 60 if seconds else None
+            planning = record["run"]["description"].get("planning") or {}
             found.append(
-                {"name": path.stem, "agent": record["agent"], "success": success, "random": random, "minutes": minutes}
+                {
+                    "name": path.stem,
+                    "agent": record["agent"],
+                    "success": success,
+                    "random": random,
+                    "minutes": minutes,
+                    "suite": record["pairs"]["source"].removeprefix("shipped").removeprefix(", "),
+                    "planner": planning.get("planner"),
+                }
             )
-    return sorted(found, key=lambda record: -record["success"]["rate"])
+    return sorted(found, key=lambda record: (record["suite"], -record["success"]["rate"]))
 
 
 def successes(task: Task, results: Path) -> list[str]:
@@ -139,7 +149,9 @@ def successes(task: Task, results: Path) -> list[str]:
     rows = []
     for found in evaluations(task, results):
         minutes = f"{found['minutes']:.0f} min" if found["minutes"] else ""
-        cells = (f"{found['agent']}, `{found['name']}`", _shown(found["success"]), _shown(found["random"]), minutes)
+        pairs = f", pairs of `{found['suite']}`" if found["suite"] else ""
+        name = f"{found['agent']}, `{found['name']}`{pairs}"
+        cells = (name, _shown(found["success"]), _shown(found["random"]), minutes)
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -192,6 +204,8 @@ def write_results(folder: Path, results: Path) -> None:
 
 #: Agents in the README's table, as they are called there.
 AGENTS = {"lewm": "LeWM", "pldm": "PLDM", "gcbc": "GCBC", "gcivl": "GCIVL", "gciql": "GCIQL"}
+#: Planners that begin with an actor's proposal.
+ACTOR_PLANNERS = ("actor", "guided", "arcem", "fused")
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -202,20 +216,30 @@ def with_tables(text: str, results: Path) -> str:
 
 
 def success_table(results: Path) -> str:
-    """Returns tasks x agents: LeWM's best stored run, and every agent of the ten-minute comparison."""
+    """Returns tasks x agents: LeWM's runs with and without an actor, and every agent of the ten-minute comparison."""
     compared = json.loads((results / "compare" / "compare.json").read_text(encoding="utf-8"))["rows"]
     lines = ["| | " + " | ".join(task.title for task in TASKS.values()) + " |", "|---|" + "---|" * len(TASKS)]
     runs = [[run for run in evaluations(task, results) if run["agent"] == "lewm"] for task in TASKS.values()]
-    best = [of_task[0] if of_task else None for of_task in runs]
-    cells = [f"**{_shown(run['success'])}**, {run['minutes']:.0f} min" if run else "" for run in best]
-    lines.append(f"| LeWM, best run and its training | {' | '.join(cells)} |")
-    cells = [_shown(run["random"]) if run else "" for run in best]
-    lines.append(f"| random baseline, same pairs | {' | '.join(cells)} |")
+    for title, with_actor in (
+        ("LeWM with an actor, `--preset guided`", True),
+        ("LeWM as in the paper, search alone", False),
+    ):
+        best = [next((r for r in of_task if (r["planner"] in ACTOR_PLANNERS) == with_actor), None) for of_task in runs]
+        lines.append(f"| {title} | {' | '.join(_run_cell(run) for run in best)} |")
+    random = [next((run["random"] for run in of_task if not run["suite"]), None) for of_task in runs]
+    lines.append(f"| random baseline | {' | '.join(_shown(rate) for rate in random)} |")
     for agent, title in AGENTS.items():
         seeds = {row["task"]: row["seeds"] for row in compared if row["agent"] == agent}
         cells = [_over_seeds(seeds.get(task, [])) for task in TASKS]
         lines.append(f"| {title}, 10 min, 3 seeds | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _run_cell(run: dict[str, Any] | None) -> str:
+    if run is None:
+        return ""
+    pairs = f", on the `{run['suite']}` pairs" if run["suite"] else ""
+    return f"**{_shown(run['success'])}**, {run['minutes']:.0f} min{pairs}"
 
 
 def speed_table(results: Path) -> str:
