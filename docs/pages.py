@@ -127,7 +127,7 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
         rates = record["rates"]
         success, random = rates["agent"]["success"], rates.get("random", {}).get("success")
         if success["episodes"] == 200:
-            seconds = record["run"].get("seconds")
+            seconds = record["run"]["description"].get("cpu_seconds") or record["run"].get("seconds")
             minutes = seconds / 60 if seconds else None
             planning = record["run"]["description"].get("planning") or {}
             found.append(
