@@ -204,7 +204,7 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
     """
     panels = []
     for name, heading in COLUMNS.items():
-        series = []
+        series: list[Series] = []
         for column, style, label in ((name, "-", "training"), (HELD_OUT + name, "o:", "held-out episodes")):
             points = [(row["step"], row[column]) for row in rows if column in row]
             if points:

@@ -371,9 +371,10 @@ def _as_json(rates: dict[str, dict[str, Rate]]) -> Json:
 
 def _agrees(stored: Any, rates: dict[str, Rate]) -> bool:
     """Returns whether stored rates are those given, those of metrics that are not stored or not known now aside."""
-    if stored is not None and not isinstance(stored, dict):
+    stored = {} if stored is None else stored
+    if not isinstance(stored, dict):
         return False
-    for name in set(stored or {}) & set(rates):
+    for name in set(stored) & set(rates):
         expected, found = asdict(rates[name]), stored[name]  # to 1e-9: another platform may differ in the last digit
         if not isinstance(found, dict) or found.keys() != expected.keys():
             return False
