@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from lewm_gym.commands import Command, option
 
@@ -16,6 +17,10 @@ class Evaluating(Command):
     seed: int = option(0, "planner seed", least=0)
     n_envs: int = option(16, "environments evaluated at once; changes the speed, not the outcomes", least=1)
     workers: int = option(os.cpu_count() or 1, "processes that the environments live in; likewise", least=1)
+
+    def evaluating(self) -> dict[str, Any]:
+        """Returns these options, for another command that has them."""
+        return {field.name: getattr(self, field.name) for field in fields(Evaluating)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,10 +141,9 @@ class Elites(Measurement, OnDevice):
 
 def rank_correlation(imagined: NDArray[np.float64], real: NDArray[np.float64]) -> float:
     """Returns Spearman's rank correlation of costs (n,); 0 where one of them does not vary."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (imagined, real)]
     if np.ptp(imagined) == 0 or np.ptp(real) == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(imagined.argsort().argsort(), real.argsort().argsort())[0, 1])
 
 
 def _executed(agent: Any, env: Any, reset: dict[str, Any], plan: Tensor) -> tuple[NDArray[np.uint8], bool]:

@@ -103,7 +103,7 @@ class Surprise(Measurement, OnDevice):
             panels.append(Panel(model["title"], series, "environment step", "surprise", log_y=True, x_mark=at))
         header = ["model", "event", "difference", "ratio", "t", "p"]
         caption = "Surprise: mean over trajectories, with its 95 % interval."
-        blocks = [text, Table(header, rows, words=2), figure_of(caption, panels)]
+        blocks: list[Any] = [text, Table(header, rows, words=2), figure_of(caption, panels)]
         return Section(f"Surprise: {task_title(record['task'])}", blocks)
 
 

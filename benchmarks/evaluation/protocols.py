@@ -156,7 +156,7 @@ def make_job(run: Path, description: dict[str, Any], asked: Asked) -> Job:
     task = get_task(str(description["task"]))
     known = description.get("dataset")
     known = dict(known) if isinstance(known, dict) else {}
-    common = {"seed": asked.seed, "n_envs": asked.n_envs, "workers": asked.workers}
+    common: dict[str, Any] = {"seed": asked.seed, "n_envs": asked.n_envs, "workers": asked.workers}
     if asked.protocol == "heldout":
         pairs, source, offset = _heldout(run, task, known, asked)
         settings = Settings(asked.budget or 2 * offset, strict=asked.strict, **common)

@@ -91,8 +91,8 @@ class Plan(Asked):
             return known
         agent = load_agent(self.run) if agent is None else agent
         if self.planning:
-            agent = planner_of(agent, self.run).with_planning(self.planning)
-            description = {**description, "planning": agent.planning.to_json()}
+            planner = planner_of(agent, self.run).with_planning(self.planning)
+            agent, description = planner, {**description, "planning": planner.planning.to_json()}
         if known is not None:
             return self._filmed(known, out, job, agent, progress)
         session = Session(job, out, weights, progress, agent, {"planning": self.planning} if self.planning else {})

@@ -40,8 +40,7 @@ class Shift(Evaluating, Measurement):
     def measure(self, bars: Any, agent: Agent | None = None) -> Json:
         """Returns success under each change of the run's task; outcomes are kept as they come in `<out>.partial`."""
         description, weights = load_description(self.run), weights_hash(self.run)
-        how = {"n_pairs": self.n_pairs, "seed": self.seed, "n_envs": self.n_envs, "workers": self.workers}
-        job = make_job(self.run, description, Asked(strict=False, **how))
+        job = make_job(self.run, description, Asked(strict=False, **self.evaluating()))
         shifts = job.task.env_class().shifts
         agent = load_agent(self.run) if agent is None else agent
         session = Session(job, self.path, weights, bars.on_episodes, more={"changes": shifts})

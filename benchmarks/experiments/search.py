@@ -47,9 +47,8 @@ class Subject(NamedTuple):
     @classmethod
     def of(cls, run: Path, asked: Evaluating) -> Subject:
         """Returns the run of a planning agent with as many of the shipped pairs as are asked for."""
-        how = {"n_pairs": asked.n_pairs, "seed": asked.seed, "n_envs": asked.n_envs, "workers": asked.workers}
         description = load_description(run)
-        job = make_job(run, description, Asked(strict=False, **how))
+        job = make_job(run, description, Asked(strict=False, **asked.evaluating()))
         return cls(run, description, planner_of(load_agent(run), run), job)
 
     def measure(self, planning: Any, name: str, bars: Any) -> tuple[Json, float]:
@@ -327,12 +326,11 @@ class Precision(Evaluating):
     def __call__(self) -> int:
         """Measures both and prints how they differ."""
         planner_of(load_agent(self.run), self.run)
-        how = {"n_pairs": self.n_pairs, "seed": self.seed, "n_envs": self.n_envs, "workers": self.workers}
         results = []
         with Bars() as bars:
             for name in PRECISIONS:
                 out = self.out / f"{self.run.resolve().name}-{name}.json"
-                plan = Plan(run=self.run, out=out, planning={"precision": name}, strict=False, **how)
+                plan = Plan(run=self.run, out=out, planning={"precision": name}, strict=False, **self.evaluating())
                 results.append(plan.measure(bars.on_episodes))
         for name, result in zip(PRECISIONS, results, strict=True):
             print(f"{name:8} {result.success}, {1000 * result.timing['seconds_per_plan']:.0f} ms per plan")

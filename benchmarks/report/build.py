@@ -153,7 +153,8 @@ def _content(groups: Sequence[Group], shown: Sequence[Shown]) -> dict[str, Any]:
         "window": WINDOW,
         "facts": [(one.anchor, f"{one.title}: {one.result.success}", one.path.name, facts_of_result(one), one.film)
                   for one in entries]
-        + [(one.anchor, one.section.title, one.record.path.name, facts_of_record(one.record), None) for one in shown],
+        + [(one.anchor, one.section.title, Path(one.record.path or "").name, facts_of_record(one.record), None)
+           for one in shown],
         "code": CODE,
     }  # fmt: skip
 
@@ -166,7 +167,8 @@ def success_section(group: Group) -> Section:
 
 def published_sections(group: Group) -> list[Section]:
     """Returns what others report, a section for each block; the first has the drawing of all."""
-    blocks, sections = group.published(), []
+    blocks = group.published()
+    sections: list[Section] = []
     drawn = [results.Bar(row.label, row.success / 100, None, "theirs") for rows in blocks.values() for row in rows]
     figures = [bars("Published, not measured here, in the order of the tables.", drawn)]
     for heading, rows in blocks.items():
