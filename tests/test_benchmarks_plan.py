@@ -245,7 +245,7 @@ def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
         ({}, {"n_envs": 0}, "--n-envs must be at least 1, got 0"),
         ({}, {"budget": 0}, "--budget must be at least 1, got 0"),
         ({}, {"seed": -1}, "--seed must not be negative, got -1"),
-        ({"task": "gym:Pendulum-v1"}, {}, "'gym:Pendulum-v1', which is none of the tasks .* load_agent"),
+        ({"task": "gym:Pendulum-v1"}, {}, "'gym:Pendulum-v1', which is none of the tasks .*load_agent"),
         ({"finished": False}, {}, "not finished"),
         ({"dataset": {"seed": 123}}, {}, "pairs come from seed 123, on which"),
     ],

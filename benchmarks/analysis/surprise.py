@@ -103,8 +103,8 @@ class Surprise(Measurement, OnDevice):
             panels.append(Panel(model["title"], series, "environment step", "surprise", log_y=True, x_mark=at))
         header = ["model", "event", "difference", "ratio", "t", "p"]
         caption = "Surprise: mean over trajectories, with its 95 % interval."
-        blocks: list[Any] = [text, Table(header, rows, words=2), figure_of(caption, panels)]
-        return Section(f"Surprise: {task_title(record['task'])}", blocks)
+        table = Table(header, rows, words=2)
+        return Section(f"Surprise: {task_title(record['task'])}", [text, table, figure_of(caption, panels)])
 
 
 def _colour_surprises(record: Record) -> str:

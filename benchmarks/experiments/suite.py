@@ -221,7 +221,7 @@ class Suite(Training):
             if stage.done:
                 lines.append(f"  {task.title:12} reuse {collected(folder):,} episodes in {folder}")
             else:
-                taken = duration(task.collect_seconds * (count - collected(folder)))
+                taken = duration(round(task.collect_seconds * (count - collected(folder))))
                 lines.append(f"  {task.title:12} collect {count:,} episodes: about {taken} on two cores of an AMD EPYC")
         n, seeds = len(self.tasks) * len(agents) * len(self.seeds), ", ".join(map(str, self.seeds))
         lines.append(f"  {n} trainings: {', '.join(agents)}; seeds {seeds}; preset {self.preset}")

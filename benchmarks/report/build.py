@@ -40,8 +40,13 @@ class Shown(NamedTuple):
 
     def markdown(self, folder: Path) -> str:
         """Returns its section as Markdown, drawings linked where they lie beside the record."""
+        return self.section.markdown(folder, self.path.with_suffix(".png"))
+
+    @property
+    def path(self) -> Path:
+        """The file of the record."""
         assert self.record.path is not None
-        return self.section.markdown(folder, self.record.path.with_suffix(".png"))
+        return self.record.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +158,7 @@ def _content(groups: Sequence[Group], shown: Sequence[Shown]) -> dict[str, Any]:
         "window": WINDOW,
         "facts": [(one.anchor, f"{one.title}: {one.result.success}", one.path.name, facts_of_result(one), one.film)
                   for one in entries]
-        + [(one.anchor, one.section.title, Path(one.record.path or "").name, facts_of_record(one.record), None)
-           for one in shown],
+        + [(one.anchor, one.section.title, one.path.name, facts_of_record(one.record), None) for one in shown],
         "code": CODE,
     }  # fmt: skip
 

@@ -224,7 +224,7 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
             agents["reference"] = job.make_agent(device, timed, theirs)
     once = {name: partial(_make_once, agent, job.n_envs) for name, agent in agents.items()}
     plans = {name: partial(_make_plan, agent, job.n_envs) for name, agent in agents.items()}
-    steps: dict[str, Any] = {"encoding": partial(_encode, agents["ours"], job.n_envs), **plans}
+    steps: dict[str, Callable[[], object]] = {"encoding": partial(_encode, agents["ours"], job.n_envs), **plans}
     ratio = np.prod(whole.budget) / np.prod(timed.budget)
     if ratio > 1:
         steps |= {f"{name}, once": step for name, step in once.items()}
