@@ -108,7 +108,7 @@ class _FromFeatures:
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Does nothing: the system keeps in memory what is read often."""
 
-    def _frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
+    def frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
         """Returns the features of (B, K) episodes and steps, (B, K, ...)."""
         rows = self.dataset.picture_starts[self.episodes[which]] + steps // self.dataset.picture_every
         return torch.from_numpy(self.features[rows])
@@ -133,7 +133,7 @@ class FeatureClips(_FromFeatures, ClipSampler):
         rows = self.dataset.starts[self.episodes[which]] + starts
         actions = self.dataset.actions[rows[:, None] + np.arange((self.n_frames - 1) * self.frame_skip)]
         actions = np.ascontiguousarray(actions.reshape(batch_size, self.n_frames - 1, -1))
-        return self._joined(self._frames_at(which[:, None], steps), torch.from_numpy(actions), rows)
+        return self._joined(self.frames_at(which[:, None], steps), torch.from_numpy(actions), rows)
 
 
 class FeatureGoals(_FromFeatures, GoalSampler):
