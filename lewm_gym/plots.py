@@ -138,6 +138,8 @@ def figure_of(caption: str, panels: Sequence[Panel], columns: int = 3, title: st
     legends = [tuple(one.label for one in panel.series) for panel in panels]
     shared = len(panels) > 1 and set(legends) == {max(legends, key=len)}
 
+    height = 0.3 * bool(title) + 2.7 * rows + (0.2 + 0.25 * -(-len(legends[0]) // 3)) * shared
+
     def draw(figure: Any) -> None:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, panel in zip(axes, panels, strict=False):
@@ -150,7 +152,7 @@ def figure_of(caption: str, panels: Sequence[Panel], columns: int = 3, title: st
         if title:
             figure.suptitle(title, fontsize=11, x=0.01, ha="left", fontweight="bold")
 
-    return Figure(caption, draw, max(4.6, 3.6 * columns), 0.6 * shared + 0.3 * bool(title) + 2.7 * rows)
+    return Figure(caption, draw, max(4.6, 3.6 * columns), height)
 
 
 def _draw_panel(axis: Any, panel: Panel, legend: bool) -> None:

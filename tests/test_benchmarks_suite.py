@@ -90,7 +90,7 @@ def test_cost_is_told_before_anything_is_done(
     printed = capsys.readouterr().out
     for text in (
         "Two-Room     collect 300 episodes: about 4 s",
-        "OGBench-Cube collect 500 episodes: about 15.8 min",
+        "OGBench-Cube collect 500 episodes: about 16.2 min",
         "12 trainings: lewm, gcbc; seeds 0, 1, 2; preset laptop",
         "12 x 10 min of optimiser steps = 2 h",
         "12 evaluations on 200 pairs",
