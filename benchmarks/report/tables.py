@@ -52,7 +52,11 @@ def to_markdown(cell: Cell) -> str:
     """Returns a cell on one line; what means something in Markdown or HTML is shown as it is."""
     words = []
     for text, mark in _pieces(cell):
-        plain = re.sub(r"([\\`*_\[\]|])", r"\\\1", re.sub(r"\s+", " ", text))
+        plain = re.sub(r"\s+", " ", text)
+        if mark is not None and mark.style == "code":  # where all but a backtick stands for itself
+            words.append("`" + plain.replace("`", "'").replace("|", "\\|") + "`")
+            continue
+        plain = re.sub(r"([\\`*_\[\]|])", r"\\\1", plain)
         sign = _TAGS[mark.style][0] if mark is not None and mark.style in _TAGS else ""
         words.append(f"{sign}{plain.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}{sign}")
     return "".join(words)
