@@ -132,7 +132,7 @@ def test_a_collection_with_pygame_ends_when_it_is_told_to(tmp_path):
                 break
             time.sleep(0.05)
         process.terminate()  # SDL would take the signal for the closing of a window
-        assert process.wait(timeout=20) == -signal.SIGTERM
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
     finally:
         process.kill()
 
