@@ -203,7 +203,7 @@ def test_a_shard_with_a_field_of_a_wrong_kind_is_named_with_the_field(dataset):
                 with pa.ipc.new_file(out, schema) as writer:
                     for batch in batches:
                         writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-            other = dataset.folder.with_name("other")
+            other = dataset.folder.with_name(f"{dataset.folder.name}-other")
             other.mkdir(exist_ok=True)
             (dataset.folder / "new").rename(other / path.name)
             for read in (Dataset.open, verify):
@@ -239,7 +239,7 @@ def test_a_dataset_of_a_version_without_checksums_is_read_and_extended(dataset):
 
 
 def test_overlapping_shards_are_named(dataset):
-    other = write(dataset.folder.with_name("other"), range(2, 5))
+    other = write(dataset.folder.with_name(f"{dataset.folder.name}-other"), range(2, 5))
     shard_path(other).rename(dataset.folder / shard_path(other).name)
     with pytest.raises(ValueError, match="hold the same episodes"):
         Dataset.open(dataset.folder)
@@ -257,7 +257,7 @@ def test_a_damaged_part_is_played_again(tmp_path):
 
 
 def test_an_interrupted_replacement_of_a_shard_is_cleaned_up(dataset):
-    larger = write(dataset.folder.with_name("larger"), range(5))
+    larger = write(dataset.folder.with_name(f"{dataset.folder.name}-larger"), range(5))
     shard_path(larger).rename(dataset.folder / shard_path(larger).name)  # as if killed before the manifest was written
     assert Dataset.open(dataset.folder).content_hash == larger.content_hash
     write(dataset.folder, range(5))
