@@ -29,7 +29,7 @@ from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import GoalBatch
 from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
-from lewm_gym.nn.actor import GoalActor
+from lewm_gym.nn.actor import GoalActor, frame_pairs
 from lewm_gym.nn.goal_conditioned import join, log_likelihood
 from lewm_gym.planning import RecedingHorizon
 from lewm_gym.planning.controller import Reply, Request
@@ -86,7 +86,10 @@ class GCBC(GoalPolicy):
         if isinstance(batch, HindsightBatch):
             latents = self.encodings(batch.pixels.flatten(0, 1)).unflatten(0, batch.steps.shape)
             actions = self.normalize_actions(self._single(batch.next_actions), missing=math.nan).flatten(-2)
-            imitation, distance = self.actor.clip_losses(latents, batch.steps, actions)
+            pairs = frame_pairs(latents, batch.steps, actions)
+            imitation = self.actor.imitation_loss(*pairs)
+            # Distances are to be read off the encodings, not to shape them.
+            distance = self.actor.distance_loss(pairs.latents.detach(), pairs.goals.detach(), pairs.steps)
             return imitation + distance, {"imitation": imitation, "distance": distance}
         now, goal = self.encodings(torch.cat([batch.pixels, batch.actor_goals])).chunk(2)
         mean, actions = self.actor(join(now, goal)), self.normalize_actions(batch.actions)

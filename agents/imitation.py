@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lewm_gym import checkpoint, training
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.hindsight import HindsightLatents, LatentPairs
+from lewm_gym.nn.distributed import is_first, wait_for_all
 from lewm_gym.training import OnLog, Sink, TrainingConfig
 
 FOLDER = "actor"  # within the run folder: log and checkpoint of this stage
@@ -106,9 +107,13 @@ def train_actor(
         checkpoint_every_s=config.checkpoint_every_s,
     )
     inner = folder / FOLDER
-    inner.mkdir(exist_ok=True)
+    if is_first():
+        inner.mkdir(exist_ok=True)
+    wait_for_all()
     seconds = training.train(learner, samplers[0], samplers[1], stage, inner, device, on_log, sinks, run)  # type: ignore[arg-type]
-    checkpoint.save_tensors(weights, model.state_dict(), run)
+    if is_first():
+        checkpoint.save_tensors(weights, model.state_dict(), run)
+    wait_for_all()
     return seconds
 
 

@@ -44,7 +44,7 @@ from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym import checkpoint
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
-from lewm_gym.nn.actor import GoalActor
+from lewm_gym.nn.actor import GoalActor, frame_pairs
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
@@ -236,7 +236,7 @@ class LeWM(ActionModel):
         """Returns the actor's loss over all ordered pairs of the frames of each clip, (B, T + G, Z)."""
         assert self.actor is not None
         actions = self.normalize_actions(batch.next_actions, missing=math.nan)
-        return self.actor.clip_losses(latents, batch.steps, actions)[0]
+        return self.actor.imitation_loss(*frame_pairs(latents, batch.steps, actions))
 
     def rollout(self, latents: Tensor, actions: Tensor, past_actions: Tensor | None = None) -> Tensor:
         """Returns predicted latents (B, S, H, Z) of candidate plans, float32.
@@ -432,6 +432,9 @@ class LatentAgent(PlanningAgent):
             if on_log:
                 on_log(config.steps + done, config.steps + total, latest)
 
+        if more:  # parts without a gradient are none that several processes could wait for
+            model.actor.requires_grad_(False)
+            model.actor.policy.requires_grad_(bool(model.config.imitation_weight))
         seconds = super().train(model, clips, validation, config, folder, device, first, sinks, run)
         if more:
             seconds += train_actor(model, clips, validation, config, folder, device, second, sinks, run)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from agents.lewm import LeWMAgent
 from lewm_gym.nn.distributed import alone, world_size
 from lewm_gym.training import WithLoss, read_log
 from lewm_gym.types import Batch
@@ -98,3 +100,17 @@ def test_torchrun_trains_as_one_process_does(tmp_path):
     for one, two in zip(logs["one"], logs["two"], strict=True):
         for column in ("loss", "prediction", "sigreg"):
             assert two[column] == pytest.approx(one[column], rel=1e-3), (one["step"], column)
+
+
+@pytest.mark.parametrize("imitation_weight", [0.0, 1.0])
+def test_several_processes_train_both_stages_of_a_model_with_an_actor(tmp_path, imitation_weight):
+    dataset = tiny.collect_two_room(tmp_path / "data", 20)
+    settings = {**tiny.SETTINGS, "imitation_weight": imitation_weight, "actor_steps": 3, "actor_batch_size": 8}
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = ["agents", "lewm", str(dataset), "--steps", "3", "--device", "cpu", "--out", str(tmp_path / "run")]
+    given = ["--set", *(f"{k}={json.dumps(v)}" for k, v in settings.items()), "actor_width=8"]
+    done = subprocess.run([*launched, *command, *given], cwd=tmp_path, capture_output=True, text=True, timeout=450)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["step"] for row in read_log(tmp_path / "run" / "actor" / "log.jsonl")][-1] == 3
+    agent = LeWMAgent.load(tmp_path / "run", planning="guided")
+    assert np.isfinite(agent.act(tiny.observation(), steps_left=10)).all()

@@ -92,22 +92,6 @@ class GoalActor(nn.Module):
         counts = self._counted(steps, actions)
         return (loss * counts).sum() / counts.sum().clamp_min(1.0)
 
-    def clip_losses(self, latents: Tensor, steps: Tensor, next_actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns imitation and distance loss over all ordered pairs of frames of each clip.
-
-        The distance is told apart on latents without gradient: it is to be read off them, not to shape them.
-
-        Args:
-            latents: (B, F, Z).
-            steps: (B, F), environment step of each frame, ascending.
-            next_actions: (B, F, A), z-scored, those that follow each frame; NaN where none was recorded.
-        """
-        first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1, device=latents.device)
-        apart = (steps[:, second] - steps[:, first]).flatten()
-        here, there = latents[:, first].flatten(0, 1), latents[:, second].flatten(0, 1)
-        imitation = self.imitation_loss(here, there, apart, next_actions[:, first].flatten(0, 1))
-        return imitation, self.distance_loss(here.detach(), there.detach(), apart)
-
     def distance_loss(self, latents: Tensor, goals: Tensor, steps: Tensor) -> Tensor:
         """Returns the cross-entropy of (n,) steps between latents and goals (n, Z); K stands for K and more."""
         return nn.functional.cross_entropy(self._distance_logits(latents, goals), steps.clamp(1, self.goal_steps) - 1)
@@ -126,6 +110,35 @@ class GoalActor(nn.Module):
         k = steps.float().clamp(1.0, float(self.goal_steps))
         parts = [k / self.goal_steps, k.log() / math.log(self.goal_steps), 1 / k, (k / 5).clamp_max(1.0)]
         return torch.stack(parts, dim=-1)
+
+
+class FramePairs(NamedTuple):
+    """All ordered pairs of the frames of clips: B F (F - 1) / 2 of them.
+
+    Attributes:
+        latents: (n, Z), of the earlier frame.
+        goals: (n, Z), of the later one.
+        steps: (n,), environment steps between them.
+        actions: (n, A), z-scored, those that follow the earlier one; NaN where none was recorded.
+    """
+
+    latents: Tensor
+    goals: Tensor
+    steps: Tensor
+    actions: Tensor
+
+
+def frame_pairs(latents: Tensor, steps: Tensor, next_actions: Tensor) -> FramePairs:
+    """Returns the ordered pairs of the frames of each clip.
+
+    Args:
+        latents: (B, F, Z).
+        steps: (B, F), environment step of each frame, ascending.
+        next_actions: (B, F, A), z-scored, those that follow each frame; NaN where none was recorded.
+    """
+    first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1, device=latents.device)
+    parts = latents[:, first], latents[:, second], steps[:, second] - steps[:, first], next_actions[:, first]
+    return FramePairs(*(part.flatten(0, 1) for part in parts))
 
 
 def _mlp(in_width: int, width: int, depth: int, out_width: int) -> nn.Sequential:
