@@ -70,7 +70,7 @@ def load_agent(folder: str | Path, **options: Any) -> Any:
 
     Args:
         folder: A run folder.
-        options: Passed to the class's `load`: `device`, `seed`.
+        options: Passed to the class's `load`: `device`, `seed`, and how to plan (`PlanningAgent.load`).
 
     Raises:
         FileNotFoundError: If there is no finished run in the folder.

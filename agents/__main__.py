@@ -1,9 +1,11 @@
-"""`python -m agents <agent> <dataset>`: trains an agent, or resumes."""
+"""`python -m agents <agent> <dataset>`: trains an agent, or resumes. `python -m agents ship RUN`: see `COMMANDS`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +16,26 @@ from lewm_gym import cli
 from lewm_gym.commands import parse_settings
 from lewm_gym.tasks import TASKS
 
+#: What else can be done with a finished run: name -> (`module:class` of the `Command`, what it does).
+COMMANDS = {
+    "ship": ("agents.shipping:Ship", "put a finished run into the package, for LeWMAgent.from_pretrained"),
+}
+
+
+def load_command(name: str) -> Any:
+    """Returns the class of the command called `name`."""
+    module, _, command = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(module), command)
+
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
     p = cli.Parser(
         prog="python -m agents",
-        description="Trains an agent on a dataset. The same command resumes a run that was stopped. "
+        description="Trains an agent on a dataset. The same command resumes a run that was stopped.\n"
         "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
+        epilog="\n".join(["further commands:", *(f"  {name:8} {text}" for name, (_, text) in COMMANDS.items())]),
+        formatter_class=cli.RawText,
     )
     p.add_argument("agent", metavar="AGENT", help=f"one of: {', '.join(learning())}")
     p.add_argument(
@@ -74,9 +89,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains, with a progress bar."""
+    """Trains, with a progress bar, or runs one of the further commands."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in COMMANDS:
+        return int(load_command(words[0]).parse(words[1:], f"python -m agents {words[0]}")())
     p = parser()
-    args = p.parse_args(arguments)
+    args = p.parse_args(words)
     kind = agent_class(args.agent)
     if not hasattr(kind, "presets"):
         raise ValueError(f"agent {args.agent!r} has nothing to train")

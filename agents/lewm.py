@@ -140,6 +140,11 @@ class LeWMConfig:
         return cls(**{**values, "conv_channels": tuple(values["conv_channels"])})
 
     @property
+    def acting(self) -> LeWMConfig:
+        """The same without what training alone uses: the decoder and AD-WM's heads."""
+        return dataclasses.replace(self, decoder_weight=0.0, inverse_weight=0.0, information_weight=0.0)
+
+    @property
     def has_heads(self) -> bool:
         """Whether AD-WM's heads are trained along."""
         return bool(self.inverse_weight or self.information_weight)
@@ -473,14 +478,17 @@ class LeWMAgent(LatentAgent):
         device: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """Returns the agent of a run folder, local or on the Hub, or one with the authors' released weights.
+        """Returns an agent that ships with the package, that of a run folder, local or on the Hub, or a released one.
+
+        `from_pretrained("two_room")` needs no network (agents/shipping.py).
 
         Released weights come in stable-worldmodel's format. Such a checkpoint does not say what task it was trained
         for and how actions were normalised: name the task, and give the mean and standard deviation of the actions that
         it was trained on, or a dataset to take them from.
 
         Args:
-            folder: A folder with the weights and config.json, or an id on the Hugging Face Hub.
+            folder: The name of an agent that ships (a task's), a folder with a run or with released weights and
+                config.json, or an id on the Hugging Face Hub.
             task: Name of the task that released weights were trained for.
             action_mean: (action_size,).
             action_std: (action_size,).

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lewm_gym import checkpoint
 
+SHIPPED = Path(__file__).parent / "shipped"  # the agents that ship with the package, a folder each (agents/shipping.py)
+
 #: The encoder's names, in the scheme of transformers 4 (the released files) and in that of transformers 5.
 _VIT_NAMES = (
     (r"embeddings\.cls_token", "cls_token"),
@@ -149,13 +151,24 @@ def _depth(tensors: dict[str, Tensor], part: str) -> int:
     return 1 + max(int(m[1]) for name in tensors if (m := re.match(rf"{part}\.blocks\.(\d+)\.", name)))
 
 
+def shipped_names() -> tuple[str, ...]:
+    """Returns the names of the agents that ship with the package."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob(f"*/{checkpoint.DESCRIPTION}")))
+
+
 def locate(folder: str | Path) -> Path:
-    """Returns a local folder: the one named, or a repository of the Hugging Face Hub (`user/name`), fetched.
+    """Returns a local folder: of the shipped agent named, the one named, or a fetched repository of the Hub.
+
+    Args:
+        folder: The name of an agent that ships (a folder beside you that has it is `./name`), a folder, or `user/name`
+            on the Hugging Face Hub.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If there is none of these.
         ImportError: If the Hub is asked for and `huggingface_hub` is not installed.
     """
+    if isinstance(folder, str) and folder in shipped_names():
+        return SHIPPED / folder
     return Path(folder) if Path(folder).is_dir() else _download(str(folder))
 
 
@@ -188,7 +201,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _download(repository: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise FileNotFoundError(f"there is no folder {repository}, and it is no id (user/name) on the Hugging Face Hub")
+        raise FileNotFoundError(
+            f"there is no folder {repository}; agents that ship are: {', '.join(shipped_names())}; "
+            "an id on the Hugging Face Hub has a slash (user/name)"
+        )
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

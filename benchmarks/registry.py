@@ -31,6 +31,7 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("demo:Demo", "collect, train, evaluate and film an agent on Two-Room"),
+    "watch": Entry("evaluation.watch:Watch", "film an agent that ships with the package, or that of a run"),
     "plan": Entry("evaluation.run:Plan", "measure planning success", SUCCESS),
     "compare": Entry("experiments.compare:Compare", "train, evaluate and tabulate agents side by side", COMPARISON),
     "suite": Entry("experiments.suite:Suite", "collect, train, measure and report in one command"),

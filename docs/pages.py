@@ -62,11 +62,13 @@ def subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
                 yield from subcommands(child)
 
 
-def benchmark_parsers() -> Iterator[argparse.ArgumentParser]:
-    """Yields the parsers of the commands of `python -m benchmarks`, which are made when they are called."""
-    registry = importlib.import_module("benchmarks.registry")
-    for name in registry.COMMANDS:
-        yield registry.load_command(name).parser(f"python -m benchmarks {name}")
+def command_parsers(program: str) -> Iterator[argparse.ArgumentParser]:
+    """Yields the parsers of a program's commands that are made when they are called."""
+    where = {"benchmarks": "benchmarks.registry", "agents": "agents.__main__"}
+    if program in where:
+        registry = importlib.import_module(where[program])
+        for name in registry.COMMANDS:
+            yield registry.load_command(name).parser(f"python -m {program} {name}")
 
 
 def command_lines() -> str:
@@ -82,7 +84,7 @@ def command_lines() -> str:
         for program in PROGRAMS:
             top = parser_of(program)
             lines += ["", f"## {COMMANDS[program]}", *_help(top)]
-            for parser in benchmark_parsers() if program == "benchmarks" else subcommands(top):
+            for parser in (*subcommands(top), *command_parsers(program)):
                 lines += ["", f"### {parser.prog.removeprefix('python -m ')}", *_help(parser)]
     return "\n".join([*lines, ""])
 

@@ -1,4 +1,4 @@
-"""`python -m lewm_gym`: the demo, by its other name `python -m benchmarks demo`."""
+"""`python -m lewm_gym`: `demo`, which is the default, and `watch`, by their other names `python -m benchmarks demo`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lewm_gym import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demo."""
+    """Runs the demo, or shows an agent."""
     words = sys.argv[1:] if arguments is None else arguments
     benchmarks = importlib.import_module("benchmarks.__main__")
-    return int(benchmarks.main(["demo", *(words[1:] if words[:1] == ["demo"] else words)]))
+    return int(benchmarks.main(words if words[:1] in (["demo"], ["watch"]) else ["demo", *words]))
 
 
 def script() -> None:

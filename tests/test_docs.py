@@ -65,6 +65,7 @@ def test_every_command_is_on_the_page_of_command_lines(pages: ModuleType) -> Non
     for heading in (
         "## lewm-gym",
         "## lewm-agents",
+        "### agents ship",
         "### collect import",
         "### collect two_room",
         "### benchmarks plan",

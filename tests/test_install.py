@@ -32,6 +32,11 @@ for task in lewm_gym.TASKS.values():
         load_shipped(task.name, offset)
 for package in ("lewm_gym", "envs", "agents", "collect", "benchmarks"):
     assert (importlib.resources.files(package) / "py.typed").is_file(), package
+from lewm_gym import LeWMAgent
+from agents.pretrained import shipped_names
+assert {"two_room", "pusht", "cube"} <= set(shipped_names()), shipped_names()
+for name in shipped_names():
+    LeWMAgent.from_pretrained(name, device="cpu")
 from importlib.resources import files
 assert any(file.name.endswith(".safetensors") for file in files("collect.policies").iterdir())
 assert all((files("benchmarks.report") / name).is_file() for name in ("page.html.j2", "page.md.j2", "published.toml"))

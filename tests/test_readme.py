@@ -1,9 +1,9 @@
 """The README's commands and code, executed.
 
 Every line of a ```bash block is checked: targets against the Makefile, `python -m ...` against that program's own
-parser. Those about Two-Room are then run in order, with `SMALLER` appended, in an empty folder; its `runs/demo` is
-made from their run. Every ```python block is executed there, in order and in one interpreter, so that a later block
-may use the names of an earlier one. A block whose fence says `no-run` (```python no-run) is compiled only.
+parser. Those about Two-Room are then run in order, with `SMALLER` appended, in an empty folder. Every ```python block
+is executed there, in order and in one interpreter, so that a later block may use the names of an earlier one. A block
+whose fence says `no-run` (```python no-run) is compiled only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import importlib.util
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,7 +135,7 @@ def run(arguments: list[str], folder: Path, timeout_s: float = 280) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's commands about Two-Room have been run, smaller; its run is also runs/demo."""
+    """A folder in which the README's commands about Two-Room have been run, smaller."""
     folder = tmp_path_factory.mktemp("readme")
     ran = []
     for words in commands(README.read_text(encoding="utf-8")):
@@ -152,8 +151,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run(["-m", module, *arguments, *SMALLER[name]], folder)
             ran.append(name)
     assert set(ran) == set(SMALLER), f"the README should show the whole line on two_room; it shows {ran}"
-    if not (folder / "runs/demo").exists():
-        shutil.copytree(next(path for path in (folder / "runs").iterdir() if path.is_dir()), folder / "runs/demo")
     return folder
 
 

@@ -1,0 +1,136 @@
+"""Agents that ship with the package, which `LeWMAgent.from_pretrained("two_room")` loads without a network.
+
+Each is a run folder in `shipped/`, one for a task, made by `python -m agents ship RUN --result FILE`: float16 weights
+without what training alone needs, and a `run.json` that also holds the result, and what it was made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lewm_gym
+from agents.lewm import LeWM, LeWMAgent
+from agents.pretrained import SHIPPED
+from lewm_gym import checkpoint, provenance
+from lewm_gym.commands import Command, argument, option
+from lewm_gym.files import SEAL, atomic_folder, sha256
+from lewm_gym.results import Result
+
+MOST_BYTES = 5_000_000  # of an agent's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ship(Command):
+    """Puts the agent of a finished run into the package, for `from_pretrained`, in place of its task's present one.
+
+    It plans as in the result given, is stored in float16, and takes at most 5 MB.
+    """
+
+    run: Path = argument("run folder, e.g. runs/two_room-lewm-0")
+    result: Path = option(None, "what `python -m benchmarks plan RUN` measured of it, JSON")
+    out: Path | None = option(None, "another folder than the package's own for the task", metavar="FOLDER")
+
+    def __call__(self) -> int:
+        """Ships the run and says where to."""
+        folder = self.ship()
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        rate = Result.load(self.result).success
+        print(f"{folder}: {size / 1e6:.2f} MB, {rate} of {rate.episodes} pairs")
+        return 0
+
+    def ship(self) -> Path:
+        """Returns the folder of the shipped agent.
+
+        Raises:
+            FileNotFoundError: If there is no finished run, or no result.
+            ValueError: If the run is not LeWM's, the result is not this run's on shipped pairs, or the agent is too
+                large; what was there stays.
+        """
+        if self.result is None:
+            raise ValueError(
+                f"a shipped agent needs its result: python -m benchmarks plan {self.run}, then --result FILE"
+            )
+        model, description = LeWMAgent.read(self.run)
+        result = _result_of(self.run, self.result)
+        planning = result.run["description"]["planning"]
+        config = model.config.acting
+        names = LeWM(config).state_dict().keys()
+        everything = model.state_dict()
+        tensors = {name: _narrowed(name, everything[name]) for name in names}
+        description = {name: value for name, value in description.items() if name not in ("schema", SEAL)}
+        description |= {
+            "model": dataclasses.asdict(config),
+            "planning": planning,
+            "command": _relative(description.get("command", "")),
+            "dataset": _relative_folder(description["dataset"]),
+            "result": {
+                "file": self.result.name,
+                "planner": planning["planner"],
+                **{name: getattr(result, name) for name in ("protocol", "offset_steps", "budget_steps", "seed")},
+                "pairs": {name: result.pairs[name] for name in ("hash", "source", "count", "seed")},
+                "success": dataclasses.asdict(result.success),
+                "failed": [outcome.pair for outcome in result.outcomes if not outcome.success],
+            },
+            "shipped": {
+                "version": lewm_gym.__version__,
+                "command": _relative(provenance.command()),
+                "from": sha256(self.run / checkpoint.WEIGHTS),
+                "left_out": sorted({name.split(".")[0] for name in everything.keys() - names}),
+            },
+        }
+        out = SHIPPED / result.task if self.out is None else self.out
+        with atomic_folder(out.with_name(f"{out.name}.new")) as temporary:
+            checkpoint.save_tensors(temporary / checkpoint.WEIGHTS, tensors, str(description.get("identity", "")))
+            weights = sha256(temporary / checkpoint.WEIGHTS)
+            description["shipped"]["weights"] = weights
+            checkpoint.save_description(temporary, description)
+            size = sum(file.stat().st_size for file in temporary.iterdir())
+            if size > MOST_BYTES:
+                raise ValueError(
+                    f"{self.run} takes {size / 1e6:.1f} MB in float16, and an agent that ships at most "
+                    f"{MOST_BYTES / 1e6:g}: train a smaller model"
+                )
+        shutil.rmtree(out, ignore_errors=True)
+        out.with_name(f"{out.name}.new").rename(out)
+        return out
+
+
+def _result_of(run: Path, path: Path) -> Result:
+    """Returns a run's result.
+
+    Raises:
+        ValueError: If it is another run's, or on pairs that do not ship.
+    """
+    result = Result.load(path)
+    if result.run.get("weights") != sha256(run / checkpoint.WEIGHTS):
+        raise ValueError(f"{path} is the result of other weights than those in {run}: python -m benchmarks plan {run}")
+    if result.protocol != "heldout" or result.pairs.get("source") != "shipped":
+        raise ValueError(f"{path} is not on the task's own held-out pairs: python -m benchmarks plan {run}")
+    return result
+
+
+def _narrowed(name: str, tensor: Tensor) -> Tensor:
+    """Returns a weight in float16; vectors (biases, norms and their statistics) stay as they are, they are few."""
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor
+    narrow = tensor.to(torch.float16)
+    if not narrow.isfinite().all():
+        raise ValueError(f"{name} has values beyond float16, of at most 65,504: train the run again")
+    return narrow
+
+
+def _relative(text: str) -> str:
+    """Returns a command without the machine's own folders: of an absolute path the last two names stay."""
+    return re.sub(r"(?<![^\s=])/(?:[^\s/]+/)*([^\s/]+/[^\s/]+)(?!\S)", r"\1", text)
+
+
+def _relative_folder(dataset: dict[str, Any]) -> dict[str, Any]:
+    return {**dataset, "folder": _relative(dataset["folder"])}
