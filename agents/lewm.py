@@ -81,6 +81,7 @@ class LeWMConfig:
     encoder_heads: int = 3  # vit
     patch_size: int = 14  # px, vit
     conv_channels: tuple[int, ...] = (64, 128, 128)  # conv: channels after each stage
+    conv_patch_size: int = 4  # px, of the first stage
     latent_size: int = 192  # Z
     projection_width: int = 2048  # hidden width of both projection heads
     predictor_width: int = 0  # of a token; 0: latent_size
@@ -320,7 +321,7 @@ def _make_encoder(config: LeWMConfig) -> ViT | ResNet18 | ConvEncoder:
         return ViT(config.image_size, config.patch_size, width, config.encoder_depth, config.encoder_heads, 4 * width)
     if config.encoder == "resnet18":
         return ResNet18()
-    return ConvEncoder(config.image_size, config.conv_channels, config.encoder_width)
+    return ConvEncoder(config.image_size, config.conv_channels, config.encoder_width, config.conv_patch_size)
 
 
 PRESETS: dict[str, Preset] = {

@@ -11,25 +11,33 @@ from lewm_gym.nn.distributed import BatchNorm2d
 class ConvEncoder(nn.Module):
     """Encodes images (n, 3, size, size) as (n, width).
 
-    The first stage cuts the picture into patches of 4x4 px, each later one halves the map with 3x3 convolutions;
+    The first stage cuts the image into square patches, each later one halves the map with 3x3 convolutions;
     batch normalisation and ReLU follow each. The last map is flattened, not pooled: where things are matters here
     more than what they are.
 
     Args:
-        image_size: Height and width of the images, px; a multiple of 4.
+        image_size: Height and width of the images, px; a multiple of patch_size.
         channels: Channels after each stage.
         width: Width of the output.
+        patch_size: Height and width of the first stage's patches, px.
     """
 
-    def __init__(self, image_size: int = 56, channels: tuple[int, ...] = (64, 128, 128), width: int = 256) -> None:
+    def __init__(
+        self,
+        image_size: int = 56,
+        channels: tuple[int, ...] = (64, 128, 128),
+        width: int = 256,
+        patch_size: int = 4,
+    ) -> None:
         super().__init__()
-        if image_size % 4 or not channels:
+        if image_size % patch_size or not channels:
             raise ValueError(
-                f"image_size must be a multiple of 4 and channels not empty, got {image_size} and {channels}"
+                f"image_size must be a multiple of the convolutions' patches of {patch_size} px and channels "
+                f"not empty, got {image_size} and {channels}"
             )
         self.output_width = width
-        stages: list[nn.Module] = [nn.Conv2d(3, channels[0], kernel_size=4, stride=4, bias=False)]
-        side = image_size // 4
+        stages: list[nn.Module] = [nn.Conv2d(3, channels[0], kernel_size=patch_size, stride=patch_size, bias=False)]
+        side = image_size // patch_size
         for before, after in zip(channels, channels[1:], strict=False):
             stages += [BatchNorm2d(before), nn.ReLU(inplace=True)]
             stages.append(nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False))
