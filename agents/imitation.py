@@ -1,26 +1,105 @@
-"""The second stage of a training with an actor: the world model is frozen, an actor learns on its latents.
+"""World models that may carry an actor: agents whose training has a second stage.
 
-All frames are encoded once; steps then cost a hundredth of the first stage's.
+The first stage trains the world model, along with an actor if `imitation_weight` asks for it. In the second the model
+is frozen and a fresh actor learns on its latents: all frames are encoded once, and a step costs a hundredth of the
+first stage's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from agents.planning import PlanningAgent
+from agents.trainable import OnLoad, Preset, split_samplers
 from lewm_gym import checkpoint, training
 from lewm_gym.data.clips import ClipSampler
-from lewm_gym.data.hindsight import HindsightLatents, LatentPairs
+from lewm_gym.data.hindsight import HindsightClips, HindsightLatents, LatentPairs
 from lewm_gym.nn.distributed import is_first, wait_for_all
-from lewm_gym.training import OnLog, Sink, TrainingConfig
+from lewm_gym.training import OnLog, TrainingConfig
+
+if TYPE_CHECKING:
+    from lewm_gym.data.dataset import Dataset
 
 FOLDER = "actor"  # within the run folder: log and checkpoint of this stage
 _FRAMES_AT_ONCE = 256
+
+
+class LatentAgent(PlanningAgent):
+    """Planning in latents that may carry an actor: what LeWM and PLDM share."""
+
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @classmethod
+    def preset(cls, name: str, task: str) -> Preset:
+        """Returns a preset, with what `recipes` changes for the task if it is `guided`."""
+        found = super().preset(name, task)
+        changes = cls.recipes.get(task, {}) if name == "guided" else {}
+        parts: dict[str, Any] = {
+            part: {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(of)}}
+            for part, of in (("model", found.model), ("training", found.training))
+        }
+        planning = {k: v for k, v in changes.items() if k not in parts["model"] and k not in parts["training"]}
+        return Preset(
+            dataclasses.replace(found.model, **parts["model"]),
+            found.planning.changed(planning),
+            dataclasses.replace(found.training, **parts["training"]),
+        )
+
+    @classmethod
+    def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+        """Returns where training and validation batches come from: clips, with later frames to imitate towards."""
+        config = model.config
+        options = {
+            "n_frames": config.clip_frames,
+            "frame_skip": config.frame_skip,
+            "seed": seed,
+            "image_size": config.image_size,
+            "frames_every": config.frames_every,
+        }
+
+        def sampler(episodes: Any) -> ClipSampler:
+            if config.imitation_weight:
+                return HindsightClips(dataset, episodes, config.goal_frames, config.goal_steps, **options)
+            return ClipSampler(dataset, episodes, **options)
+
+        return split_samplers(dataset, sampler, on_load)
+
+    @classmethod
+    def train(
+        cls,
+        model: Any,
+        clips: Any,
+        validation: Any,
+        config: TrainingConfig,
+        folder: Path,
+        device: str,
+        on_log: OnLog | None = None,
+        **outputs: Any,
+    ) -> float:
+        """Trains the world model, then an actor on its latents if the configuration asks for one."""
+        more = model.config.actor_steps
+
+        def stage(before: int, after: int) -> OnLog:
+            def log(done: int, total: int, latest: dict[str, float]) -> None:
+                if on_log:
+                    on_log(before + done, before + total + after, latest)
+
+            return log
+
+        if more:  # parts without a gradient are none that several processes could wait for
+            model.actor.requires_grad_(False)
+            model.actor.policy.requires_grad_(bool(model.config.imitation_weight))
+        seconds = super().train(model, clips, validation, config, folder, device, stage(0, more), **outputs)
+        if more:
+            log = stage(config.steps, 0)
+            seconds += train_actor(model, clips, validation, config, folder, device, log, **outputs)
+        return seconds
 
 
 class ActorLearner(nn.Module):
@@ -54,8 +133,7 @@ def train_actor(
     folder: Path,
     device: str | torch.device,
     on_log: OnLog | None = None,
-    sinks: Sequence[Sink] = (),
-    run: str = "",
+    **outputs: Any,
 ) -> float:
     """Trains a fresh actor on the latents of a trained world model, or goes on where that stands.
 
@@ -67,54 +145,53 @@ def train_actor(
         folder: The run folder; its weights become those of the world model with the actor.
         device: Where to compute.
         on_log: Called after every step with (steps done, steps in all, latest logs).
-        sinks: Where else logged rows go.
-        run: Names all that determines the result.
+        outputs: `sinks` and `run` of `training.train`.
 
     Returns:
         Seconds spent in training steps.
     """
     weights = folder / checkpoint.WEIGHTS
-    checkpoint.load_weights(model, checkpoint.load_tensors(weights, run), str(weights))
+    checkpoint.load_weights(model, checkpoint.load_tensors(weights, outputs.get("run", "")), str(weights))
     model.to(device).eval()
     options = model.config
     torch.manual_seed(training.step_seed(config.seed, -2 % 2**32))  # a stream that no step uses
     model.actor = model.fresh_actor().to(device)
     learner = ActorLearner(model)
-    samplers = [
-        None
-        if frames is None
-        else HindsightLatents(
-            encode_frames(model, frames, device),
-            frames.dataset,
-            frames.episodes,
-            options.goal_steps,
-            options.frame_skip,
-            config.seed,
-            frames.picture_every,
-        )
-        for frames in (clips, validation)
-    ]
-    stage = TrainingConfig(
+    samplers = [_latent_pairs(model, frames, config.seed, device) for frames in (clips, validation)]
+    stage = dataclasses.replace(
+        config,
         steps=options.actor_steps,
         batch_size=options.actor_batch_size,
         learning_rate=options.actor_learning_rate,
-        weight_decay=config.weight_decay,
         schedule="cosine",
-        precision=config.precision,
-        seed=config.seed,
-        log_every_steps=config.log_every_steps,
-        validate_every_steps=config.validate_every_steps,
-        checkpoint_every_s=config.checkpoint_every_s,
     )
     inner = folder / FOLDER
     if is_first():
         inner.mkdir(exist_ok=True)
     wait_for_all()
-    seconds = training.train(learner, samplers[0], samplers[1], stage, inner, device, on_log, sinks, run)  # type: ignore[arg-type]
+    seconds = training.train(learner, samplers[0], samplers[1], stage, inner, device, on_log, **outputs)  # type: ignore[arg-type]
     if is_first():
-        checkpoint.save_tensors(weights, model.state_dict(), run)
+        checkpoint.save_tensors(weights, model.state_dict(), outputs.get("run", ""))
     wait_for_all()
     return seconds
+
+
+def _latent_pairs(
+    model: Any, frames: ClipSampler | None, seed: int, device: str | torch.device
+) -> HindsightLatents | None:
+    """Returns the pairs of latents of a sampler's frames."""
+    if frames is None:
+        return None
+    options = model.config
+    return HindsightLatents(
+        encode_frames(model, frames, device),
+        frames.dataset,
+        frames.episodes,
+        options.goal_steps,
+        options.frame_skip,
+        seed,
+        frames.picture_every,
+    )
 
 
 @torch.inference_mode()

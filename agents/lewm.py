@@ -28,26 +28,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.actions import ActionModel, candidate_blocks
 from agents.devices import choose_device
-from agents.imitation import train_actor
-from agents.planning import PlanningAgent, PlanningConfig
-from agents.trainable import OnLoad, Preset, split_samplers
+from agents.imitation import LatentAgent
+from agents.planning import PlanningConfig
+from agents.trainable import Preset
 from lewm_gym import checkpoint
-from lewm_gym.data.clips import ClipSampler
-from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
+from lewm_gym.data.hindsight import HindsightBatch
 from lewm_gym.nn.actor import GoalActor, frame_pairs
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
-from lewm_gym.nn.heads import ActionEncoder, ProjectionHead
+from lewm_gym.nn.heads import ActionEncoder, ActionHeads, ProjectionHead
 from lewm_gym.nn.images import to_network
 from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.prefix import PrefixPredictor
@@ -57,11 +55,8 @@ from lewm_gym.nn.sigreg import SIGReg
 from lewm_gym.nn.vit import ViT
 from lewm_gym.planning.cem import CEMConfig
 from lewm_gym.tasks import IMAGE_SIZE, get_task
-from lewm_gym.training import OnLog, Sink, TrainingConfig
+from lewm_gym.training import TrainingConfig
 from lewm_gym.types import Batch
-
-if TYPE_CHECKING:
-    from lewm_gym.data.dataset import Dataset
 
 ENCODERS = ("vit", "resnet18", "conv")
 PREDICTORS = ("causal", "prefix")
@@ -185,7 +180,8 @@ class LeWM(ActionModel):
             self.decoder = PatchDecoder(
                 config.latent_size, config.image_size, width=config.decoder_width, depth=config.decoder_depth
             )
-        self.heads = ActionHeads(config)
+        wanted = bool(config.inverse_weight), bool(config.information_weight)
+        self.heads = ActionHeads(config.latent_size, width, config.head_width, *wanted)
         self.actor: GoalActor | None = self.fresh_actor() if config.actor_steps else None
         self._rollouts: dict[torch.dtype, Rollout] = {}
 
@@ -282,39 +278,6 @@ class LeWM(ActionModel):
         return rollout
 
 
-class ActionHeads(nn.Module):
-    """Heads of AD-WM (arXiv 2609.30264) that ask two latents for the action between them; training alone uses them."""
-
-    def __init__(self, config: LeWMConfig) -> None:
-        super().__init__()
-        width = config.predictor_width or config.latent_size
-        self.inverse = self._head(config, width) if config.inverse_weight else None
-        self.information = self._head(config, width) if config.information_weight else None
-
-    @staticmethod
-    def _head(config: LeWMConfig, width: int) -> ProjectionHead:
-        return ProjectionHead(2 * config.latent_size, config.head_width, width)
-
-    def forward(self, latents: Tensor, predicted: Tensor, embedded: Tensor) -> dict[str, Tensor]:
-        """Returns the losses of the heads that there are.
-
-        Args:
-            latents: (B, N, Z).
-            predicted: (B, N, Z), what follows them.
-            embedded: (B, N, width), the actions between, without gradient.
-        """
-        pair = torch.cat([latents, predicted], dim=-1)
-        losses = {}
-        if self.inverse is not None:
-            losses["inverse"] = (self.inverse(pair) - embedded).float().square().mean()
-        if self.information is not None:
-            mean, std = embedded.float().mean(dim=(0, 1)), embedded.float().std(dim=(0, 1))
-            guess = self.information(pair).float()
-            error = ((embedded - mean) / (std + 1e-6) - guess).square()
-            losses["information"] = 0.5 * (error + 0.01 * guess.square()).mean()
-        return losses
-
-
 def _make_encoder(config: LeWMConfig) -> ViT | ResNet18 | ConvEncoder:
     if config.encoder == "vit":
         width = config.encoder_width
@@ -363,7 +326,7 @@ PRESETS["guided"] = Preset(
 #: What the preset `guided` changes for a task: the recipe that reached most on it (docs/training.md).
 RECIPES: dict[str, dict[str, Any]] = {
     "two_room": {"steps": 600, "actor_steps": 2500},
-    # On Cube the search around the actor gains nothing: the model is wrong about what the hand does to the cube.
+    # On Cube the actor alone reached more than the search around it.
     "cube": {
         "steps": 1000,
         "actor_steps": 3000,
@@ -372,79 +335,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "planner": "actor",
     },
 }
-
-
-class LatentAgent(PlanningAgent):
-    """Planning in latents that may carry an actor: what LeWM and PLDM share."""
-
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    @classmethod
-    def preset(cls, name: str, task: str) -> Preset:
-        """Returns a preset, with what `recipes` changes for the task if it is `guided`."""
-        found = super().preset(name, task)
-        changes = cls.recipes.get(task, {}) if name == "guided" else {}
-        parts: dict[str, Any] = {
-            part: {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(of)}}
-            for part, of in (("model", found.model), ("training", found.training))
-        }
-        planning = {k: v for k, v in changes.items() if k not in parts["model"] and k not in parts["training"]}
-        return Preset(
-            dataclasses.replace(found.model, **parts["model"]),
-            found.planning.changed(planning),
-            dataclasses.replace(found.training, **parts["training"]),
-        )
-
-    @classmethod
-    def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
-        """Returns where training and validation batches come from: clips, with later frames to imitate towards."""
-        config = model.config
-        options = {
-            "n_frames": config.clip_frames,
-            "frame_skip": config.frame_skip,
-            "seed": seed,
-            "image_size": config.image_size,
-            "frames_every": config.frames_every,
-        }
-
-        def sampler(episodes: Any) -> ClipSampler:
-            if config.imitation_weight:
-                return HindsightClips(dataset, episodes, config.goal_frames, config.goal_steps, **options)
-            return ClipSampler(dataset, episodes, **options)
-
-        return split_samplers(dataset, sampler, on_load)
-
-    @classmethod
-    def train(
-        cls,
-        model: Any,
-        clips: Any,
-        validation: Any,
-        config: TrainingConfig,
-        folder: Path,
-        device: str,
-        on_log: OnLog | None = None,
-        sinks: Sequence[Sink] = (),
-        run: str = "",
-    ) -> float:
-        """Trains the world model, then an actor on its latents if the configuration asks for one."""
-        more = model.config.actor_steps
-
-        def first(done: int, total: int, latest: dict[str, float]) -> None:
-            if on_log:
-                on_log(done, total + more, latest)
-
-        def second(done: int, total: int, latest: dict[str, float]) -> None:
-            if on_log:
-                on_log(config.steps + done, config.steps + total, latest)
-
-        if more:  # parts without a gradient are none that several processes could wait for
-            model.actor.requires_grad_(False)
-            model.actor.policy.requires_grad_(bool(model.config.imitation_weight))
-        seconds = super().train(model, clips, validation, config, folder, device, first, sinks, run)
-        if more:
-            seconds += train_actor(model, clips, validation, config, folder, device, second, sinks, run)
-        return seconds
 
 
 class LeWMAgent(LatentAgent):

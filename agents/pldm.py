@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import lewm
+from agents.imitation import LatentAgent
 from agents.trainable import Preset
 from lewm_gym.data.hindsight import HindsightBatch
 from lewm_gym.nn.vicreg import batch_moments, covariance_loss, time_moments, variance_loss
@@ -127,7 +128,7 @@ def _presets() -> dict[str, Preset]:
     return presets
 
 
-class PLDMAgent(lewm.LatentAgent):
+class PLDMAgent(LatentAgent):
     """PLDM as a Gymnasium policy."""
 
     name = "pldm"

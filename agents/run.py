@@ -86,8 +86,8 @@ def train_run(
         with _held(folder):
             if not _finished(agent_class, folder, description):  # by another process, meanwhile
                 run = _claim(folder, description)
-                sinks = make_sinks(description)
-                seconds = agent_class.train(model, clips, validation, config, folder, device, on_log, sinks, run)
+                outputs = {"sinks": make_sinks(description), "run": run}
+                seconds = agent_class.train(model, clips, validation, config, folder, device, on_log, **outputs)
                 if is_first():
                     cpu_seconds = None if resumed else time.process_time() - began
                     _finish(folder, {**description, "identity": run}, seconds, cpu_seconds)

@@ -13,7 +13,7 @@ import torch
 
 from lewm_gym import checkpoint, training
 from lewm_gym.data.clips import ClipSampler
-from lewm_gym.training import OnLog, Sink, TrainingConfig
+from lewm_gym.training import OnLog, TrainingConfig
 
 if TYPE_CHECKING:
     from lewm_gym.data.dataset import Dataset
@@ -108,11 +108,10 @@ class Trainable:
         folder: Path,
         device: str,
         on_log: OnLog | None = None,
-        sinks: Sequence[Sink] = (),
-        run: str = "",
+        **outputs: Any,
     ) -> float:
         """Trains a fresh model into a run folder, or goes on there; arguments and result as of `training.train`."""
-        return training.train(model, clips, validation, config, folder, device, on_log, sinks, run)
+        return training.train(model, clips, validation, config, folder, device, on_log, **outputs)
 
     @classmethod
     def fit(

@@ -140,7 +140,7 @@ def test_the_actor_learns_actions_and_distances_of_a_point_that_moves_to_its_goa
 def test_heads_of_ad_wm_are_their_equations():
     torch.manual_seed(0)
     config = tiny.config(inverse_weight=0.1, information_weight=0.01, head_width=8)
-    heads = lewm.ActionHeads(config)
+    heads = lewm.LeWM(config).heads
     latents, predicted, embedded = torch.randn(6, 3, 8), torch.randn(6, 3, 8), torch.randn(6, 3, 8)
     losses = heads(latents, predicted, embedded)
     pair = torch.cat([latents, predicted], dim=-1)

@@ -1,7 +1,8 @@
-"""The small networks around the predictor: projection heads and the action encoder."""
+"""The small networks around the predictor: projection heads, the action encoder, and AD-WM's heads for training."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lewm_gym.nn.distributed import BatchNorm1d
@@ -39,3 +40,40 @@ class ActionEncoder(nn.Module):
     def forward(self, actions: Tensor) -> Tensor:
         """Returns (..., width)."""
         return self.linear_out(self.activation(self.linear_in(self.smooth(actions))))
+
+
+class ActionHeads(nn.Module):
+    """Heads of AD-WM (arXiv 2609.30264) that ask two latents for the action between them; training alone uses them.
+
+    Args:
+        latent_size: Z.
+        embedding_width: Width of the embedded actions.
+        width: Hidden width of both heads.
+        inverse: Whether there is the inverse head.
+        information: Whether there is the mutual-information head.
+    """
+
+    def __init__(self, latent_size: int, embedding_width: int, width: int, inverse: bool, information: bool) -> None:
+        super().__init__()
+        sizes = 2 * latent_size, width, embedding_width
+        self.inverse = ProjectionHead(*sizes) if inverse else None
+        self.information = ProjectionHead(*sizes) if information else None
+
+    def forward(self, latents: Tensor, predicted: Tensor, embedded: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of the heads that there are.
+
+        Args:
+            latents: (B, N, Z).
+            predicted: (B, N, Z), what follows them.
+            embedded: (B, N, embedding_width), the actions between, without gradient.
+        """
+        pair = torch.cat([latents, predicted], dim=-1)
+        losses = {}
+        if self.inverse is not None:
+            losses["inverse"] = (self.inverse(pair) - embedded).float().square().mean()
+        if self.information is not None:
+            mean, std = embedded.float().mean(dim=(0, 1)), embedded.float().std(dim=(0, 1))
+            guess = self.information(pair).float()
+            error = ((embedded - mean) / (std + 1e-6) - guess).square()
+            losses["information"] = 0.5 * (error + 0.01 * guess.square()).mean()
+        return losses
