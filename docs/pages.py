@@ -240,7 +240,7 @@ def success_table(results: Path) -> str:
 def _run_cell(run: dict[str, Any] | None) -> str:
     if run is None:
         return ""
-    pairs = f", on the `{run['suite']}` pairs" if run["suite"] else ""
+    pairs = f", on the `{run['suite']}` pairs (random: {100 * run['random']['rate']:.1f} %)" if run["suite"] else ""
     return f"**{_shown(run['success'])}**, {run['minutes']:.0f} min{pairs}"
 
 

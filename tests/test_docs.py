@@ -42,6 +42,35 @@ def test_a_changed_number_in_the_readme_would_be_found(pages: ModuleType) -> Non
     assert changed != pages.with_tables(changed, RESULTS)
 
 
+#: Numbers that come from measurements: percentages, durations, rates, ratios and intervals.
+MEASURED = re.compile(
+    r"\d ?%(?!\w)|\d(\.\d+)?x\b|\d times\b|\d (ms|us|min|minutes|hours|h)\b|\d\.\d+ s\b"
+    r"|\d ?(clips|frames|steps|episodes|plans)?/s\b|\[\d+\.\d+, \d+\.\d+\]"
+)
+
+
+def unmarked(text: str) -> list[str]:
+    """Returns the paragraphs and tables with measured numbers that are neither generated nor marked with a source."""
+    text = re.sub(r"<!-- table: .*?<!-- end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"^```.*?^```|^    [^\n]*$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"95 % (confidence )?interval", "interval", text)
+    return [block for block in text.split("\n\n") if MEASURED.search(block) and "<!-- fact: " not in block]
+
+
+NOT_DEFINITIONS = [page for page in WRITTEN if page.parent.name != "tasks"]  # whose numbers define the environments
+
+
+@pytest.mark.parametrize("page", NOT_DEFINITIONS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_measured_numbers_are_generated_or_have_a_source(page: Path) -> None:
+    assert not unmarked(page.read_text(encoding="utf-8")), "take them from a stored result, or mark their source"
+
+
+@pytest.mark.parametrize("number", ["75.0 %", "in 13 ms", "3.3x", "48 times", "1,067 clips/s", "12.3 s", "[1.0, 2.5]"])
+def test_a_measured_number_in_prose_would_be_found(number: str) -> None:
+    assert unmarked(f"With a Wilson 95 % interval.\n\nHere it is {number} or so.") == [f"Here it is {number} or so."]
+    assert not unmarked(f"<!-- fact: published, arXiv 2603.19312 -->\nThere it is {number} or so.")
+
+
 def anchors(page: Path) -> set[str]:
     """Returns the names under which a page's headings can be linked."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)

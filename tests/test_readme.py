@@ -1,9 +1,9 @@
-"""The README's commands and code, executed.
+"""The commands and code of the README and of the pages of documentation, executed.
 
-Every line of a ```bash block is checked: targets against the Makefile, `python -m ...` against that program's own
-parser. Those about Two-Room are then run in order, with `SMALLER` appended, in an empty folder. Every ```python block
-is executed there, in order and in one interpreter, so that a later block may use the names of an earlier one. A block
-whose fence says `no-run` (```python no-run) is compiled only.
+Every command of a page, in ```bash blocks and in indented ones, is checked: targets against the Makefile,
+`python -m ...` against that program's own parser. On the pages of `RUN`, those about Two-Room are then run in order,
+with `SMALLER` appended, in one folder; its `runs/demo` is a copy of the first run. Every ```python block of these pages
+is executed there, in order and in one interpreter per page, with `SHORTER` applied.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,25 +24,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+#: Pages whose commands and code are run; docs/tasks.md and docs/your_environment.md have tests of their own.
+RUN = (README, *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "datasets", "planning")))
+#: Pages whose commands are checked.
+CHECKED = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
-pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+pytestmark = pytest.mark.timeout(900)  # one test waits for all commands of the pages
 
-#: Appended to a command of the README, where the last value of a flag counts, so that the whole line takes seconds.
+#: Appended to a command, where the last value of a flag counts, so that each takes seconds.
 SMALLER = {
     "collect": ["--episodes", "6", "--workers", "1"],
     "agents": ["--steps", "2"],
     "benchmarks plan": ["--n-pairs", "2"],
     "benchmarks report": [],
 }
-#: Programs that a README may name without our checking what follows them.
-OTHERS = {"apt-get", "cd", "cp", "git", "ls", "open", "pip", "source", "sudo", "tar", "xdg-open"}
+#: Replaced in Python code, for the same purpose.
+SHORTER = {"range(200)": "range(2)", "n_steps=100": "n_steps=2", "batch_size=128": "batch_size=8"}
+#: Programs that a page may name without a check of their arguments.
+OTHERS = {"apt-get", "cd", "cp", "git", "ls", "open", "pip", "python", "source", "sudo", "tar", "uv", "xdg-open"}
 
 
 class Block(NamedTuple):
-    """A fenced block: the words after its fence, the line its text begins on, the text."""
+    """A fenced block: its language, the line on which its text begins, the text."""
 
     language: str
-    run: bool
     line: int
     text: str
 
@@ -53,16 +59,17 @@ def blocks(markdown: str, *languages: str) -> list[Block]:
         words = match[1].split()
         if words and words[0] in languages:
             line = markdown.count("\n", 0, match.start()) + 2
-            found.append(Block(words[0], "no-run" not in words, line, match[2]))
+            found.append(Block(words[0], line, match[2]))
     return found
 
 
 def commands(markdown: str) -> list[list[str]]:
-    """Returns the commands of the shell blocks as words, without prompts, comments and assignments."""
+    """Returns the commands of shell blocks and of indented lines as words, without comments and assignments."""
     found = []
-    for block in blocks(markdown, "bash", "sh", "console", "shell"):
-        for line in re.split(r"\n|&&|;", block.text.replace("\\\n", " ")):
-            words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+    indented = re.findall(r"^    ((?:python -m|lewm-|make|torchrun) ?\S.*)$", markdown, re.MULTILINE)
+    for text in [*(block.text for block in blocks(markdown, "bash")), *indented]:
+        for line in re.split(r"\n|&&|;", re.sub(r"(^| +)#.*", "", text.replace("\\\n", " "), flags=re.MULTILINE)):
+            words = shlex.split(line)
             while words and re.fullmatch(r"\w+=\S*", words[0]):
                 words.pop(0)
             if words:
@@ -74,7 +81,9 @@ def module_call(words: list[str]) -> tuple[str, list[str]] | None:
     """Returns (module, arguments) of a `python -m module arguments`, or of our command for it, else None."""
     if words[0].startswith("lewm-"):
         return {"lewm-gym": "lewm_gym"}.get(words[0], words[0].removeprefix("lewm-")), words[1:]
-    if re.fullmatch(r"(\S*/)?python3?", words[0]) and words[1:2] == ["-m"]:
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("-m") :]]
+    if words[0] == "python" and words[1:2] == ["-m"]:
         return words[2], words[3:]
     return None
 
@@ -112,9 +121,10 @@ def test_readme_shows_commands_and_code() -> None:
     assert {"make demo", "make test"} <= {" ".join(words[:2]) for words in commands(markdown)}
 
 
-def test_every_command_of_the_readme_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", CHECKED, ids=lambda page: page.stem)
+def test_every_command_of_a_page_exists(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for words in commands(README.read_text(encoding="utf-8")):
+    for words in commands(page.read_text(encoding="utf-8")):
         call = module_call(words)
         if words[0] == "make":
             names = [word for word in words[1:] if "=" not in word]
@@ -135,39 +145,44 @@ def run(arguments: list[str], folder: Path, timeout_s: float = 280) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's commands about Two-Room have been run, smaller."""
+    """A folder in which the pages' commands about Two-Room have been run, smaller; the first run is also runs/demo."""
     folder = tmp_path_factory.mktemp("readme")
     ran = []
-    for words in commands(README.read_text(encoding="utf-8")):
-        call = module_call(words)
-        if call is None:
-            continue
-        module, arguments = call
-        name = f"{module} {arguments[0]}" if module == "benchmarks" else module
-        text = shlex.join(arguments)
-        if name not in SMALLER or "..." in text or name in ran:
-            continue
-        if name == "benchmarks report" or re.search(r"two_room", text):
-            run(["-m", module, *arguments, *SMALLER[name]], folder)
-            ran.append(name)
-    assert set(ran) == set(SMALLER), f"the README should show the whole line on two_room; it shows {ran}"
+    for page in RUN:
+        for block in blocks(page.read_text(encoding="utf-8"), "bash"):
+            for words in commands(f"```bash\n{block.text}```"):
+                call = module_call(words)
+                if call is None or call in ran:
+                    continue
+                module, arguments = call
+                name = f"{module} {arguments[0]}" if module == "benchmarks" else module
+                if name in SMALLER and (name == "benchmarks report" or "two_room" in shlex.join(arguments)):
+                    run(["-m", module, *arguments, *SMALLER[name]], folder)
+                    ran.append(call)
+    modules = {module for module, _ in ran}
+    assert modules == {"collect", "agents", "benchmarks"}, f"the README should show every step on two_room: {ran}"
+    shutil.copytree(folder / "runs/two_room-lewm-0", folder / "runs/demo")
     return folder
 
 
-def test_commands_of_the_readme_lead_from_nothing_to_a_report(folder: Path) -> None:
+def test_commands_of_the_pages_lead_from_nothing_to_a_report(folder: Path) -> None:
     assert list(folder.rglob("*.html")), sorted(path.name for path in folder.rglob("*"))[:50]
 
 
-def test_code_of_the_readme_runs(folder: Path) -> None:
-    shown = blocks(README.read_text(encoding="utf-8"), "python")
-    for block in shown:  # line numbers of a traceback are then the README's
-        compile("\n" * (block.line - 1) + block.text, str(README), "exec")
-    script = folder / "blocks.py"
-    texts = [(block.line, block.text) for block in shown if block.run]
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_code_of_a_page_runs(page: Path, folder: Path) -> None:
+    texts = []
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        text = block.text
+        for long, short in SHORTER.items():
+            text = text.replace(long, short)
+        compile("\n" * (block.line - 1) + text, str(page), "exec")  # a traceback then has the page's line numbers
+        texts.append((block.line, text))
+    script = folder / f"{page.stem}_blocks.py"
     script.write_text(
-        f"namespace = {{'__name__': 'readme'}}\n"
+        f"namespace = {{'__name__': 'page'}}\n"
         f"if __name__ == '__main__':\n"
         f"    for line, text in {texts!r}:\n"
-        f"        exec(compile('\\n' * (line - 1) + text, {str(README)!r}, 'exec'), namespace)\n"
+        f"        exec(compile('\\n' * (line - 1) + text, {str(page)!r}, 'exec'), namespace)\n"
     )
     run([script.name], folder)
