@@ -6,9 +6,9 @@ The model, in the order of the paper:
     z^_{t+1} = pred(z_{t-N+1..t}, a_{t-N+1..t})          causal, conditioned on actions  predict
     L        = mean((z^_{t+1} - z_{t+1})^2) + lambda * SIGReg(z)                         loss
 
-Nothing else: no stop-gradient, no moving average of weights, no reward, no augmentation, and no reconstruction unless
-an ablation asks for it (`decoder_weight`). Planning minimises the squared distance between the last predicted latent
-and the goal's (agents/planning.py).
+Nothing else: no stop-gradient, no moving average of weights, no reward, and no augmentation and no reconstruction
+unless an ablation asks for it (`image_shift`, `decoder_weight`). Planning minimises the squared distance between the
+last predicted latent and the goal's (agents/planning.py).
 
 Beyond the paper, each off in its preset:
 
@@ -46,7 +46,7 @@ from lewm_gym.nn.actor import GoalActor, frame_pairs
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.heads import ActionEncoder, ActionHeads, ProjectionHead
-from lewm_gym.nn.images import to_network
+from lewm_gym.nn.images import shifted, to_network
 from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.prefix import PrefixPredictor
 from lewm_gym.nn.resnet import ResNet18
@@ -98,6 +98,7 @@ class LeWMConfig:
     inverse_weight: float = 0.0  # of the head that tells the action from two latents; AD-WM: 0.1
     information_weight: float = 0.0  # of the mutual-information head; AD-WM: 0.01
     head_width: int = 1024  # hidden width of both heads
+    image_shift: int = 0  # px; in training each clip is shifted by up to so many, both ways, all its frames alike
     imitation_weight: float = 0.0  # of an actor's loss while the world model is trained; 0: latents know no actor
     frames_every: int = 1  # train on every so many-th picture of an episode, which saves memory
     goal_frames: int = 2  # with imitation_weight: later frames drawn with each clip
@@ -119,7 +120,7 @@ class LeWMConfig:
                 "set context=1, and leave out residual, inverse_weight and information_weight"
             )
         for field in dataclasses.fields(self):
-            least = 0 if field.name in ("predictor_width", "actor_steps") else 1
+            least = 0 if field.name in ("predictor_width", "actor_steps", "image_shift") else 1
             if field.type == "int" and getattr(self, field.name) < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {getattr(self, field.name)}")
         if not 0 <= self.dropout < 1:
@@ -209,7 +210,8 @@ class LeWM(ActionModel):
     def loss(self, batch: Batch | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the training loss of a batch of clips, and its parts."""
         config = self.config
-        seen = self.encode(batch.pixels)  # of a clip, and of later frames where an actor is trained along
+        pixels = shifted(batch.pixels, config.image_shift) if self.training else batch.pixels
+        seen = self.encode(pixels)  # of a clip, and of later frames where an actor is trained along
         latents, actions = seen[:, : batch.actions.shape[1] + 1], self.normalize_actions(batch.actions)
         if self.prefix is not None:
             predicted = self.prefix(latents[:, 0], actions)
@@ -221,7 +223,7 @@ class LeWM(ActionModel):
         }
         weights = {"prediction": 1.0, "sigreg": config.sigreg_weight}
         if self.decoder is not None:
-            images = to_network(batch.pixels.flatten(0, 1), config.image_size)
+            images = to_network(pixels.flatten(0, 1), config.image_size)
             parts["reconstruction"] = (self.decoder(seen.flatten(0, 1)) - images).float().square().mean()
             weights["reconstruction"] = config.decoder_weight
         if config.has_heads:

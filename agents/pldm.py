@@ -35,6 +35,7 @@ from agents import lewm
 from agents.imitation import LatentAgent
 from agents.trainable import Preset
 from lewm_gym.data.hindsight import HindsightBatch
+from lewm_gym.nn.images import shifted
 from lewm_gym.nn.vicreg import batch_moments, covariance_loss, time_moments, variance_loss
 from lewm_gym.types import Batch
 
@@ -86,7 +87,8 @@ class PLDM(lewm.LeWM):
 
     def loss(self, batch: Batch | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the training loss of a batch of clips, and its seven terms before their weights."""
-        seen, actions = self.encode(batch.pixels), self.normalize_actions(batch.actions)
+        pixels = shifted(batch.pixels, self.config.image_shift) if self.training else batch.pixels
+        seen, actions = self.encode(pixels), self.normalize_actions(batch.actions)
         latents = seen[:, : actions.shape[1] + 1]  # of a clip; later frames follow where an actor is trained along
         predicted = self.predict(latents[:, :-1], actions)
         prediction = (predicted - latents[:, 1:]).float().square().mean()

@@ -9,7 +9,7 @@ from agents.lewm import PRESETS, LeWM, LeWMConfig
 from lewm_gym.nn import vit
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.decoder import PatchDecoder
-from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, to_frames, to_network
+from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD, average_down, shifted, to_frames, to_network
 from lewm_gym.nn.predictor import Predictor
 from lewm_gym.nn.vit import ViT
 
@@ -158,3 +158,22 @@ def test_bad_configurations_are_refused():
     for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
             LeWMConfig(**{name: value})
+
+
+def test_shifted_clips_move_as_a_whole():
+    torch.manual_seed(0)
+    clips = torch.randint(0, 256, (40, 2, 8, 8, 3), dtype=torch.uint8)
+    moved = shifted(clips, 2)
+    assert moved.shape == clips.shape and moved.dtype == torch.uint8
+    seen = set()
+    for clip, other in zip(clips, moved, strict=True):
+        found = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(clip[:, 2 + dy : 6 + dy, 2 + dx : 6 + dx], other[:, 2:6, 2:6])
+        ]
+        assert len(found) == 1  # one shift for all frames of a clip
+        seen |= set(found)
+    assert len(seen) > 12  # of 25
+    assert shifted(clips, 0) is clips

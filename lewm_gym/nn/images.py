@@ -38,6 +38,26 @@ def average_down(pixels: Tensor, size: int) -> Tensor:
     return ((sums + factor * factor // 2) // (factor * factor)).to(torch.uint8)
 
 
+def shifted(pixels: Tensor, most: int) -> Tensor:
+    """Returns clips, each shifted at random by up to `most` px along both axes, all frames of a clip alike.
+
+    What comes in at an edge repeats the edge. As in DrQ (arXiv 2004.13649), but one shift for a whole clip: what moves
+    within it stays what the actions say.
+
+    Args:
+        pixels: (B, T, h, w, 3).
+        most: Greatest shift, px; 0 returns the clips as they are.
+    """
+    if not most:
+        return pixels
+    height, width = pixels.shape[2:4]
+    padded = torch.cat([pixels[:, :, :1]] * most + [pixels] + [pixels[:, :, -1:]] * most, dim=2)
+    padded = torch.cat([padded[:, :, :, :1]] * most + [padded] + [padded[:, :, :, -1:]] * most, dim=3)
+    tops, lefts = torch.randint(0, 2 * most + 1, (2, len(pixels))).tolist()
+    clips = zip(padded, tops, lefts, strict=True)
+    return torch.stack([clip[:, top : top + height, left : left + width] for clip, top, left in clips])
+
+
 def to_network(pixels: Tensor, size: int) -> Tensor:
     """Returns normalised float32 images (n, 3, size, size) of uint8 frames (n, h, w, 3).
 
