@@ -99,11 +99,14 @@ class GCBC(GoalPolicy):
         """Returns encodings (n, width) of frames (n, h, w, 3) uint8."""
         return self.observer.trained(self.observer.prepare(pixels))  # type: ignore[no-any-return]
 
-    def act_block(self, pixels: Tensor, goals: Tensor, steps_left: float | None) -> Tensor:
-        """Returns the next raw actions (frame_skip, action_size) for a frame and a goal (h, w, 3) uint8."""
+    def act_block(self, pixels: Tensor, goals: Tensor, steps_left: float | None) -> tuple[Tensor, float]:
+        """Returns the next raw actions (frame_skip, action_size) for a frame and a goal (h, w, 3) uint8.
+
+        Beside them, the steps left that they were chosen for: as given, or as the actor estimates them.
+        """
         now, goal = self.encodings(torch.stack([pixels, goals])).split(1)
         left = self.actor.steps_left(now, goal) if steps_left is None else torch.tensor([steps_left]).to(now)
-        return self.denormalize_actions(self._single(self.actor(now, goal, left).mean)[0])
+        return self.denormalize_actions(self._single(self.actor(now, goal, left).mean)[0]), left.item()
 
     def _single(self, blocks: Tensor) -> Tensor:
         """Returns blocks (..., A) as their actions, (..., frame_skip, action_size)."""
@@ -171,6 +174,6 @@ class GCBCAgent(PolicyAgent):
         with torch.inference_mode():
             for request in requests:
                 frames = (torch.from_numpy(np.array(f)).to(self.device) for f in (request.frames[-1], request.goal))
-                block = self.model.act_block(*frames, request.steps_left).float().cpu()
-                replies.append(Reply(block.numpy(), block.flatten().unsqueeze(0)))
+                block, left = self.model.act_block(*frames, request.steps_left)
+                replies.append(Reply(block.float().cpu().numpy(), block.float().cpu().flatten().unsqueeze(0), left))
         return replies

@@ -159,6 +159,7 @@ class Plan(NamedTuple):
         goal: (Z,), latent of the goal.
         cost: (iterations,), mean cost of the elites, or the best cost, after each iteration.
         spread: (iterations,), mean standard deviation of the proposal, in those of the training set's actions.
+        steps_left: Environment steps that the actor was told are left; None for planners without an actor.
     """
 
     actions: NDArray[np.float32]
@@ -167,6 +168,7 @@ class Plan(NamedTuple):
     goal: NDArray[np.float32]
     cost: NDArray[np.float32]
     spread: NDArray[np.float32]
+    steps_left: float | None = None
 
 
 class PlanningAgent(Trainable, Agent):
@@ -332,7 +334,7 @@ class PlanningAgent(Trainable, Agent):
             deadline = None if self.time_limit_s is None else began + share * self.time_limit_s
             for i, plan in zip(chunk, self._plan([requests[i] for i in chunk], deadline), strict=True):
                 steps = self.planning.execute_blocks * self.model.config.frame_skip
-                replies[i] = Reply(plan.actions[:steps], self._blocks(plan.actions))
+                replies[i] = Reply(plan.actions[:steps], self._blocks(plan.actions), plan.steps_left)
         return [replies[i] for i in range(len(requests))]
 
     def _plan(self, requests: list[Request], deadline: float | None) -> list[Plan]:
@@ -361,7 +363,7 @@ class PlanningAgent(Trainable, Agent):
                     ),
                     strict=True,
                 )  # fmt: skip
-            return [plans[i] for i in range(len(requests))]
+            return [plans[i]._replace(steps_left=steps) for i, steps in enumerate(left.tolist())]
 
     def _plan_around_actor(
         self,

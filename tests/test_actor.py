@@ -293,6 +293,26 @@ def test_steps_left_are_counted_down_from_when_the_goal_was_set():
     np.testing.assert_allclose(estimated[0], agent.act(obs, steps_left=max(5.0, estimate)), rtol=1e-5)
 
 
+def test_steps_left_are_estimated_once_for_a_goal_and_counted_down():
+    model, obs = made_model(), tiny.observation()
+    agent = LeWMAgent(model, PlanningConfig().changed({"planner": "actor"}), tiny.ENVIRONMENT)
+    moved = {**obs, "pixels": 255 - obs["pixels"]}
+
+    def estimate(seen):
+        latents = model.encode(torch.from_numpy(np.stack([seen["pixels"], seen["goal"]])))
+        return max(5.0, model.actor.steps_left(latents[:1], latents[1:]).item())
+
+    first = estimate(obs)
+    assert agent.plan(obs)[0].steps_left == first
+    counted = [agent.act(obs if step == 0 else moved) for step in range(10)]
+    assert agent.plan(moved)[0].steps_left == max(5.0, first - 10)
+    other = {"pixels": obs["pixels"], "goal": moved["pixels"]}
+    assert agent.plan(other)[0].steps_left == estimate(other)
+    agent.reset()
+    told = [agent.act(obs if step == 0 else moved, steps_left=max(5.0, first - step)) for step in range(10)]
+    np.testing.assert_allclose(counted, told, rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [0, -3, np.nan, [5, 5], [[5]]])
 def test_steps_left_that_cannot_be_are_refused(steps):
     agent = LeWMAgent(made_model(), PlanningConfig().changed({"planner": "actor"}), tiny.ENVIRONMENT)
@@ -421,7 +441,7 @@ def test_gcbc_told_the_steps_left_takes_a_block_of_actions_before_it_looks_again
     first = [agent.act(obs, steps_left=[20, 7]) for _ in range(5)]
     frames = [torch.from_numpy(obs[key][1]) for key in ("pixels", "goal")]
     with torch.no_grad():
-        block = agent.model.act_block(*frames, 7.0).numpy()
+        block = agent.model.act_block(*frames, 7.0)[0].numpy()
     np.testing.assert_allclose(np.stack(first)[:, 1], np.clip(block, -1, 1), rtol=1e-5, atol=1e-6)
     changed = {**obs, "pixels": others["pixels"]}
     assert not np.array_equal(agent.act(changed, steps_left=[15, 2]), first[0])
