@@ -29,14 +29,14 @@ MOST_BYTES = 5_000_000  # of an agent's folder
 
 @dataclass(frozen=True, kw_only=True)
 class Ship(Command):
-    """Puts the agent of a finished run into the package, for `from_pretrained`, in place of its task's present one.
+    """Adds the agent of a finished run to the package, for `from_pretrained`; it replaces that of its task.
 
-    It plans as in the result given, is stored in float16, and takes at most 5 MB.
+    It uses the planner of the given result, is stored in float16, and must not exceed 5 MB.
     """
 
     run: Path = argument("run folder, e.g. runs/two_room-lewm-0")
-    result: Path = option(None, "what `python -m benchmarks plan RUN` measured of it, JSON")
-    out: Path | None = option(None, "another folder than the package's own for the task", metavar="FOLDER")
+    result: Path = option(None, "result of `python -m benchmarks plan RUN`, JSON")
+    out: Path | None = option(None, "folder (default: that of the task in the package)", metavar="FOLDER")
 
     def __call__(self) -> int:
         """Ships the run and says where to."""

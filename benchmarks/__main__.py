@@ -1,4 +1,4 @@
-"""Measures agents and what they know, and how fast things run; `report` shows what was measured as one page."""
+"""Measures success, latents and speed of agents; `report` shows all results on one page."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = cli.Parser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog=f"commands:\n{listed}\n\nEach says more: python -m benchmarks COMMAND --help",
+        epilog=f"commands:\n{listed}\n\nDetails: python -m benchmarks COMMAND --help",
         formatter_class=cli.RawText,
     )
-    parser.add_argument("command", metavar="COMMAND", choices=tuple(COMMANDS), help="one of those below")
+    parser.add_argument("command", metavar="COMMAND", choices=tuple(COMMANDS), help="one of the commands below")
     parser.parse_args(words[:1])
     return 0
 

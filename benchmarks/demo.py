@@ -30,16 +30,16 @@ OFFSET_STEPS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(OnDevice):
-    """Collects Two-Room episodes, trains LeWM from their pixels, evaluates it, and shows it in a film. Ctrl-C keeps
-    what is finished; the same command resumes.
+    """Collects Two-Room episodes, trains LeWM on their pixels, evaluates it and records a film. Ctrl-C keeps finished
+    work; run the same command again to resume.
     """  # noqa: D205
 
-    out: Path = option(Path("runs/demo"), "for everything", metavar="FOLDER")
-    episodes: int = option(300, "to collect, one of them held out", least=2)
+    out: Path = option(Path("runs/demo"), "folder for all files", metavar="FOLDER")
+    episodes: int = option(300, "episodes to collect, one of them for validation", least=2)
     steps: int | None = option(None, "optimiser steps (default: the laptop preset's)", least=1)
-    pairs: int = option(100, "held-out start/goal pairs to evaluate, at most 200", least=1)
-    seed: int = option(0, "of collection, training and planning", least=0)
-    workers: int | None = option(None, "processes that collect (default: one per core)", least=1)
+    pairs: int = option(100, "held-out pairs to evaluate, at most 200", least=1)
+    seed: int = option(0, "seed of collection, training and planning", least=0)
+    workers: int | None = option(None, "worker processes for collection (default: one per core)", least=1)
 
     def __call__(self) -> int:
         """Runs the demo, after refusing what cannot be before minutes are spent."""

@@ -16,7 +16,9 @@ class Evaluating(Command):
     n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
     seed: int = option(0, "planner seed", least=0)
     n_envs: int = option(16, "environments evaluated at once; changes the speed, not the outcomes", least=1)
-    workers: int = option(os.cpu_count() or 1, "processes that the environments live in; likewise", least=1)
+    workers: int = option(
+        os.cpu_count() or 1, "processes for the environments; changes the speed, not the outcomes", least=1
+    )
 
     def evaluating(self) -> dict[str, Any]:
         """Returns these options, for another command that has them."""
@@ -34,19 +36,19 @@ class OnDevice(Command):
 class Training(Command):
     """Options of commands that train several agents."""
 
-    agents: tuple[str, ...] = option(("all",), "all, or names")
-    seeds: tuple[int, ...] = option((0, 1, 2), "of training", least=0)
-    preset: str = option("laptop", "of every agent")
+    agents: tuple[str, ...] = option(("all",), "all, or a list of names")
+    seeds: tuple[int, ...] = option((0, 1, 2), "training seeds", least=0)
+    preset: str = option("laptop", "preset of every agent")
     budget_min: float | None = option(
         None,
-        "training budget per run (minutes), converted to steps by timing (default: 10; of preset paper its own steps)",
+        "training budget per run (minutes), converted to steps by timing (default: 10; preset paper: its own steps)",
         metavar="MINUTES",
         least=1e-6,
     )
     n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
     settings: tuple[str, ...] = option(
         (),
-        "a setting of an agent in place of its preset's, e.g. gcbc.learning_rate=0.001",
+        "settings of agents that replace their preset's, e.g. gcbc.learning_rate=0.001",
         flag="--set",
         metavar="AGENT.NAME=VALUE",
     )
@@ -56,5 +58,5 @@ class Training(Command):
 class Timing(OnDevice):
     """Options of every measurement of a model's speed."""
 
-    presets: tuple[str, ...] = option(("laptop", "paper"), "sizes")
-    repeats: int = option(5, "timings of each figure, after a warm-up", least=1)
+    presets: tuple[str, ...] = option(("laptop", "paper"), "presets to time")
+    repeats: int = option(5, "repetitions of each timing, after a warm-up", least=1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 SUCCESS, COMPARISON = "Success", "Comparison"
 LATENCY, SPEED = "Success against latency", "Latency and throughput"
-KNOWLEDGE, ROBUSTNESS, ABLATIONS = "What the models know", "Robustness", "Ablations"
+KNOWLEDGE, ROBUSTNESS, ABLATIONS = "Latent analysis", "Robustness", "Ablations"
 #: Parts of the page that show records, in its order.
 PARTS = (COMPARISON, LATENCY, SPEED, KNOWLEDGE, ROBUSTNESS, ABLATIONS)
 
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("demo:Demo", "collect, train, evaluate and film an agent on Two-Room"),
-    "watch": Entry("evaluation.watch:Watch", "film an agent that ships with the package, or that of a run"),
+    "watch": Entry("evaluation.watch:Watch", "film a pretrained agent, or the agent of a run"),
     "plan": Entry("evaluation.run:Plan", "measure planning success", SUCCESS),
     "compare": Entry("experiments.compare:Compare", "train, evaluate and tabulate agents side by side", COMPARISON),
     "suite": Entry("experiments.suite:Suite", "collect, train, measure and report in one command"),
@@ -39,19 +39,19 @@ COMMANDS: dict[str, Entry] = {
     "equal-flops": Entry("experiments.search:EqualFlops", "measure success at equal operations per plan", LATENCY),
     "precision": Entry("experiments.search:Precision", "measure planning in bf16 against float32"),
     "compare-results": Entry("experiments.search:CompareResults", "compare two results on the same pairs"),
-    "shift": Entry("experiments.robustness:Shift", "measure success in a changed world", ROBUSTNESS),
+    "shift": Entry("experiments.robustness:Shift", "measure success under changed colours, sizes, light", ROBUSTNESS),
     "ablate": Entry("experiments.sweep:Ablate", "train and measure the paper's ablations", ABLATIONS),
     "tune-lambda": Entry("experiments.sweep:TuneLambda", "find SIGReg's weight by bisection", ABLATIONS),
-    "elites": Entry("analysis.elites:Elites", "execute a search's elites: imagined against real cost", KNOWLEDGE),
-    "probe": Entry("analysis.probe:Probe", "measure what can be read off frozen latents", KNOWLEDGE),
-    "surprise": Entry("analysis.surprise:Surprise", "measure surprise at colour changes and teleports", KNOWLEDGE),
+    "elites": Entry("analysis.elites:Elites", "compare predicted and real cost of a search's elites", KNOWLEDGE),
+    "probe": Entry("analysis.probe:Probe", "probe frozen latents for physical quantities", KNOWLEDGE),
+    "surprise": Entry("analysis.surprise:Surprise", "measure violation of expectation", KNOWLEDGE),
     "rollout": Entry("analysis.rollout:Rollout", "measure open-loop prediction error by horizon", KNOWLEDGE),
-    "decode": Entry("analysis.decode:Decode", "draw what a model imagines and plans", KNOWLEDGE),
-    "tsne": Entry("analysis.latent_map:LatentMap", "map the latents of a grid of positions", KNOWLEDGE),
-    "straightness": Entry("analysis.curves:Straightness", "draw how straight latent paths get in training", KNOWLEDGE),
-    "curves": Entry("analysis.curves:Curves", "draw the losses over training", KNOWLEDGE),
+    "decode": Entry("analysis.decode:Decode", "decode rollouts and plans to images", KNOWLEDGE),
+    "tsne": Entry("analysis.latent_map:LatentMap", "show a t-SNE map of the latents of a grid of positions", KNOWLEDGE),
+    "straightness": Entry("analysis.curves:Straightness", "plot the straightness of latent paths", KNOWLEDGE),
+    "curves": Entry("analysis.curves:Curves", "plot the losses over training", KNOWLEDGE),
     "speed envs": Entry("speed.envs:Envs", "time stepping and rendering each task", SPEED),
-    "speed data": Entry("speed.data:Data", "time drawing training clips from datasets", SPEED),
+    "speed data": Entry("speed.data:Data", "time loading training clips from datasets", SPEED),
     "speed train": Entry("speed.train:Train", "time a training step of LeWM", SPEED),
     "speed plan": Entry("speed.plan:PlanSpeed", "time a plan, by agent, planner, precision and environments", SPEED),
     "report": Entry("report.build:Report", "render results as one page"),

@@ -69,7 +69,7 @@ def test_suite_does_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("official", 25),
     }
     page = (wanted.out / "report.html").read_text()
-    for text in ("Agents side by side", "Probing", "a changed world", "official pairs", "random policy"):
+    for text in ("Comparison of agents", "Probing", "a changed world", "official pairs", "random policy"):
         assert text in page, text
     done.clear()
     assert wanted.run(said.append) == 0

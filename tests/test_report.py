@@ -95,7 +95,7 @@ def test_page_holds_the_numbers_and_what_made_them(tmp_path: Path) -> None:
     assert "sigreg" in page.text and "gradient" not in page.text
     markdown = out.with_suffix(".md").read_text()
     assert "| LeWM, laptop, seed 0 | 10 heldout pairs, budget 50 steps | **90.0** | 59.6 to 98.2 |" in markdown
-    assert "the same pairs: what luck alone reaches | **10.0** | 1.8 to 40.4 |" in markdown
+    assert "on the same pairs: success by chance | **10.0** | 1.8 to 40.4 |" in markdown
     assert "| *LeWM* | *87* |" in markdown
 
 
@@ -131,7 +131,7 @@ def test_seeds_are_averaged_and_distances_kept_apart(tmp_path: Path) -> None:
     assert "| **LeWM, laptop, mean of 3 seeds** | standard deviation 10.0 points; " in markdown
     near, far = markdown.split("## Two-Room, goals 50 steps away")
     assert near.count("| random policy |") == 1  # the same baseline once, not once per seed
-    assert "(published," in near and "(published," not in far.split("## What made")[0]
+    assert "(published," in near and "(published," not in far.split("## Provenance")[0]
     groups = group_entries([Entry(str(p), p, Result.load(p), None) for p in paths])
     (distance,) = plots.distance_panels(groups)
     assert [(line.label, list(line.x)) for line in distance.series] == [
@@ -253,7 +253,7 @@ def test_strict_success_and_action_replay_stand_beside_success(tmp_path: Path) -
     out = write_report([path], tmp_path / "page.html")
     markdown = out.with_suffix(".md").read_text()
     assert "| LeWM, laptop, seed 0 | 10 heldout pairs, budget 50 steps | **90.0** | 59.6 to 98.2 | 40.0 |" in markdown
-    assert "what there is to reach | **100.0** | 72.2 to 100.0 | 70.0 |" in markdown
+    assert "every goal is reachable | **100.0** | 72.2 to 100.0 | 70.0 |" in markdown
     assert "It held 40.0 % for 5 steps." in out.read_text()
 
 
@@ -312,12 +312,12 @@ RECORDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "speed data": (
         {"threads": 2, "batch_size": 8, "rows": [CLIPS, CLIPS | {"reader": "png", "speed": SPEED | {"median": 27.0}}]},
-        ("Drawing training clips", "PNG files", "54", "27", "2.0x"),
+        ("Loading training clips", "PNG files", "54", "27", "2.0x"),
     ),
     "compare": (
         {"options": {"preset": "laptop", "offset": 25}, "repeat": "again", "missing": 0, "diverged": {"x": "nan"},
          "rows": [ROW | {"seeds": [SEED]}]},
-        ("Agents side by side", "GCBC", "90.0 [80.0, 95.0]", "10.0 min", "0.5 s", "x diverged: nan"),
+        ("Comparison of agents", "GCBC", "90.0 [80.0, 95.0]", "10.0 min", "0.5 s", "x diverged: nan"),
     ),
 }  # fmt: skip
 
@@ -347,7 +347,7 @@ def test_markdown_links_the_pictures_that_lie_beside_a_record(tmp_path: Path) ->
     path.with_suffix(".png").write_bytes(b"png")
     out = write_report([path], tmp_path / "page.html")
     assert "![Map of the latents: Two-Room](records/the%20map.png)" in out.with_suffix(".md").read_text()
-    assert "keeps neighbourhoods (t-SNE does not keep distances)" in Page(out.read_text()).text
+    assert "preserve neighbourhoods (t-SNE does not preserve distances)" in Page(out.read_text()).text
 
 
 def test_damaged_measurements_are_refused(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_command_measures_sampled_goals(tmp_path, monkeypatch, capsys):
     command = ["plan", str(run), "--n-pairs", "3", "--workers", "1", "--sampled-goals"]
     assert main(command) == 0 and main([*command, "walk"]) == 0
     printed = capsys.readouterr().out
-    assert "goals drawn uniformly, budget 100 steps, protocol sampled" in printed and "strict" in printed
+    assert "goals sampled uniformly, budget 100 steps, protocol sampled" in printed and "strict" in printed
     assert "goals 25 steps of a random walk away, budget 50 steps" in printed
     uniform, walk = (
         Result.load(tmp_path / "results" / f"run-sampled-{k}-3pairs-seed0.json") for k in ("uniform", "walk-25")

@@ -24,7 +24,7 @@ VISIBLE = 0.02  # change of a mean cosine that counts as a rise
 
 @dataclass(frozen=True, kw_only=True)
 class Curves(Measurement):
-    """Reads the losses in the logs of run folders; runs of several agents stand beside one another."""
+    """Plots the losses over training from the logs of run folders, several agents side by side."""
 
     kind = "curves"
 
@@ -63,13 +63,13 @@ class Curves(Measurement):
     @staticmethod
     def show(record: Record) -> Section:
         """Returns the losses over training, the runs beside one another."""
-        text = "Losses over training, a colour per run; dotted: held-out episodes, with the batch's own statistics."
+        text = "Losses over training, one colour per run; dotted: held-out episodes, with the batch's own statistics."
         return Section(f"Training losses: {_tasks(record)}", [text, _drawn(record)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Straightness(Curves):
-    """Reads the straightness of latent paths in the logs of run folders; runs stand beside one another."""
+    """Plots the straightness of latent paths over training from the logs of run folders, side by side."""
 
     kind = "straightness"
 
@@ -83,7 +83,7 @@ class Straightness(Curves):
         """Returns the straightness of latent paths over training."""
         series = [next(iter(model["curves"].values()))["value"] for model in record["models"]]
         falls = record["tasks"] == ["two_room"] and all(values[-1] <= values[0] + VISIBLE for values in series)
-        why = " Here it falls or stays, since the collecting policy turns at every step." if falls else ""
+        why = " Here it does not rise; the collection policy changes direction at every step." if falls else ""
         text = (
             "Mean cosine between consecutive steps of a path in latent space, on held-out episodes: 1 is a straight "
             f"line. {sentence('straightness')}{why}"

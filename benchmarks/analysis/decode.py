@@ -141,8 +141,8 @@ CAPTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Decode(Measurement, OnDevice):
-    """Trains a decoder on frozen latents, for looking only, and draws open-loop rollouts beside what happened and plans
-    beside what came of them. The same command resumes.
+    """Trains a decoder on frozen latents, for visualisation only, and shows open-loop rollouts beside the recorded
+    frames, and plans beside the executed ones. Run the same command again to resume.
     """  # noqa: D205
 
     kind = "decode"
@@ -150,9 +150,9 @@ class Decode(Measurement, OnDevice):
     run: Path = argument("run folder of a world model")
     dataset: Path = argument("folder that `python -m collect` wrote")
     steps: int = option(1000, "optimiser steps of the decoder", least=1)
-    frames: int = option(3000, "frames that it learns from, at most", least=1)
-    episodes: int = option(3, "rollouts and plans to draw", least=1)
-    horizon: int = option(8, "blocks of actions that a rollout looks ahead", least=1)
+    frames: int = option(3000, "training frames of the decoder, at most", least=1)
+    episodes: int = option(3, "rollouts and plans to show", least=1)
+    horizon: int = option(8, "action blocks of a rollout", least=1)
 
     def measure(self, bars: Any) -> Json:
         """Returns what the decoder leaves, after training it and drawing what the model imagines.
@@ -197,12 +197,12 @@ class Decode(Measurement, OnDevice):
         """Returns what the model imagines, decoded."""
         decoder = record["decoder"]
         text = (
-            f"A decoder was trained on {record['models'][0]['title']}'s frozen latents ({decoder['steps']} steps), to "
-            f"look at them only. On unseen episodes it leaves {100 * decoder['error']:.1f} % of the pixels' variance."
+            f"A decoder was trained on {record['models'][0]['title']}'s frozen latents ({decoder['steps']} steps), for "
+            f"visualisation only. Its error on held-out episodes: {100 * decoder['error']:.1f} % of the pixel variance."
         )
         found = [record.folder / Path(name).name for name in record["pictures"]]  # a name, never a way out
         pictures = [Picture(path, caption) for path, caption in zip(found, CAPTIONS, strict=False)]
-        return Section(f"Imagination, decoded: {task_title(record['task'])}", [text, *pictures])
+        return Section(f"Decoded rollouts and plans: {task_title(record['task'])}", [text, *pictures])
 
 
 def strips_figure(title: str, strips: Sequence[Strip]) -> Figure:

@@ -40,17 +40,17 @@ COLUMNS = (*LINES, "regret", "correlation", "reached")
 
 @dataclass(frozen=True, kw_only=True)
 class Elites(Measurement, OnDevice):
-    """Executes the elites of a search truly and compares their cost with what the model imagined."""
+    """Executes the elites of a search in the environment and compares their real cost with the predicted one."""
 
     kind = "elites"
 
     run: Path = argument("run folder of an agent that plans")
     planning: Settings = option(
-        {}, "plan in another way than the run says, e.g. --planning planner=cem n_iterations=10"
+        {}, "settings of the planner that replace the run's, e.g. --planning planner=cem n_iterations=10"
     )
-    offset: int = option(25, "goal offset (environment steps)", least=1)
+    offset: int = option(25, "distance from start to goal (environment steps)", least=1)
     n_pairs: int = option(20, "number of pairs, from the first", least=2)
-    n_elites: int = option(8, "candidates executed of each iteration: the cheapest", least=2)
+    n_elites: int = option(8, "candidates of lowest cost to execute per iteration", least=2)
     seed: int = option(0, "planner seed", least=0)
 
     def measure(self, bars: Any) -> Json:
@@ -119,15 +119,15 @@ class Elites(Measurement, OnDevice):
         """Returns imagined and real cost of the elites against the iteration."""
         n = len(record["real"]["value"])
         shown = sorted({0, n // 2, n - 1})
-        header = ["iteration", "imagined cost", "executed cost", "regret", "rank correlation", "goal reached"]
+        header = ["iteration", "predicted cost", "real cost", "regret", "rank correlation", "goal reached"]
         rows: list[list[Cell]] = [[str(k + 1), *(_with_interval(record[name], k) for name in COLUMNS)] for k in shown]
         text = (
-            f"The {record['n_elites']} cheapest candidates of each iteration of {record['planning']['planner']}, "
+            f"The {record['n_elites']} candidates of lowest cost in each iteration of {record['planning']['planner']}, "
             f"executed from the same start, over {record['pairs']['count']} pairs "
             f"{record['pairs']['offset_steps']} steps apart. Costs are squared latent distances to the goal; regret is "
-            "the executed cost of the candidate that the model likes best, less that of the best among those executed. "
-            "Brackets hold the 95 % interval from resampling pairs. The planner exploits model error where the "
-            "executed cost does not fall with the imagined one."
+            "the real cost of the candidate with the lowest predicted cost, minus the lowest real cost. "
+            "Brackets: 95 % interval, bootstrapped over pairs. The planner exploits model error if the real cost does "
+            "not fall with the predicted one."
         )
         series = [
             Series(label, list(range(1, n + 1)), v["value"], v["low"], v["high"], colour, "o-")
@@ -135,7 +135,7 @@ class Elites(Measurement, OnDevice):
             for v in (record[name],)
         ]
         panel = Panel(record["title"], series, "iteration of the search", "squared latent distance")
-        title = f"Elites, imagined and executed: {task_title(record['task'])}, {record['title']}"
+        title = f"Predicted and real cost of elites: {task_title(record['task'])}, {record['title']}"
         return Section(title, [text, Table(header, rows, 1), figure_of("Cost of the elites by iteration.", [panel])])
 
 

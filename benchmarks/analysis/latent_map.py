@@ -31,12 +31,12 @@ CORNERS = np.array([[[0.06, 0.46, 0.43], [0.31, 0.27, 0.90]], [[0.98, 0.75, 0.14
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMap(Measurement, OnDevice):
-    """Draws a grid of positions, encodes it and lays the latents out in the plane, coloured by position."""
+    """Renders and encodes a grid of positions and maps the latents to the plane by t-SNE, coloured by position."""
 
     kind = "tsne"
 
     run: Path = argument("run folder of a world model")
-    side: int = option(10, "cells along a side of the grid", least=3)
+    side: int = option(10, "cells per side of the grid", least=3)
 
     def measure(self, bars: Any) -> Json:
         """Returns the layout of the grid's latents.
@@ -69,15 +69,15 @@ class LatentMap(Measurement, OnDevice):
     @staticmethod
     def show(record: Record) -> Section:
         """Returns the map of the latents."""
-        distances = " (t-SNE does not keep distances)" if record["method"] == "t-SNE" else ""
+        distances = " (t-SNE does not preserve distances)" if record["method"] == "t-SNE" else ""
         title = record["models"][0]["title"]
         text = (
-            f"{record['points']} frames on a grid of positions, encoded by {title} and laid out in the plane by "
-            f"{record['method']}. Each place has a colour of its own: where the colours of the map run as smoothly as "
-            f"those of the grid, the latent keeps neighbourhoods{distances}."
+            f"{record['points']} frames on a grid of positions, encoded by {title} and mapped to the plane by "
+            f"{record['method']}. Each position has its own colour: if the colours of the map change as smoothly as "
+            f"those of the grid, the latents preserve neighbourhoods{distances}."
         )
         places = {name: np.array(values) for name, values in record["places"].items()}
-        caption = f"Left the grid, right its map: {title}."
+        caption = f"Left: the grid; right: its map. {title}."
         figure = Figure(caption, lambda canvas: _draw(canvas, record, places), max(9.5, 6.4 * len(places)), 4.6)
         return Section(f"Map of the latents: {task_title(record['task'])}", [text, figure])
 
@@ -90,7 +90,7 @@ def _draw(canvas: Any, record: Record, places: dict[str, Array]) -> None:
     for (name, values), key, axis in zip(places.items(), axes[::2], axes[1::2], strict=True):
         colours = plane_colours(values)
         key.scatter(*values.T, c=colours, s=26, marker="s", linewidths=0)
-        key.set(title=f"where the {name} is", xlabel=f"x, {unit}", ylabel=f"y, {unit}", aspect="equal")
+        key.set(title=f"position of the {name}", xlabel=f"x, {unit}", ylabel=f"y, {unit}", aspect="equal")
         if y_down:
             key.invert_yaxis()
         axis.scatter(*layout.T, c=colours, s=9 if len(layout) < 800 else 4, linewidths=0)

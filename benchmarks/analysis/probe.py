@@ -60,8 +60,8 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Measurement, OnDevice):
-    """Fits linear and MLP probes from frozen latents to each physical quantity of the task and judges them on episodes
-    that no run was trained on: squared error and Pearson's r, beside the paper's.
+    """Fits linear and MLP probes from frozen latents to each physical quantity of the task and evaluates them on
+    held-out episodes: squared error and Pearson's r, with the paper's values.
     """  # noqa: D205
 
     kind = "probe"
@@ -69,9 +69,9 @@ class Probe(Measurement, OnDevice):
     runs: tuple[Path, ...] = argument("run folders of world models of one task")
     dataset: Path = argument("folder that `python -m collect` wrote")
     fit_episodes: int = option(200, "episodes to fit probes on, at most", least=1)
-    episodes: int = option(50, "episodes to judge them on, at most", least=1)
+    episodes: int = option(50, "episodes to evaluate probes on, at most", least=1)
     steps: int = option(1500, "optimiser steps of an MLP probe", least=1)
-    control: bool = option(False, "probe the first run's network with random weights too")
+    control: bool = option(False, "also probe the first run's network with random weights")
 
     def measure(self, bars: Any) -> Json:
         """Returns the scores of every run on every quantity."""
@@ -127,10 +127,10 @@ class Probe(Measurement, OnDevice):
             if name in known:
                 rows.append([label, Mark("LeWM in the paper", "theirs"), *(theirs(v, ".3f") for v in known[name])])
         text = (
-            f"Read off the latent of one frame by a linear map and by an MLP, fitted on {record['fit_episodes']} "
-            f"episodes and judged on {record['test_frames']:,} frames of {record['test_episodes']} others, on which no "
-            "model was trained. Errors are on standardised targets, so that always answering the mean has 1; ± is the "
-            "standard deviation of the episodes' own errors, and brackets hold the 95 % interval of r from resampling "
+            f"Predicted from the latent of one frame by a linear map and by an MLP, fitted on {record['fit_episodes']} "
+            f"episodes and evaluated on {record['test_frames']:,} frames of {record['test_episodes']} others, which "
+            "were not used for training. Targets are standardised: predicting the mean has an error of 1. ± is the "
+            "standard deviation of the errors over episodes; brackets: 95 % interval of r, bootstrapped over "
             f"episodes. A single frame does not show velocities. The paper: {sentence('source')}."
         )
         header = ["quantity", "model", "linear MSE", "linear r", "MLP MSE", "MLP r"]

@@ -26,19 +26,19 @@ from lewm_gym.commands import argument, option
 from lewm_gym.plots import Panel, Series, figure_of
 from lewm_gym.results import Json, Record
 
-LINES = {"prediction": "prediction", "copy": "the last frame again"}
+LINES = {"prediction": "prediction", "copy": "copy of the last frame"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Measurement, OnDevice):
-    """Predicts held-out episodes open loop and compares the error with that of the last frame, copied."""
+    """Predicts held-out episodes open loop and compares the error with that of copying the last frame."""
 
     kind = "rollout"
 
     runs: tuple[Path, ...] = argument("run folders of world models of one task")
     dataset: Path = argument("folder that `python -m collect` wrote")
-    horizon: int = option(10, "blocks of actions to look ahead", least=1)
-    episodes: int = option(50, "episodes that no run was trained on, at most", least=1)
+    horizon: int = option(10, "action blocks to predict ahead", least=1)
+    episodes: int = option(50, "held-out episodes, at most", least=1)
 
     def measure(self, bars: Any) -> Json:
         """Returns the open-loop errors of each run."""
@@ -86,9 +86,9 @@ class Rollout(Measurement, OnDevice):
         ]
         text = (
             f"Squared error of latents predicted from one frame and the recorded actions, over {record['episodes']} "
-            "episodes that no model was trained on, as a share of the mean squared distance of two random frames' "
-            "latents. Brackets hold the 95 % interval from resampling episodes. A model is of use where it lies below "
-            "the copy."
+            "held-out episodes, divided by the mean squared distance of the latents of two random frames. "
+            "Brackets: 95 % interval, bootstrapped over episodes. A useful model is below the baseline that copies "
+            "the last frame."
         )
         panels = []
         for model in models:
@@ -100,7 +100,8 @@ class Rollout(Measurement, OnDevice):
         header = ["model", "", *(f"{steps[k]} steps ahead" for k in shown)]
         caption = "Error of open-loop prediction; 1 = two random frames."
         return Section(
-            f"How far ahead: {task_title(record['task'])}", [text, Table(header, rows, 2), figure_of(caption, panels)]
+            f"Open-loop prediction error: {task_title(record['task'])}",
+            [text, Table(header, rows, 2), figure_of(caption, panels)],
         )
 
 

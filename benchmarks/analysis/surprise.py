@@ -46,8 +46,8 @@ State = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Surprise(Measurement, OnDevice):
-    """Makes trajectories in the simulator, unperturbed, with a change of colour and with a teleport, and compares the
-    errors of the predicted latents by a paired t-test. For Two-Room, Push-T and Cube.
+    """Violation of expectation: simulates trajectories, unperturbed, with a colour change and with a teleport, and
+    compares the errors of the predicted latents by a paired t-test. For Two-Room, Push-T and Cube.
     """  # noqa: D205
 
     kind = "surprise"
@@ -87,8 +87,8 @@ class Surprise(Measurement, OnDevice):
         skip = record["frame_skip"]
         at = skip * record["event_block"]
         text = (
-            f"{record['trajectories']} simulated trajectories in three versions: unperturbed; recoloured at step {at}; "
-            f"teleported at step {at}. What is changed is the {record['object']}. Surprise is the squared error of the "
+            f"{record['trajectories']} simulated trajectories in three variants: unperturbed; recoloured at step {at}; "
+            f"teleported at step {at}. The {record['object']} is changed. Surprise is the squared error of the "
             "predicted latent, averaged over its coordinates (in the latent's own units, squared). The table compares "
             "it at the event with the unperturbed trajectory's by a paired t-test, two-sided: their difference, the "
             f"same units, and their ratio. {sentence('surprise')}{_colour_surprises(record)}"
@@ -104,14 +104,16 @@ class Surprise(Measurement, OnDevice):
         header = ["model", "event", "difference", "ratio", "t", "p"]
         caption = "Surprise: mean over trajectories, with its 95 % interval."
         table = Table(header, rows, words=2)
-        return Section(f"Surprise: {task_title(record['task'])}", [text, table, figure_of(caption, panels)])
+        return Section(
+            f"Violation of expectation: {task_title(record['task'])}", [text, table, figure_of(caption, panels)]
+        )
 
 
 def _colour_surprises(record: Record) -> str:
     """Returns a sentence where, unlike in the paper, every model is surprised by a new colour."""
     found = [model["tests"]["colour"] for model in record["models"] if "colour" in model["tests"]]
     surprised = [test["p"] is not None and test["p"] < SIGNIFICANT and test["difference"] > 0 for test in found]
-    return " Here a new colour surprises too." if surprised and all(surprised) else ""
+    return " Here colour changes raise surprise, too." if surprised and all(surprised) else ""
 
 
 def surprise_of(

@@ -64,31 +64,31 @@ class Asked(Evaluating):
 
     protocol: str = option(
         "heldout",
-        "heldout: pairs apart from training, none solved at the start, a random stream each, strict success too; "
+        "heldout: held-out pairs, none solved at the start, one random stream per pair, with strict success; "
         "official: as published, 50 rows of the training set under the reference's rules; sampled: see --sampled-goals",
         choices=PROTOCOLS,
     )
     sampled_goals: str | None = option(
         None,
-        "goals that no dataset holds; uniform (default): start and goal drawn over all of the task's states; walk: "
-        "where a random walk of --offset steps leads from the shipped pairs' starts",
+        "goals that are not from a dataset; uniform (default): start and goal sampled over all states; walk: "
+        "the end of a random walk of --offset steps from the start of a shipped pair",
         metavar="KIND",
         choices=KINDS,
         const=KINDS[0],
     )
     pairs: Path | PairSetLike | None = option(
-        None, "another suite that ships (cube: markov), or a file of pairs (default: the task's own suite)"
+        None, "another shipped suite (cube: markov), or a file of pairs (default: the task's default suite)"
     )
-    dataset: Path | None = option(None, "where the training set lies now (official)", metavar="FOLDER")
+    dataset: Path | None = option(None, "folder of the training set, if it was moved (official)", metavar="FOLDER")
     offset: tuple[int, ...] = option(
-        (25,), "goal offsets (environment steps); one result file per offset", metavar="STEPS"
+        (25,), "distances from start to goal (environment steps); one result file each", metavar="STEPS"
     )
     budget: int | None = option(
-        None, "environment steps allowed (default: twice the distance)", metavar="STEPS", least=1
+        None, "environment steps allowed per pair (default: twice the distance)", metavar="STEPS", least=1
     )
     strict: bool = option(
         True,
-        "end each episode at its success, without judging whether the goal is held; saves up to half of the plans",
+        "end each episode at its success and do not measure strict success; saves up to half of the plans",
         flag="--no-strict",
     )
 

@@ -39,17 +39,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Asked):
-    """Puts the agent of a run at the start of start/goal pairs and counts how many goals it meets within the budget;
-    the random policy and a replay of the recorded actions get the same pairs. The same command resumes.
+    """Evaluates the agent of a run: its success rate on start/goal pairs within a budget of steps, with the random
+    baseline and the action replay on the same pairs. Run the same command again to resume.
     """  # noqa: D205
 
     run: Path = argument("run folder, e.g. runs/two_room-lewm-0")
     planning: Settings = option(
-        {}, "plan in another way than the run says, e.g. --planning cost=sum execute_blocks=1 n_iterations=30"
+        {}, "settings of the planner that replace the run's, e.g. --planning cost=sum execute_blocks=1"
     )
-    out: Path | None = option(None, "result, JSON (default: results/<run>-<distance>-seed<seed>.json)")
-    film: bool = option(False, "film six episodes, beside the result (.mp4 and .png)")
-    overwrite: bool = option(False, "measure again, even if --out holds a result")
+    out: Path | None = option(None, "result file, JSON (default: results/<run>-<offset>-seed<seed>.json)")
+    film: bool = option(False, "record a film of six episodes beside the result (.mp4 and .png)")
+    overwrite: bool = option(False, "measure again, even if --out exists")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,7 +149,7 @@ class Plan(Asked):
 
 def summary(result: Result) -> str:
     """Returns the result in a few lines for a terminal."""
-    where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals drawn uniformly"
+    where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals sampled uniformly"
     if result.protocol == "sampled" and result.offset_steps:
         where = f"goals {result.offset_steps} steps of a random walk away"
     pairs = "held-out pairs" if result.protocol == "heldout" else "pairs"

@@ -19,15 +19,13 @@ from lewm_gym.progress import Bars
 
 @dataclass(frozen=True, kw_only=True)
 class Watch(OnDevice):
-    """Films an agent on held-out pairs of start and goal: one that ships with the package, by the name of its task, or
-    that of a run folder.
-    """  # noqa: D205
+    """Records a film of an agent on held-out pairs: a pretrained agent, or the agent of a run folder."""
 
-    agent: str = argument("two_room, pusht, cube, ... (those that ship), a run folder, or user/name on the Hub")
-    n_pairs: int = option(4, "episodes, of the first pairs", least=1)
+    agent: str = argument("a pretrained agent (two_room, pusht, cube, ...), a run folder, or user/name on the Hub")
+    n_pairs: int = option(4, "number of pairs, from the first: one episode each", least=1)
     seed: int = option(0, "planner seed", least=0)
-    out: Path | None = option(None, "film, .mp4, with a .png of it beside it (default: runs/films/<agent>.mp4)")
-    window: bool = option(False, "play the film in a window, too; Escape closes it")
+    out: Path | None = option(None, "film (.mp4); a .png is written beside it (default: runs/films/<agent>.mp4)")
+    window: bool = option(False, "also play the film in a window; Escape closes it")
 
     def __call__(self) -> int:
         """Films, and says how the episodes ended."""

@@ -91,22 +91,24 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Training, OnDevice, Measurement):
-    """Trains each agent on each dataset with each seed, evaluates it on the shipped held-out pairs beside the random
-    policy, action replay and the collector's expert, and writes tables. Says what it will cost before it starts; the
-    same command resumes.
+    """Trains each agent on each dataset with each seed, evaluates it on the shipped held-out pairs, compares it with
+    the random baseline, action replay and the expert, and writes tables. Prints the estimated cost first. Run the
+    same command again to resume.
     """  # noqa: D205
 
     kind = "compare"
 
-    datasets: tuple[Path, ...] = argument("dataset folders, each of another task")
-    steps: tuple[str, ...] = option((), "optimiser steps instead: N for all, AGENT=N, TASK/AGENT=N", metavar="N")
-    offset: int = option(25, "distance of the pairs, environment steps", metavar="STEPS")
+    datasets: tuple[Path, ...] = argument("dataset folders, each of a different task")
+    steps: tuple[str, ...] = option(
+        (), "optimiser steps in place of --budget-min: N for all, AGENT=N, or TASK/AGENT=N", metavar="N"
+    )
+    offset: int = option(25, "distance from start to goal (environment steps)", metavar="STEPS")
     threads: int | None = option(None, "CPU threads (default: one per core)", least=1)
     runs: Path = option(Path("runs/compare"), "run folders", metavar="FOLDER")
     out: Path = option(  # type: ignore[assignment]  # a folder here
-        Path("results/compare"), "results, calibration.json, compare.json and compare.md", metavar="FOLDER"
+        Path("results/compare"), "folder for results, calibration.json, compare.json and compare.md", metavar="FOLDER"
     )
-    dry_run: bool = option(False, "say what it would cost, and stop")
+    dry_run: bool = option(False, "print the estimated cost, and stop")
 
     def __post_init__(self) -> None:
         super(Measurement, self).__post_init__()  # type: ignore[misc]  # whose `out` is a file
@@ -382,7 +384,7 @@ class Compare(Training, OnDevice, Measurement):
             caption = f"{title}: mean over seeds, with the range of the seeds' Wilson intervals."
             blocks += [strong(title), Table(header, [_cells(row) for row in mine], 2), bars(caption, drawn)]
         blocks += [f"{name} diverged: {why}" for name, why in record["diverged"].items()]
-        return Section("Agents side by side", blocks)
+        return Section("Comparison of agents", blocks)
 
 
 def _cells(row: Json) -> list[Cell]:

@@ -29,8 +29,8 @@ from lewm_gym.types import Agent
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(Evaluating, Measurement):
-    """Measures success with colours, sizes, light and the door's position changed, one at a time, on the pairs of
-    `plan`. The same command resumes.
+    """Measures success under changed colours, sizes, light and door position, one at a time, on the pairs of `plan`.
+    Run the same command again to resume.
     """  # noqa: D205
 
     kind = "shift"

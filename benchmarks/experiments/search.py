@@ -70,18 +70,18 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Tradeoff(Evaluating, Measurement):
-    """Measures success and the time of a plan over planners, candidates and iterations, on the same pairs, and draws
-    one against the other with Wilson 95 % intervals. Each point is kept as soon as it is measured: the same command
-    resumes; a larger grid adds to what is there.
+    """Measures success and the time per plan over planners, candidates and iterations, on the same pairs, and plots
+    success against time with Wilson 95 % intervals. Points are saved as they are measured: run the same command again
+    to resume; a larger grid adds points.
     """  # noqa: D205
 
     kind = "tradeoff"
 
     run: Path = argument("run folder")
-    planners: tuple[str, ...] = option(("cem", "icem", "mppi"), f"some of: {', '.join(PLANNERS)}")
-    candidates: tuple[int, ...] = option((30, 100, 300), "plans per iteration", least=2 * FEWEST_ELITES)
-    iterations: tuple[int, ...] = option((1, 3, 10, 30), "of the search", least=1)
-    precision: str = option("float32", "of the rollout", choices=PRECISIONS)
+    planners: tuple[str, ...] = option(("cem", "icem", "mppi"), f"planners, some of: {', '.join(PLANNERS)}")
+    candidates: tuple[int, ...] = option((30, 100, 300), "candidates per iteration", least=2 * FEWEST_ELITES)
+    iterations: tuple[int, ...] = option((1, 3, 10, 30), "iterations of the search", least=1)
+    precision: str = option("float32", "precision of the rollout", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,14 +222,14 @@ def cost_of_plan(agent: Any, obs: Any) -> Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class EqualFlops(Evaluating, Measurement):
-    """Measures success where each model may spend equally many floating-point operations on a plan: the number of
-    candidates is what the budget allows.
+    """Measures success if each model may spend the same number of floating-point operations on a plan; the budget
+    determines the number of candidates.
     """  # noqa: D205
 
     kind = "equal-flops"
 
     runs: tuple[Path, ...] = argument("run folders of one task, e.g. LeWM's and PLDM's")
-    flops: tuple[float, ...] = option((1e9, 3e9, 1e10, 3e10), "operations per plan", least=1)
+    flops: tuple[float, ...] = option((1e9, 3e9, 1e10, 3e10), "floating-point operations per plan", least=1)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -294,7 +294,7 @@ class EqualFlops(Evaluating, Measurement):
         )
         panel = Panel("", series, "GFLOP per plan", "success %", log_x=True, log_y=False)
         title = f"{task_title(record['task'])}: planning at equal operations"
-        table = Table(["model", "operations per plan", "candidates", "success %", "a plan"], rows)
+        table = Table(["model", "floating-point operations per plan", "candidates", "success %", "a plan"], rows)
         return Section(title, [text, table, *([figure_of(f"{title}.", [panel])] if series else [])])
 
 
@@ -321,7 +321,7 @@ class Precision(Evaluating):
     """Measures planning success in float32 and in bf16 on the same pairs, and the paired difference."""
 
     run: Path = argument("run folder")
-    out: Path = option(Path("results"), "of both results", metavar="FOLDER")
+    out: Path = option(Path("results"), "folder for both results", metavar="FOLDER")
 
     def __call__(self) -> int:
         """Measures both and prints how they differ."""
@@ -340,10 +340,10 @@ class Precision(Evaluating):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResults(Command):
-    """Prints the paired difference in success of two results on the same pairs, its 95 % interval and McNemar's p."""
+    """Prints the paired difference in success of two results, with its 95 % interval and McNemar's p-value."""
 
-    first: Path = argument("result of `plan`", metavar="A.json")
-    second: Path = argument("another, on the same pairs; the difference is B - A", metavar="B.json")
+    first: Path = argument("result file of `plan`", metavar="A.json")
+    second: Path = argument("another result on the same pairs; the difference is B - A", metavar="B.json")
 
     def __call__(self) -> int:
         """Prints both and how they differ."""

@@ -56,18 +56,20 @@ class Stage:
 @dataclass(frozen=True, kw_only=True)
 class Suite(Training):
     """The paper's comparison in one command: collects or reuses a dataset of each task, trains and evaluates every
-    agent with every seed, measures further distances, the published protocol, what models know and changed worlds,
-    and writes the report. Says what it will cost before it starts; the same command resumes.
+    agent with every seed, adds more distant goals, the published protocol, latent analysis and `shift`, and writes the
+    report. Prints the estimated cost first. Run the same command again to resume.
     """  # noqa: D205
 
-    tasks: tuple[str, ...] = option(("all",), "all, or names")
-    preset: str = option("laptop", "of every agent", choices=PRESETS)
-    steps: int | None = option(None, "optimiser steps instead, for every agent", least=1)
-    episodes: int | None = option(None, "of datasets still to collect (default: the preset's)", least=2)
-    data: Path = option(Path("data"), "datasets", metavar="FOLDER")
+    tasks: tuple[str, ...] = option(("all",), "all, or a list of names")
+    preset: str = option("laptop", "preset of every agent", choices=PRESETS)
+    steps: int | None = option(None, "optimiser steps for every agent, in place of --budget-min", least=1)
+    episodes: int | None = option(
+        None, "episodes of datasets that are still to be collected (default: the preset's)", least=2
+    )
+    data: Path = option(Path("data"), "folder of datasets", metavar="FOLDER")
     runs: Path = option(Path("runs/suite"), "run folders", metavar="FOLDER")
-    out: Path = option(Path("results/suite"), "results and report", metavar="FOLDER")
-    dry_run: bool = option(False, "say what it would cost and which commands, and stop")
+    out: Path = option(Path("results/suite"), "folder for results and report", metavar="FOLDER")
+    dry_run: bool = option(False, "print the estimated cost and the commands, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

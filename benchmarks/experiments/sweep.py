@@ -36,16 +36,16 @@ from lewm_gym.results import Clock, Json, Record, Result
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Measurement, OnDevice):
-    """Options of commands that train LeWM several times; results of the trainings lie in a folder beside the record."""
+    """Options of commands that train LeWM several times; their results are in a folder beside the record."""
 
     kind: ClassVar[str]
 
     dataset: Path = argument("folder that `python -m collect` wrote")
-    preset: str = option("laptop", "of LeWM")
-    seeds: tuple[int, ...] = option((0,), "of training", least=0)
+    preset: str = option("laptop", "preset of LeWM")
+    seeds: tuple[int, ...] = option((0,), "training seeds", least=0)
     steps: int | None = option(None, "optimiser steps (default: the preset's)", least=1)
-    settings: Settings = option({}, "other settings, for all trainings", flag="--set")
-    offset: int = option(25, "distance of the pairs, environment steps", metavar="STEPS")
+    settings: Settings = option({}, "other settings for all trainings", flag="--set")
+    offset: int = option(25, "distance from start to goal (environment steps)", metavar="STEPS")
     runs: Path | None = option(None, "run folders (default: runs/<command>)", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -139,13 +139,13 @@ BASELINE = Variant("as the preset", {})
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate(Sweep):
-    """Trains LeWM with one setting at a time changed and measures each alike: predictor, dropout, latent, projections,
-    knots, lambda, encoder, decoder. The same command resumes.
+    """Trains LeWM with one setting changed at a time and evaluates each in the same way: predictor, dropout, latent,
+    projections, knots, lambda, encoder, decoder. Run the same command again to resume.
     """  # noqa: D205
 
     kind = "ablate"
 
-    studies: tuple[str, ...] = option(("all",), "all, or names as above")
+    studies: tuple[str, ...] = option(("all",), "all, or names of the studies above")
     n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
 
     def __post_init__(self) -> None:
@@ -197,15 +197,15 @@ class Ablate(Sweep):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneLambda(Sweep):
-    """Finds the weight of SIGReg by the paper's bisection: trains LeWM at each weight and scores it by success on pairs
-    of a seed of their own. The same command resumes.
+    """Finds the weight of SIGReg by the paper's bisection: trains LeWM at each weight and scores it by success on
+    tuning pairs with their own seed. Run the same command again to resume.
     """  # noqa: D205
 
     kind = "tune-lambda"
 
-    low: float = option(0.001, "lower end of the weights")
-    high: float = option(1.0, "upper end of the weights")
-    rounds: int = option(2, "halvings", least=0)
+    low: float = option(0.001, "lower bound of the weight")
+    high: float = option(1.0, "upper bound of the weight")
+    rounds: int = option(2, "rounds of bisection", least=0)
     n_pairs: int = option(50, "tuning pairs", least=1)
 
     def __post_init__(self) -> None:

@@ -51,13 +51,13 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Renders records as one self-contained HTML page and a Markdown file: success with Wilson 95 % intervals beside
-    the published numbers, every other measurement, training curves, films, and what made each number.
+    """Renders records as one self-contained HTML page and a Markdown file: success with Wilson 95 % intervals and
+    published numbers, all other measurements, training curves, films, and the provenance of each number.
     """  # noqa: D205
 
-    results: tuple[Path, ...] = argument("JSON files, or folders of them")
-    out: Path | None = option(None, "page, HTML; Markdown goes beside it (default: <folder>/report.html)")
-    title: str = option("LeWM-Gym report", "heading of the page", metavar="TEXT")
+    results: tuple[Path, ...] = argument("JSON files, or folders with JSON files")
+    out: Path | None = option(None, "HTML page; Markdown is written beside it (default: <folder>/report.html)")
+    title: str = option("LeWM-Gym report", "title of the page", metavar="TEXT")
 
     def __call__(self) -> int:
         """Writes the page."""
@@ -197,11 +197,11 @@ def card(group: Group) -> dict[str, Any]:
     success, rates = found[0].success, found[0].rates()
     pairs = "held-out goals" if kind.is_heldout else "goals"
     if kind.std is None:
-        met = f"met {success.successes} of {success.episodes} {pairs}; "
+        met = f"reached {success.successes} of {success.episodes} {pairs}; "
         met += f"95 % interval {100 * success.low:.1f} to {100 * success.high:.1f} %."
     else:
         each = ", ".join(f"{100 * result.success.rate:.1f}" for result in found)
-        met = f"met on average {100 * kind.mean:.1f} % of {success.episodes} {pairs} "
+        met = f"reached on average {100 * kind.mean:.1f} % of {success.episodes} {pairs} "
         met += f"over {len(found)} training seeds ({each})."
     if "strict" in kind.means:
         met += f" It held {100 * kind.means['strict']:.1f} % for 5 steps."
@@ -210,7 +210,7 @@ def card(group: Group) -> dict[str, Any]:
     return {"heading": group.title, "kind": kind, "met": met, "random": random, "number": number}
 
 
-# What made each number ---------------------------------------------------------------------------------------
+# Provenance ---------------------------------------------------------------------------------------
 
 
 def facts_of_result(entry: Entry) -> Facts:
@@ -220,7 +220,7 @@ def facts_of_result(entry: Entry) -> Facts:
     training = description.get("training") if isinstance(description.get("training"), dict) else {}
     per_plan = result.timing.get("seconds_per_plan")
     strict, replay = rates["agent"].get("strict"), rates.get("replay", {}).get("success")
-    where = f"{result.offset_steps} steps apart" if result.offset_steps else "goals drawn uniformly"
+    where = f"{result.offset_steps} steps apart" if result.offset_steps else "goals sampled uniformly"
     data = [form.format(dataset[name]) for name, form in _DATASET if dataset.get(name) is not None]
     head = Record("plan", {}, {name: getattr(result, name) for name in ("command", "commit", "hardware", "versions")})
     values = facts_of_record(head) + [

@@ -23,7 +23,9 @@ class Measurement(Command):
 
     kind: ClassVar[str]
 
-    out: Path | None = option(None, "record, JSON; drawings go beside it (default: results/<command>-<input>.json)")
+    out: Path | None = option(
+        None, "record file, JSON; plots are written beside it (default: results/<command>-<input>.json)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -240,8 +240,8 @@ class Group:
         """Returns the references measured with the results: for each pair set the one of most pairs."""
         bars = []
         for name, note, kind in (
-            ("action replay", "measured here, the same pairs: what there is to reach", "replay"),
-            ("random policy", "measured here, the same pairs: what luck alone reaches", "random"),
+            ("action replay", "measured here on the same pairs: every goal is reachable", "replay"),
+            ("random policy", "measured here on the same pairs: success by chance", "random"),
         ):
             best: dict[Any, tuple[tuple[Outcome, ...], Entry]] = {}
             for entry in self.entries:

@@ -68,19 +68,21 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Measurement):
-    """Draws shuffled batches of training clips (4 frames 5 steps apart, uint8 at 224 px) from datasets, beside plain
+    """Times shuffled batches of training clips (4 frames 5 steps apart, uint8 at 224 px) and compares with plain
     readers of the same frames (raw, HDF5, PNG) in the same run.
     """  # noqa: D205
 
     kind = "speed data"
 
     datasets: tuple[Path, ...] = option(
-        (), "folders (default: those of the tasks in data/)", metavar="DATASET", positional=True
+        (), "dataset folders (default: those of the tasks in data/)", metavar="DATASET", positional=True
     )
-    seconds: float = option(3.0, "seconds for each figure", least=1e-6)
+    seconds: float = option(3.0, "seconds per measurement", least=1e-6)
     batch_size: int = option(128, "clips in a batch", least=1)
-    threads: int | None = option(None, "threads that draw batches ahead (default: one per core, at most 4)", least=1)
-    plain_episodes: int = option(6, "episodes written out for the plain readers, 0 for none", least=0)
+    threads: int | None = option(
+        None, "threads that load batches in advance (default: one per core, at most 4)", least=1
+    )
+    plain_episodes: int = option(6, "episodes to write for the plain readers, 0 for none", least=0)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -131,12 +133,12 @@ class Data(Measurement):
                 ]
             )
         text = (
-            f"Training clips drawn per second, 4 frames of 224 px each, in shuffled batches of {record['batch_size']} "
+            f"Training clips loaded per second, 4 frames of 224 px each, in shuffled batches of {record['batch_size']} "
             f"by {record['threads']} threads, from files in the page cache: the median of repeats, and their range. "
-            "The plain readers hold the first episodes only."
+            "The plain readers have the first episodes only."
         )
-        header = ["task", "reader", "clips/s", "range", "episodes", "bytes per frame", "ours is faster by"]
-        return Section("Drawing training clips", [text, Table(header, rows, words=2), *notes])
+        header = ["task", "reader", "clips/s", "range", "episodes", "bytes per frame", "speedup of ours"]
+        return Section("Loading training clips", [text, Table(header, rows, words=2), *notes])
 
 
 def _measure_ours(dataset: Dataset, sampler: ClipSampler, seconds: float, batch_size: int) -> Row:

@@ -52,15 +52,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Envs(Measurement):
-    """Steps and renders each task at 224 px on one core, in a process of its own: the median of five repeats, beside
-    stable-worldmodel's in the same run where that is installed.
+    """Times stepping and rendering of each task at 224 px on one core, in its own process: the median of five
+    repetitions, compared with stable-worldmodel in the same run if it is installed.
     """  # noqa: D205
 
     kind = "speed envs"
 
-    tasks: tuple[str, ...] = option(("all",), "all, or names")
-    seconds: float = option(5.0, "seconds for each figure", least=1e-6)
-    quality: str | None = option(None, "how carefully to draw: fast or reference (default: fast)")
+    tasks: tuple[str, ...] = option(("all",), "all, or a list of names")
+    seconds: float = option(5.0, "seconds per measurement", least=1e-6)
+    quality: str | None = option(None, "render quality: fast or reference (default: fast)")
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -95,7 +95,7 @@ class Envs(Measurement):
             theirs = medians.get((row["task"], "reference"))
             ratio = f"{speed['median'] / theirs:.1f}x" if theirs and row["what"] == "ours" else ""
             rows.append([title, WHAT[row["what"]], *spread(speed), ratio])
-        text = "Environment steps per second on one core, with a 224 px picture each: median of repeats, and range."
+        text = "Environment steps per second on one core, each with a 224 px frame: median of repetitions, and range."
         header = ["task", "what", "steps per second", "range", "against stable-worldmodel"]
         return Section("Environments", [text, Table(header, rows, words=2), *dict.fromkeys(notes)])
 

@@ -138,20 +138,20 @@ def plainly(kind: Any, rollout: Rollout) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpeed(Timing, Measurement):
-    """Times a plan, from two pictures to actions, with random weights, beside plain implementations of the same, in
-    turn: medians.
+    """Times a plan, from two images to actions, with random weights, and compares with plain implementations, in turn
+    in one run: medians.
     """  # noqa: D205
 
     kind = "speed plan"
 
     agents: tuple[str, ...] = option(("lewm",), "agents that plan: lewm, pldm, dino_wm")
-    planners: tuple[str, ...] = option(("cem",), f"of {', '.join(PLANNERS)}; each with its default settings")
-    precisions: tuple[str, ...] = option(PRECISIONS, "of the rollout", choices=PRECISIONS)
-    n_envs: tuple[int, ...] = option((1,), "environments planned for in one call", least=1)
+    planners: tuple[str, ...] = option(("cem",), f"planners with their default settings, of: {', '.join(PLANNERS)}")
+    precisions: tuple[str, ...] = option(PRECISIONS, "precisions of the rollout", choices=PRECISIONS)
+    n_envs: tuple[int, ...] = option((1,), "number of environments planned for in one call", least=1)
     candidates: int | None = option(
-        None, "time only so many, and extrapolate linearly (default: all; on a CPU as many as take seconds)", least=1
+        None, "candidates to time, extrapolated linearly (default: all; on a CPU a number that takes seconds)", least=1
     )
-    iterations: int | None = option(None, "likewise", least=1)
+    iterations: int | None = option(None, "iterations to time, likewise", least=1)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -192,14 +192,14 @@ class PlanSpeed(Timing, Measurement):
                  ratio]
             )  # fmt: skip
         text = (
-            "One plan, from an observation and a goal to actions; where several environments are planned for in one "
-            "call, the time of each. Numbers of different tables were not measured in one run. *: extrapolated "
+            "One plan, from an observation and a goal to actions; for several environments in one "
+            "call, the time per environment. Different tables were measured in different runs. *: extrapolated "
             f"linearly from fewer candidates or iterations. {where(record)}"
         )
         header = ["preset", "search", "of", "environments", "precision", "median ms", "fastest ms", "repeats", "GFLOP"]
         table = Table([*header, "GFLOP/s", "tokens per frame", "against plain"], rows, words=3)
         names = ", ".join(sorted({f"{f['agent']} {f['preset']}" for f in figures}))
-        return Section(f"A plan: {names}", [text, table])
+        return Section(f"Planning: {names}", [text, table])
 
 
 def plain_rollout(model: Any, latents: Tensor, actions: Tensor) -> Tensor:

@@ -41,15 +41,17 @@ TOY_EPISODES = 4  # of Two-Room, where no dataset is named
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Timing, Measurement):
-    """Times a training step of LeWM with random weights beside a plain implementation, and beside stable-worldmodel's
-    where that is installed, in turn: medians.
+    """Times a training step of LeWM with random weights and compares with a plain implementation, and with
+    stable-worldmodel if it is installed, in turn in one run: medians.
     """  # noqa: D205
 
     kind = "speed train"
 
-    batch_size: int = option(128, "clips per step, of 4 frames", least=2)
-    precisions: tuple[str, ...] = option(PRECISIONS, "of the step", choices=PRECISIONS)
-    dataset: Path | None = option(None, "whose loading is timed (default: 4 episodes of Two-Room)", metavar="FOLDER")
+    batch_size: int = option(128, "clips of 4 frames per step", least=2)
+    precisions: tuple[str, ...] = option(PRECISIONS, "precisions of the step", choices=PRECISIONS)
+    dataset: Path | None = option(
+        None, "dataset whose loading is timed (default: 4 episodes of Two-Room)", metavar="FOLDER"
+    )
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -113,14 +115,14 @@ class Train(Timing, Measurement):
             if f.get("parts"):
                 listed = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in f["parts"].items())
                 notes.append(
-                    f"{f['preset']}, {f['precision']}, by parts, forward and backward: {listed}; loading goes on "
-                    "beside the step."
+                    f"{f['preset']}, {f['precision']}, by parts, forward and backward: {listed}; loading runs "
+                    "in parallel."
                 )
         header = ["preset", "of", "precision", "clips", "median ms", "fastest ms", "repeats", "clips/s", "GFLOP/s"]
         text = f"An optimiser step, with so many clips of 4 frames. {where(record)}"
         table = Table([*header, "of peak", "against plain"], rows, words=3)
         names = ", ".join(sorted({f["preset"] for f in figures}))
-        return Section(f"A training step: {names}", [text, table, *notes])
+        return Section(f"Training step: {names}", [text, table, *notes])
 
 
 def plain_sigreg(model: LeWM, latents: Tensor) -> Tensor:
