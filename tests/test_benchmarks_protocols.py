@@ -17,7 +17,7 @@ from tiny import measure
 from agents.random import RandomAgent
 from benchmarks.__main__ import main
 from benchmarks.evaluation import protocols as official
-from benchmarks.evaluation.envs import Rules, Settings, View, WorkerEnvironments
+from benchmarks.evaluation.envs import Environments, Settings, View
 from benchmarks.evaluation.evaluate import HOLD_STEPS, _Attempt, evaluate
 from envs.cube_simulation import cube_turn
 from envs.two_room import TwoRoomEnv
@@ -87,16 +87,13 @@ def test_planning_agents_outcomes_are_the_same_in_worker_processes() -> None:
 
 def test_a_dead_worker_and_an_error_in_one_are_told() -> None:
     task = get_task("two_room")
-    envs = WorkerEnvironments(task, 2, Rules(), workers=1)
-    try:
+    with Environments(task, 2, workers=2) as envs:
         with pytest.raises(ValueError, match="must lie within"):
             envs.reset([replace(PAIRS[0], start_state=np.array([1e4, 0.0]))], [0], [False])
         assert envs.reset(PAIRS[:2], [0, 1], [True, False])[0].pixels.shape == (224, 224, 3)
         envs._workers[0][0].kill()
         with pytest.raises(ChildProcessError, match="process died.*fewer --workers"):
             envs.reset(PAIRS[:1], [0], [False])
-    finally:
-        envs.close()
 
 
 class WithoutNeeds:

@@ -8,35 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from lewm_gym import processes
+from lewm_gym.pairs import FoundPair, Pair
 from lewm_gym.tasks import Task
 
 Frame = NDArray[np.uint8]
-
-
-class PairLike(Protocol):
-    """A start and a goal; `lewm_gym.pairs.Pair` is one."""
-
-    @property
-    def start_state(self) -> NDArray[np.float64]:
-        """(state_size,)."""
-
-    @property
-    def goal_state(self) -> NDArray[np.float64]:
-        """(state_size,)."""
-
-    @property
-    def actions(self) -> NDArray[np.float32]:
-        """(D, action_size), the recorded actions that lead from start to goal."""
+PairLike = Pair | FoundPair  # a start and a goal
+Call = tuple[int, str, Any]  # number of an environment, method of `EvaluationEnv`, its arguments
 
 
 class View(NamedTuple):
@@ -147,70 +135,47 @@ class EvaluationEnv:
         self._env.close()
 
 
-class Environments(Protocol):
-    """A row of environments of one task."""
+class Environments:
+    """A row of environments of one task, each made when it is first asked for.
 
-    def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
-        """Puts environment i at the start of pair i; draws where `look` says so."""
-
-    def step(self, rows: Sequence[int], actions: NDArray[np.float32], look: Sequence[bool]) -> list[View]:
-        """Applies one action to each environment in `rows`."""
-
-
-class LocalEnvironments:
-    """Environments of one task in this process."""
-
-    def __init__(self, task: Task, count: int, rules: Rules) -> None:
-        self._envs = [EvaluationEnv(task, rules) for _ in range(count)]
-
-    def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
-        """Puts environment i at the start of pair i; draws where `look` says so."""
-        todo = zip(self._envs, pairs, seeds, look, strict=False)
-        return [env.reset(pair, seed, shown) for env, pair, seed, shown in todo]
-
-    def step(self, rows: Sequence[int], actions: NDArray[np.float32], look: Sequence[bool]) -> list[View]:
-        """Applies one action to each environment in `rows`."""
-        todo = zip(rows, actions, look, strict=True)
-        return [self._envs[row].step(action, shown) for row, action, shown in todo]
-
-    def close(self) -> None:
-        """Closes them."""
-        for env in self._envs:
-            env.close()
-
-
-class WorkerEnvironments:
-    """Environments of one task in worker processes: environment i lives in process i modulo `workers`.
+    For one worker they live in this process; otherwise environment i in process i modulo `workers`.
 
     Raises:
         ChildProcessError: If a worker dies.
         ValueError: What an environment raised, likewise ImportError.
     """
 
-    def __init__(self, task: Task, count: int, rules: Rules, workers: int) -> None:
-        with processes.interrupts_held():
-            self._workers = [processes.start(_serve, task, rules) for _ in range(min(workers, count))]
+    def __init__(self, task: Task, count: int, rules: Rules | None = None, workers: int = 1) -> None:
+        self._task, self._rules = task, rules or Rules()
+        self._envs: dict[int, EvaluationEnv] = {}
+        self._workers: list[tuple[BaseProcess, Connection]] = []
+        if min(workers, count) > 1:
+            with processes.interrupts_held():
+                self._workers = [processes.start(_serve, task, self._rules) for _ in range(min(workers, count))]
 
     def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
-        """As `LocalEnvironments.reset`."""
-        calls = [("reset", arguments) for arguments in zip(pairs, seeds, look, strict=False)]
-        return self._call(range(len(calls)), calls)
+        """Puts environment i at the start of pair i; draws where `look` says so."""
+        return self.call([(row, "reset", call) for row, call in enumerate(zip(pairs, seeds, look, strict=True))])
 
     def step(self, rows: Sequence[int], actions: NDArray[np.float32], look: Sequence[bool]) -> list[View]:
         """Applies one action to each environment in `rows`."""
-        return self._call(rows, [("step", arguments) for arguments in zip(actions, look, strict=True)])
+        return self.call([(row, "step", call) for row, *call in zip(rows, actions, look, strict=True)])
 
-    def _call(self, rows: Sequence[int], calls: list[tuple[str, tuple[Any, ...]]]) -> list[View]:
-        shares: dict[int, list[int]] = {}  # worker -> positions in `rows`
-        for position, row in enumerate(rows):
-            shares.setdefault(row % len(self._workers), []).append(position)
-        for worker, positions in shares.items():
+    def call(self, calls: Sequence[Call]) -> list[View]:
+        """Returns what each call gives."""
+        if not self._workers:
+            for row, _, _ in calls:
+                if row not in self._envs:
+                    self._envs[row] = EvaluationEnv(self._task, self._rules)
+            return [getattr(self._envs[row], method)(*arguments) for row, method, arguments in calls]
+        shares: dict[int, list[Call]] = {}
+        for call in calls:
+            shares.setdefault(call[0] % len(self._workers), []).append(call)
+        for worker, share in shares.items():
             with contextlib.suppress(BrokenPipeError):  # it died: _receive will say so
-                self._workers[worker][1].send([(rows[i], *calls[i]) for i in positions])
-        views: dict[int, View] = {}
-        for worker, positions in shares.items():
-            views.update(zip(positions, self._receive(worker), strict=True))
-        return [views[position] for position in range(len(rows))]
+                self._workers[worker][1].send(share)
+        answers = {worker: iter(self._receive(worker)) for worker in shares}
+        return [next(answers[row % len(self._workers)]) for row, _, _ in calls]
 
     def _receive(self, worker: int) -> list[View]:
         process, connection = self._workers[worker]
@@ -226,8 +191,14 @@ class WorkerEnvironments:
             raise error
         return list(views)
 
-    def close(self) -> None:
-        """Ends the processes."""
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the environments and ends the processes."""
+        for env in self._envs.values():
+            env.close()
         for process, connection in self._workers:
             connection.close()
             process.terminate()
@@ -235,35 +206,16 @@ class WorkerEnvironments:
 
 
 def _serve(connection: Connection, task: Task, rules: Rules) -> None:
-    """Answers calls until the other end closes; environments are made as they are first asked for."""
+    """Answers calls until the other end closes."""
     processes.ignore_interrupts()
-    envs: dict[int, EvaluationEnv] = {}
+    envs = Environments(task, 1, rules)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
+            calls, failure = connection.recv(), None
             views: list[View] = []
-            failure = None
             try:
-                for row, method, arguments in connection.recv():
-                    if row not in envs:
-                        envs[row] = EvaluationEnv(task, rules)
-                    views.append(getattr(envs[row], method)(*arguments))
-            except (EOFError, ConnectionError):
-                raise
+                views = envs.call(calls)
             except Exception as error:
                 error.add_note(f"in a worker process:\n{traceback.format_exc()}")
                 failure = processes.picklable(error)
             connection.send((views, failure))
-
-
-@contextlib.contextmanager
-def open_environments(
-    task: Task, count: int, rules: Rules | None = None, workers: int = 1
-) -> Iterator[LocalEnvironments | WorkerEnvironments]:
-    """Yields `count` environments, in `workers` processes, or in this one for a single worker; closes them after."""
-    rules = rules or Rules()
-    local = workers == 1 or count == 1
-    envs = LocalEnvironments(task, count, rules) if local else WorkerEnvironments(task, count, rules, workers)
-    try:
-        yield envs
-    finally:
-        envs.close()

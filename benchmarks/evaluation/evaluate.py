@@ -15,15 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluation.envs import (
-    Environments,
-    Frame,
-    PairLike,
-    Rules,
-    Settings,
-    View,
-    open_environments,
-)
+from benchmarks.evaluation.envs import Environments, Frame, PairLike, Rules, Settings, View
 from benchmarks.evaluation.film import Episode
 from lewm_gym.pairs import stream_seed
 from lewm_gym.results import Outcome
@@ -95,7 +87,7 @@ def evaluate(
     batched = agent if isinstance(agent, BatchAgent) else None
     rules = replace(rules or Rules(), proprioception=batched is not None and batched.proprioception)
     outcomes: dict[int, Outcome] = {}
-    with open_environments(task, min(how.n_envs, len(indices)), rules, how.workers) as envs:
+    with Environments(task, min(how.n_envs, len(indices)), rules, how.workers) as envs:
         if not how.solved_starts:
             _check_unsolved(envs, pairs, indices, how.n_envs)
         for first in range(0, len(indices), how.n_envs):

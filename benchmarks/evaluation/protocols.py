@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,30 +32,6 @@ from lewm_gym.tasks import TASKS, Task, get_task
 SHIPPED = "shipped"  # what a result calls the source of the task's own suite; "shipped, markov" that of another
 SAMPLED_EPISODES = 100  # by default
 OFFICIAL_EPISODES, OFFICIAL_OFFSET, OFFICIAL_BUDGET, OFFICIAL_SEED = 50, 25, 50, 42
-
-
-class PairSetLike(Protocol):
-    """Pairs of one task at one distance; `lewm_gym.pairs.PairSet` is one."""
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-
-    @property
-    def offset_steps(self) -> int:
-        """Distance, environment steps."""
-
-    @property
-    def pairs(self) -> Sequence[PairLike]:
-        """The pairs."""
-
-    @property
-    def seed(self) -> int:
-        """Seed that they were collected from."""
-
-    @property
-    def content_hash(self) -> str:
-        """What identifies the contents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +52,7 @@ class Asked(Evaluating):
         choices=KINDS,
         const=KINDS[0],
     )
-    pairs: Path | PairSetLike | None = option(
+    pairs: Path | PairSet | None = option(
         None, "another shipped suite (cube: markov), or a file of pairs (default: the task's default suite)"
     )
     dataset: Path | None = option(None, "folder of the training set, if it was moved (official)", metavar="FOLDER")
@@ -156,25 +132,25 @@ def make_job(run: Path, description: dict[str, Any], asked: Asked) -> Job:
     task = get_task(str(description["task"]))
     known = description.get("dataset")
     known = dict(known) if isinstance(known, dict) else {}
-    common: dict[str, Any] = {"seed": asked.seed, "n_envs": asked.n_envs, "workers": asked.workers}
+    how: dict[str, Any] = {name: getattr(asked, name) for name in ("seed", "n_envs", "workers", "strict")}
     if asked.protocol == "heldout":
         pairs, source, offset = _heldout(run, task, known, asked)
-        settings = Settings(asked.budget or 2 * offset, strict=asked.strict, **common)
+        budget = asked.budget or 2 * offset
     elif asked.protocol == "official":
         pairs, source = _official(run, task, known, asked)
-        offset = OFFICIAL_OFFSET
+        offset, budget = OFFICIAL_OFFSET, OFFICIAL_BUDGET
         # All at once, as in the reference: the random stream that they share makes the batch part of the protocol.
-        common["n_envs"] = len(pairs)
-        settings = Settings(OFFICIAL_BUDGET, strict=False, shared_rng=True, solved_starts=True, **common)
+        how |= {"n_envs": len(pairs), "strict": False, "shared_rng": True, "solved_starts": True}
     else:
         pairs, source, offset, budget = _sampled(task, asked)
-        settings = Settings(budget, strict=asked.strict, **common)
     rules = Rules(known.get("render_quality"), reference_rules=asked.protocol == "official")
-    return Job(task, asked.protocol, offset, pairs, source, settings, rules)
+    return Job(task, asked.protocol, offset, pairs, source, Settings(budget, **how), rules)
 
 
-def _heldout(run: Path, task: Task, known: dict[str, Any], asked: Asked) -> tuple[Any, dict[str, Any], int]:
-    given, pair_set = asked.pairs, load_pairs(task.name, asked.pairs, asked.offset[0])
+def _heldout(
+    run: Path, task: Task, known: dict[str, Any], asked: Asked
+) -> tuple[Sequence[PairLike], dict[str, Any], int]:
+    pair_set, name = load_pairs(task.name, asked.pairs, asked.offset[0])
     if pair_set.task != task.name:
         raise ValueError(f"the pairs are of task {pair_set.task!r}, but {run} was trained on {task.name!r}")
     if known.get("seed") is not None and known["seed"] == pair_set.seed:
@@ -184,15 +160,13 @@ def _heldout(run: Path, task: Task, known: dict[str, Any], asked: Asked) -> tupl
     count = len(pair_set.pairs)
     if asked.n_pairs is not None and asked.n_pairs > count:
         raise ValueError(f"--n-pairs must be within 1 and {count}, got {asked.n_pairs}")
-    name = SHIPPED if given is None else f"{SHIPPED}, {given}" if is_suite(given) else "given"
-    name = str(given) if isinstance(given, str | Path) and not is_suite(given) else name
     source = {"hash": pair_set.content_hash, "source": name, "count": count, "seed": pair_set.seed}
     pairs = pair_set.pairs[: asked.n_pairs]
     return pairs, source | phases_of(pairs), pair_set.offset_steps
 
 
-def load_pairs(task: str, pairs: str | Path | PairSetLike | None, offset_steps: int) -> PairSetLike:
-    """Returns the pair set given, read from its file, or a shipped one of a task at a distance.
+def load_pairs(task: str, pairs: str | Path | PairSet | None, offset_steps: int) -> tuple[PairSet, str]:
+    """Returns the pair set given, read from its file, or a shipped one of a task at a distance; and its source.
 
     Args:
         task: Name of the task.
@@ -203,11 +177,13 @@ def load_pairs(task: str, pairs: str | Path | PairSetLike | None, offset_steps: 
         ValueError: If there is none, or the file is damaged or was changed.
         FileNotFoundError: If there is no such file.
     """
-    if pairs is not None and not isinstance(pairs, str | Path):
-        return pairs
-    if pairs is None or is_suite(pairs):
-        return load_shipped(task, offset_steps, None if pairs is None else str(pairs))
-    return PairSet.load(Path(pairs))
+    if pairs is None:
+        return load_shipped(task, offset_steps), SHIPPED
+    if not isinstance(pairs, str | Path):
+        return pairs, "given"
+    if is_suite(pairs):
+        return load_shipped(task, offset_steps, str(pairs)), f"{SHIPPED}, {pairs}"
+    return PairSet.load(pairs), str(pairs)
 
 
 def is_suite(pairs: Any) -> bool:
@@ -218,11 +194,11 @@ def is_suite(pairs: Any) -> bool:
 
 def phases_of(pairs: Sequence[PairLike]) -> dict[str, Any]:
     """Returns the pairs' phases as a result has them: none of a file of an older version."""
-    phases = [getattr(pair, "phase", None) for pair in pairs]
+    phases = [pair.phase for pair in pairs]
     return {} if None in phases else {"phases": phases}
 
 
-def _sampled(task: Task, asked: Asked) -> tuple[Any, dict[str, Any], int, int]:
+def _sampled(task: Task, asked: Asked) -> tuple[Sequence[PairLike], dict[str, Any], int, int]:
     kind, count, steps = asked.sampled_goals or KINDS[0], asked.n_pairs or SAMPLED_EPISODES, asked.offset[0]
     walks = kind == "walk"
     budget = asked.budget or (2 * steps if walks else task.max_episode_steps)
@@ -235,7 +211,7 @@ def _sampled(task: Task, asked: Asked) -> tuple[Any, dict[str, Any], int, int]:
 # official ----------------------------------------------------------------------------------------------------
 
 
-def _official(run: Path, task: Task, known: dict[str, Any], asked: Asked) -> tuple[Any, dict[str, Any]]:
+def _official(run: Path, task: Task, known: dict[str, Any], asked: Asked) -> tuple[Sequence[PairLike], dict[str, Any]]:
     dataset = open_training_set(run, task, known, asked.dataset)
     count = asked.n_pairs or OFFICIAL_EPISODES
     pairs = recorded_pairs(dataset, count)

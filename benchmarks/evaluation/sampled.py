@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +31,19 @@ _WALKS = 5  # from a start, before it is left out
 _DRAWS = 50  # of a start and goal, before the budget is given up as too short
 
 
-@dataclass(frozen=True)
+Progress = Callable[[int, int], None] | None
+State = NDArray[np.float64]
+
+
+@dataclass
 class Sampled:
     """Pairs and how many were drawn for them; those beyond the pairs had no certificate."""
 
-    pairs: tuple[FoundPair, ...]
-    drawn: int
+    pairs: list[FoundPair]
+    drawn: int = 0
 
 
-def sample_pairs(
-    task: Task, kind: str, count: int, seed: int, steps: int, progress: Callable[[int, int], None] | None = None
-) -> Sampled:
+def sample_pairs(task: Task, kind: str, count: int, seed: int, steps: int, progress: Progress = None) -> Sampled:
     """Returns starts and goals of a kind; pair i is a function of (task, kind, seed, steps, i).
 
     Args:
@@ -58,93 +61,71 @@ def sample_pairs(
         raise ValueError(f"--sampled-goals must be one of {', '.join(KINDS)}, got {kind!r}")
     env: Any = make_env(task.name)
     env.draw_observations = False
+    found = Sampled([])
     try:
-        return (_uniform if kind == "uniform" else _walks)(env, task, count, seed, steps, progress)
+        for pair in (_uniform if kind == "uniform" else _walks)(env, task, seed, steps, found):
+            found.pairs.append(pair)
+            if progress is not None:
+                progress(len(found.pairs), count)
+            if len(found.pairs) == count:
+                break
     finally:
         env.close()
+    return found
 
 
-def _uniform(
-    env: Any, task: Task, count: int, seed: int, budget: int, progress: Callable[[int, int], None] | None
-) -> Sampled:
-    pairs: list[FoundPair] = []
-    drawn = 0
-    for index in range(count):
+def _uniform(env: Any, task: Task, seed: int, budget: int, found: Sampled) -> Iterator[FoundPair]:
+    for index in itertools.count():
         for attempt in range(_DRAWS):
             stream = stream_seed(seed, index)
-            drawn += 1
+            found.drawn += 1
             _, info = env.reset(seed=(stream if attempt == 0 else stream_seed(stream, attempt)) % 2**32)
             start, goal = info["state"], info["goal_state"]
-            if env.steer(start, goal) is None:
-                rng = np.random.default_rng([seed, index, attempt])
-                actions, reached = pursue(make_pursuer(task.name), env, start, goal, rng, budget)
-            else:
-                actions, reached = _steered(env, start, goal, budget)
+            rng = np.random.default_rng([seed, index, attempt])
+            actions, reached = pursue(make_pursuer(task.name), env, start, goal, rng, budget, steer=True)
             if reached:
-                pairs.append(FoundPair(start, goal, actions, phase=env.phase(np.stack([start, goal]))))
+                yield FoundPair(start, goal, actions, phase=env.phase(np.stack([start, goal])))
                 break
         else:
             raise ValueError(
                 f"{task.title}: its policy reaches none of {_DRAWS} goals within {budget} steps: raise --budget"
             )
-        if progress is not None:
-            progress(len(pairs), count)
-    return Sampled(tuple(pairs), drawn)
 
 
-def _steered(
-    env: Any, start: NDArray[np.float64], goal: NDArray[np.float64], budget: int
+def pursue(
+    policy: Any, env: Any, start: State, goal: State, rng: np.random.Generator, budget: int, steer: bool = False
 ) -> tuple[NDArray[np.float32], bool]:
-    """Returns what the task's own control does from a start, (steps, action_size), and whether it reaches the goal."""
-    _, info = env.reset(options={"state": start, "goal_state": goal})
+    """Returns what the collector's policy does from a start, (steps, action_size), and whether it reaches the goal.
+
+    With `steer`, the task's own control acts in its place, where the task has one (Reacher).
+    """
+    if steer and env.steer(start, goal) is not None:
+        _, info = env.reset(options={"state": start, "goal_state": goal})
+        act = lambda info: env.steer(info["state"], goal)  # noqa: E731
+    else:
+        _, info = policy.pursue(env, rng, start, goal)
+        act = policy.act
     actions: list[NDArray[np.float32]] = []
     while len(actions) < budget and not info["is_success"]:
-        actions.append(env.steer(info["state"], goal))
+        actions.append(act(info))
         info = env.step(actions[-1])[-1]
     return np.stack(actions), bool(info["is_success"])
 
 
-def pursue(
-    policy: Any, env: Any, start: NDArray[np.float64], goal: NDArray[np.float64], rng: np.random.Generator, budget: int
-) -> tuple[NDArray[np.float32], bool]:
-    """Returns what the collector's policy does from a start, (steps, action_size), and whether it reaches the goal."""
-    _, info = policy.pursue(env, rng, start, goal)
-    actions: list[NDArray[np.float32]] = []
-    while len(actions) < budget and not info["is_success"]:
-        actions.append(policy.act(info))
-        _, _, _, _, info = env.step(actions[-1])
-    return np.stack(actions), bool(info["is_success"])
-
-
-def _walks(
-    env: Any, task: Task, count: int, seed: int, steps: int, progress: Callable[[int, int], None] | None
-) -> Sampled:
+def _walks(env: Any, task: Task, seed: int, steps: int, found: Sampled) -> Iterator[FoundPair]:
     starts = dict(enumerate(pair.start_state for pair in load_shipped(task.name, WALK_STARTS).pairs))
-    pairs: list[FoundPair] = []
-    drawn = rounds = 0
-    while len(pairs) < count:
+    for rounds in itertools.count():
         for number, start in list(starts.items()):
-            if len(pairs) == count:
-                break
             rng = np.random.default_rng([seed, number, rounds, steps])
             for _ in range(_WALKS):
-                drawn += 1
+                found.drawn += 1
                 actions = env.sample_walk(rng, steps)
-                states = _play(env, start, actions)
+                _, info = env.reset(options={"state": start, "goal_state": start})
+                states = np.stack([info["state"], *(env.step(action)[-1]["state"] for action in actions)])
                 if not env.is_goal(start, states[-1]):
-                    pairs.append(FoundPair(start, states[-1], actions, phase=env.phase(states)))
+                    yield FoundPair(start, states[-1], actions, phase=env.phase(states))
                     break
             else:
                 del starts[number]
-            if progress is not None:
-                progress(len(pairs), count)
         if not starts:
             raise ValueError(f"{task.title}: no walk of {steps} steps leads to a goal that is not reached at the start")
-        rounds += 1
-    return Sampled(tuple(pairs), drawn)
-
-
-def _play(env: Any, start: NDArray[np.float64], actions: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns the states from a start on, (steps + 1, state_size)."""
-    _, info = env.reset(options={"state": start, "goal_state": start})
-    return np.stack([info["state"], *(env.step(action)[-1]["state"] for action in actions)])

@@ -14,7 +14,7 @@ from typing import Any
 
 from agents import load_agent
 from agents.random import RandomAgent
-from benchmarks.evaluation.envs import PairLike, Rules, open_environments
+from benchmarks.evaluation.envs import Environments, PairLike, Rules
 from benchmarks.evaluation.protocols import Asked, make_job
 from benchmarks.evaluation.run import Session, load_description, weights_hash
 from benchmarks.options import Evaluating
@@ -101,7 +101,7 @@ class Shift(Evaluating, Measurement):
 def possible_pairs(task: Task, pairs: Sequence[PairLike], rules: Rules) -> list[int]:
     """Returns the positions of the pairs that an environment of these rules can be in, unsolved at the start."""
     kept = []
-    with open_environments(task, 1, rules) as envs:
+    with Environments(task, 1, rules) as envs:
         for index, pair in enumerate(pairs):
             try:
                 view = envs.reset([pair], [0], [False])[0]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agents import agent_title, load_agent
 from agents.planning import PRECISIONS
-from benchmarks.evaluation.envs import open_environments
+from benchmarks.evaluation.envs import Environments
 from benchmarks.evaluation.evaluate import ActClock, evaluate
 from benchmarks.evaluation.protocols import Asked, Job, make_job
 from benchmarks.evaluation.run import Plan, counter, load_description, planner_of, weights_hash
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
 
     def first_observation(self) -> Any:
         """Returns what an agent sees at the start of the first pair."""
-        with open_environments(self.job.task, 1, self.job.rules) as envs:
+        with Environments(self.job.task, 1, self.job.rules) as envs:
             view = envs.reset(self.job.pairs[:1], [0], [True])[0]
         return {"pixels": view.pixels, "goal": view.goal}
 

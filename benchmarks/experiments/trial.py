@@ -10,10 +10,10 @@ from typing import Any
 
 from agents import agent_class
 from agents.run import is_finished, train_run
-from benchmarks.evaluation.protocols import PairSetLike
 from benchmarks.evaluation.run import Plan, weights_hash
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.pairs import PairSet
 from lewm_gym.results import Json, Result
 
 
@@ -39,7 +39,7 @@ class Trial:
     settings: Mapping[str, Any]
     run: Path
     out: Path
-    pairs: PairSetLike
+    pairs: PairSet
     asked: Json = field(default_factory=dict)
     device: str | None = None
 

@@ -34,8 +34,9 @@ class Measurement(Command):
 
     @property
     def inputs(self) -> Sequence[Path]:
-        """What is measured: names the record."""
-        return getattr(self, "runs", None) or (self.run,)  # type: ignore[attr-defined]
+        """What is measured: names the record; nothing but its kind where no run is."""
+        run = getattr(self, "run", None)
+        return getattr(self, "runs", None) or ([] if run is None else [run])
 
     @property
     def path(self) -> Path:

@@ -9,11 +9,10 @@ memory-mapped file.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, task_title
-from benchmarks.speed.timing import Speed, measure, spread
+from benchmarks.speed.timing import measure, spread
 from lewm_gym.commands import option
 from lewm_gym.data import ClipSampler, Dataset
 from lewm_gym.results import Json, Record
@@ -41,29 +40,6 @@ READERS = {
 
 #: Rows of frames, (n,) -> (n, 224, 224, 3) uint8.
 Reader = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        dataset: Its folder.
-        task: Name of its task.
-        reader: "ours", "raw", "hdf5" or "png".
-        speed: Clips per second; None if it could not be measured.
-        why_not: Why not, if so.
-        episodes: How many the clips were drawn from.
-        bytes_per_frame: On disk, pixels and whatever else the file holds.
-    """
-
-    dataset: str
-    task: str
-    reader: str
-    speed: Speed | None
-    why_not: str | None
-    episodes: int
-    bytes_per_frame: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +60,12 @@ class Data(Measurement):
     )
     plain_episodes: int = option(6, "episodes to write for the plain readers, 0 for none", least=0)
 
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Nothing names the record but its kind."""
-        return ()
-
     def measure(self, bars: Any) -> Json:
-        """Returns how fast each dataset delivers clips, and how fast plain readers of its first episodes do."""
+        """Returns how fast each dataset delivers clips, and how fast plain readers of its first episodes do.
+
+        A row has the dataset's folder and task, the reader, its `Speed` in clips per second (None where it could not be
+        measured, and then `why_not`), the episodes drawn from, and bytes per frame on disk, all that the file holds.
+        """
         folders = self.datasets or [folder for name in TASKS if (folder := Path("data") / name).is_dir()]
         if not folders:
             raise ValueError("there is no dataset in data/: name one, or make one with python -m collect")
@@ -99,39 +74,58 @@ class Data(Measurement):
         for dataset in datasets if self.plain_episodes else ():
             dataset.require_all_pictures("a plain reader")
         samplers = [ClipSampler(dataset, None, N_FRAMES, FRAME_SKIP, threads=threads) for dataset in datasets]
-        names = tuple(WRITERS) if self.plain_episodes else ()
-        rows, total = [], len(datasets) * (1 + len(names))
+        readers = [name for name in READERS if name == "ours" or self.plain_episodes]
+        rows: list[Json] = []
         for dataset, sampler in zip(datasets, samplers, strict=True):
-            rows.append(_measure_ours(dataset, sampler, self.seconds, self.batch_size))
             with tempfile.TemporaryDirectory() as temporary:
-                for name in names:
-                    bars("speed", len(rows), total, "figure", f"{dataset.folder}, {name}")
-                    how = (Path(temporary), self.plain_episodes, self.seconds, self.batch_size, sampler.threads)
-                    rows.append(_measure_plain(dataset, name, *how))
-        return {"threads": threads, "batch_size": self.batch_size, "rows": [asdict(row) for row in rows]}
+                for name in readers:
+                    bars("speed", len(rows), len(datasets) * len(readers), "figure", f"{dataset.folder}, {name}")
+                    found = self._ours(sampler) if name == "ours" else self._plain(dataset, name, temporary, threads)
+                    row = {"dataset": str(dataset.folder), "task": dataset.task, "reader": name}
+                    rows.append(row | {"speed": None, "why_not": None, "bytes_per_frame": math.nan} | found)
+        return {"threads": threads, "batch_size": self.batch_size, "rows": rows}
+
+    def _ours(self, sampler: ClipSampler) -> Json:
+        dataset = sampler.dataset
+        size = sum(shard.bytes for shard in dataset.manifest.shards) / dataset.n_frames
+        return {"speed": self._speed(sampler), "episodes": dataset.n_episodes, "bytes_per_frame": size}
+
+    def _plain(self, dataset: Dataset, name: str, folder: str, threads: int) -> Json:
+        """Returns the speed of a plain reader of the first episodes that are long enough for a clip."""
+        chosen = np.flatnonzero(dataset.lengths > (N_FRAMES - 1) * FRAME_SKIP)[: self.plain_episodes]
+        if name == "hdf5" and importlib.util.find_spec("h5py") is None:
+            return {"why_not": "h5py is not installed (pip install 'lewm-gym[hdf5]')", "episodes": len(chosen)}
+        frames = np.concatenate([dataset.frames(int(i), np.arange(dataset.lengths[i])) for i in chosen])
+        with ExitStack() as stack:
+            clips = PlainClips(dataset, chosen, N_FRAMES, FRAME_SKIP, threads=threads)
+            clips.read, size = WRITERS[name](frames, Path(folder), stack)
+            found = {"episodes": len(chosen), "bytes_per_frame": size / len(frames)}
+            return {"speed": self._speed(clips), **found}
+
+    def _speed(self, sampler: ClipSampler) -> Json:
+        """Returns clips per second; the batches that were ready before do not count."""
+        batches = sampler.batches(0, 2**40, self.batch_size)
+        try:
+            for _ in range(_AHEAD):
+                next(batches)
+            return asdict(measure(lambda: next(batches), self.seconds, repeats=3, weight=self.batch_size))
+        finally:
+            batches.close()  # type: ignore[attr-defined]  # it is a generator: it ends its threads
 
     @staticmethod
     def show(record: Record) -> Section:
         """Returns clips per second of each reader, and a line for whatever is missing."""
         rows: list[list[Cell]] = []
         notes = []
+        ours = {row["dataset"]: row["speed"]["median"] for row in record["rows"] if row["reader"] == "ours"}
         for row in record["rows"]:
-            if row["speed"] is None:
-                notes.append(f"{row['dataset']}, {row['reader']}: not measured: {row['why_not']}")
+            reader, speed = row["reader"], row["speed"]
+            if speed is None:
+                notes.append(f"{row['dataset']}, {reader}: not measured: {row['why_not']}")
                 continue
-            ours = next(r["speed"] for r in record["rows"] if (r["dataset"], r["reader"]) == (row["dataset"], "ours"))
-            ratio = "" if row["reader"] == "ours" else f"{ours['median'] / row['speed']['median']:.1f}x"
-            size = f"{row['bytes_per_frame']:,.0f}"
-            rows.append(
-                [
-                    task_title(row["task"]),
-                    READERS[row["reader"]],
-                    *spread(row["speed"]),
-                    f"{row['episodes']:,}",
-                    size,
-                    ratio,
-                ]
-            )
+            ratio = "" if reader == "ours" else f"{ours[row['dataset']] / speed['median']:.1f}x"
+            extent = (f"{row['episodes']:,}", f"{row['bytes_per_frame']:,.0f}")
+            rows.append([task_title(row["task"]), READERS[reader], *spread(speed), *extent, ratio])
         text = (
             f"Training clips loaded per second, 4 frames of 224 px each, in shuffled batches of {record['batch_size']} "
             f"by {record['threads']} threads, from files in the page cache: the median of repeats, and their range. "
@@ -141,60 +135,16 @@ class Data(Measurement):
         return Section("Loading training clips", [text, Table(header, rows, words=2), *notes])
 
 
-def _measure_ours(dataset: Dataset, sampler: ClipSampler, seconds: float, batch_size: int) -> Row:
-    batches = sampler.batches(0, 2**40, batch_size)
-    speed = _measure_batches(batches, seconds, batch_size)
-    size = sum(shard.bytes for shard in dataset.manifest.shards) / dataset.n_frames
-    return Row(str(dataset.folder), dataset.task, "ours", speed, None, dataset.n_episodes, size)
+class PlainClips(ClipSampler):
+    """The loader's own clips and threads, with frames that `read` gives: (n,) rows of its file -> (n, 224, 224, 3)."""
 
+    read: Reader
 
-def _measure_plain(
-    dataset: Dataset, name: str, folder: Path, episodes: int, seconds: float, batch_size: int, threads: int
-) -> Row:
-    """Returns the speed of a plain reader of the first episodes that are long enough for a clip."""
-    span = (N_FRAMES - 1) * FRAME_SKIP
-    chosen = [int(i) for i in np.flatnonzero(dataset.lengths > span)[:episodes]]
-    lengths = dataset.lengths[chosen]
-    if name == "hdf5" and importlib.util.find_spec("h5py") is None:
-        why = "h5py is not installed (pip install 'lewm-gym[hdf5]')"
-        return Row(str(dataset.folder), dataset.task, name, None, why, len(chosen), float("nan"))
-    frames = np.concatenate([dataset.frames(i, np.arange(dataset.lengths[i])) for i in chosen])
-    first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    starts = np.concatenate([begin + np.arange(n - span) for begin, n in zip(first, lengths, strict=True)])
-    steps = np.arange(N_FRAMES) * FRAME_SKIP
-
-    def batch(step: int, read: Reader) -> NDArray[np.uint8]:
-        drawn = np.random.default_rng(step).choice(starts, batch_size)
-        return np.stack([read(start + steps) for start in drawn])
-
-    with ExitStack() as stack:
-        read, size = WRITERS[name](frames, folder, stack)
-        speed = _measure_batches(_prepared_ahead(lambda step: batch(step, read), threads), seconds, batch_size)
-    return Row(str(dataset.folder), dataset.task, name, speed, None, len(chosen), size / len(frames))
-
-
-def _measure_batches(batches: Iterator[Any], seconds: float, batch_size: int) -> Speed:
-    """Returns clips per second; the batches that were ready before do not count."""
-    try:
-        for _ in range(_AHEAD):
-            next(batches)
-        return measure(lambda: next(batches), seconds, repeats=3, weight=batch_size)
-    finally:
-        batches.close()  # type: ignore[attr-defined]  # both are generators: it ends their threads
-
-
-def _prepared_ahead(make_batch: Callable[[int], Any], threads: int) -> Iterator[Any]:
-    """Yields batch after batch, each drawn by one of `threads`, as `ClipSampler.batches` does."""
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = deque(pool.submit(make_batch, step) for step in range(threads + 1))
-        step = len(ahead)
-        try:
-            while True:
-                yield ahead.popleft().result()
-                ahead.append(pool.submit(make_batch, step))
-                step += 1
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def batch(self, step: int, batch_size: int) -> Any:
+        """Returns the clips (B, T, 224, 224, 3) uint8 of a training step."""
+        which, starts = self.clips(step, batch_size)
+        steps = np.arange(self.n_frames) * self.frame_skip
+        return np.stack([self.read(row + steps) for row in self._rows_before[which] + starts])
 
 
 def _write_raw(frames: NDArray[np.uint8], folder: Path, stack: ExitStack) -> tuple[Reader, int]:

@@ -6,6 +6,7 @@ Every figure comes from a process of its own: OpenGL contexts of different libra
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -31,25 +32,6 @@ WHAT = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        task: Name of the task.
-        what: One of WHAT.
-        speed: Frames (or agent steps) per second, None if it could not be measured.
-        why_not: Why not, if so.
-        detail: Id of the environment and how pictures are drawn.
-    """
-
-    task: str
-    what: str
-    speed: Speed | None
-    why_not: str | None
-    detail: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Envs(Measurement):
     """Times stepping and rendering of each task at 224 px on one core, in its own process: the median of five
@@ -62,21 +44,41 @@ class Envs(Measurement):
     seconds: float = option(5.0, "seconds per measurement", least=1e-6)
     quality: str | None = option(None, "render quality: fast or reference (default: fast)")
 
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Nothing names the record but its kind."""
-        return ()
-
     def measure(self, bars: Any) -> Json:
-        """Returns the speed of each task, of its batched form and of its reference."""
-        jobs = []
-        for task in map(get_task, TASKS if self.tasks == ("all",) else self.tasks):
-            jobs += [(task, what) for what in WHAT if what != "batched" or task.vector_entry_point]
+        """Returns the speed of each task, of its batched form and of its reference.
+
+        A row has the task, `what` (one of WHAT), the `Speed` (None where it could not be measured, and then `why_not`),
+        and in `detail` the environment's id and how pictures are drawn.
+        """
+        tasks = map(get_task, TASKS if self.tasks == ("all",) else self.tasks)
+        jobs = [(task, what) for task in tasks for what in WHAT if what != "batched" or task.vector_entry_point]
         rows = []
         for done, (task, what) in enumerate(jobs):
             bars("speed", done, len(jobs), "figure", f"{task.title}, {what}")
-            rows.append(asdict(_measure_apart(task, what, self.seconds, self.quality)))
+            rows.append(self._measure_apart(task, what))
         return {"rows": rows}
+
+    def _measure_apart(self, task: Task, what: str) -> Json:
+        """Returns one row, measured in a fresh process with one thread."""
+        row: Json = {"task": task.name, "what": what, "speed": None, "why_not": None, "detail": task.env_id}
+        if what == "reference":
+            row["detail"] = "stable-worldmodel"
+            if importlib.util.find_spec("stable_worldmodel") is None:
+                return row | {"why_not": "stable-worldmodel is not installed (pip install stable-worldmodel)"}
+        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        environment = {"SDL_VIDEODRIVER": "dummy", **os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(sys.path)}
+        if what == "reference" and sys.platform == "linux":
+            environment.setdefault("MUJOCO_GL", "egl")  # ours chooses by itself
+        job = json.dumps([task.name, what, self.seconds, self.quality])
+        limit = 10 * self.seconds + 300  # the first use of a task may make lighter meshes
+        try:
+            done = subprocess.run([sys.executable, "-m", "benchmarks.speed.envs", job], capture_output=True, text=True,
+                                  env=environment, timeout=limit)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return row | {"why_not": f"it did not finish within {limit:.0f} s"}
+        if done.returncode:
+            return row | {"why_not": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+        return row | dict(json.loads(done.stdout.splitlines()[-1]))
 
     @staticmethod
     def show(record: Record) -> Section:
@@ -100,62 +102,35 @@ class Envs(Measurement):
         return Section("Environments", [text, Table(header, rows, words=2), *dict.fromkeys(notes)])
 
 
-def _measure_apart(task: Task, what: str, seconds: float, render_quality: str | None) -> Row:
-    """Returns one figure, measured in a fresh process with one thread."""
-    detail = "stable-worldmodel" if what == "reference" else task.env_id
-    if what == "reference" and importlib.util.find_spec("stable_worldmodel") is None:
-        return Row(task.name, what, None, "stable-worldmodel is not installed (pip install stable-worldmodel)", detail)
-    job = json.dumps({"task": task.name, "what": what, "seconds": seconds, "render_quality": render_quality})
-    one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment = {"SDL_VIDEODRIVER": "dummy", **os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(sys.path)}
-    if what == "reference" and sys.platform == "linux":
-        environment.setdefault("MUJOCO_GL", "egl")  # ours chooses by itself
-    command = [sys.executable, "-m", "benchmarks.speed.envs", job]
-    limit = 10 * seconds + 300  # the first use of a task may make lighter meshes
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return Row(task.name, what, None, f"it did not finish within {limit:.0f} s", detail)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return Row(task.name, what, None, last, detail)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Row(task.name, what, Speed(**answer["speed"]), None, answer["detail"])
-
-
-def _measure_here(job: dict[str, Any]) -> dict[str, Any]:
-    """Returns the answer to one job, measured in this process."""
+def _measure_here(name: str, what: str, seconds: float, quality: str | None) -> Json:
+    """Returns what a row has of one measurement, made in this process."""
     use_one_core()
-    task = get_task(job["task"])
-    if job["what"] == "batched":
-        return _measure_batched(task, job["seconds"])
-    if job["what"] == "reference":
+    task = get_task(name)
+    if what == "batched":
+        return _measure_batched(task, seconds)
+    if what == "reference":
         env, detail = _reference(task)
     else:
-        quality = {} if job["render_quality"] is None else {"render_quality": job["render_quality"]}
-        env = gymnasium.make(f"lewm_gym:{task.env_id}", disable_env_checker=True, **quality)
+        options = {} if quality is None else {"render_quality": quality}
+        env = gymnasium.make(f"lewm_gym:{task.env_id}", disable_env_checker=True, **options)
         detail = f"{task.env_id}, {env.unwrapped.render_quality} pictures"  # type: ignore[attr-defined]
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     rng = np.random.default_rng(0)
-    actions = rng.uniform(space.low, space.high, (1_000, *space.shape)).astype(space.dtype)
-    count = 0
-    render = job["what"] == "reference"  # our observation is the picture
+    actions = itertools.cycle(rng.uniform(space.low, space.high, (1_000, *space.shape)).astype(space.dtype))
 
     def step() -> None:
-        nonlocal count
-        _, _, terminated, truncated, _ = env.step(actions[count % len(actions)])
-        count += 1
-        if render:
+        _, _, terminated, truncated, _ = env.step(next(actions))
+        if what == "reference":  # our observation is the picture
             env.render()
         if terminated or truncated:
             env.reset()
 
     env.reset(seed=0)
-    return {"speed": asdict(measure(step, job["seconds"])), "detail": detail}
+    return {"speed": asdict(measure(step, seconds)), "detail": detail}
 
 
-def _measure_batched(task: Task, seconds: float) -> dict[str, Any]:
+def _measure_batched(task: Task, seconds: float) -> Json:
     env = gymnasium.make_vec(f"lewm_gym:{task.env_id}", num_envs=BATCH, observe="state")
     env.reset(seed=0)
     env.action_space.seed(0)
@@ -180,4 +155,4 @@ def _reference(task: Task) -> tuple[gymnasium.Env[Any, Any], str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_here(json.loads(sys.argv[1]))))
+    print(json.dumps(_measure_here(*json.loads(sys.argv[1]))))

@@ -13,12 +13,11 @@ plan that was found. A figure says what it was measured with.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,7 @@ from benchmarks.options import Timing
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table
 from benchmarks.speed.reference import reference_rollout
-from benchmarks.speed.timing import HOW, in_turn, where
+from benchmarks.speed.timing import HOW, against_plain, in_turn, milliseconds, where
 from lewm_gym.commands import option
 from lewm_gym.planning import PLANNERS
 from lewm_gym.results import Clock, Json, Record
@@ -109,7 +108,7 @@ class Job:
         torch.manual_seed(0)
         size = preset.model.action_size
         description = {"action_low": [-1.0] * size, "action_high": [1.0] * size, "frame_size": FRAME_SIZE}
-        planning = dataclasses.replace(preset.planning, search=search, precision=self.precision)
+        planning = replace(preset.planning, search=search, precision=self.precision)
         model = self.kind.model_class(preset.model)
         return (self.kind if rollout is None else plainly(self.kind, rollout))(model, planning, description, device)
 
@@ -153,11 +152,6 @@ class PlanSpeed(Timing, Measurement):
     )
     iterations: int | None = option(None, "iterations to time, likewise", least=1)
 
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Nothing names the record but its kind."""
-        return ()
-
     def measure(self, bars: Any) -> Json:
         """Returns the time of a plan: ours, plain and the reference's; the record is written after each job."""
         device, clock = choose_device(self.device), Clock()
@@ -177,20 +171,14 @@ class PlanSpeed(Timing, Measurement):
     def show(record: Record) -> Section:
         """Returns the time of a plan, ours beside others."""
         figures = record["figures"]
-        keys = ("agent", "preset", "planner", "precision", "per")
-        plain = {tuple(f[key] for key in keys): f["seconds"] for f in figures if f["how"] == "plain"}
+        ratios = against_plain(figures, "agent", "preset", "planner", "precision", "per")
         rows: list[list[Cell]] = []
-        for f in figures:
-            known = plain.get(tuple(f[key] for key in keys))
-            ratio = f"{known / f['seconds']:.2f}x" if known and f["how"] != "plain" else ""
+        for f, ratio in zip(figures, ratios, strict=True):
             size = f"{f['candidates']} x {f['iterations']}"
             of = "" if f["measured"] == [f["candidates"], f["iterations"]] else ", * of {} x {}".format(*f["measured"])
-            rows.append(
-                [f"{f['agent']} {f['preset']}", f"{f['planner']} {size}{of}", HOW[f["how"]], str(f["per"]),
-                 f["precision"], f"{1000 * f['seconds']:,.0f}", f"{1000 * f['fastest']:,.0f}", str(f["repeats"]),
-                 f"{f['flops'] / 1e9:,.1f}", f"{f['flops'] / f['seconds'] / 1e9:,.0f}", str(f["tokens_per_frame"]),
-                 ratio]
-            )  # fmt: skip
+            words = (f"{f['agent']} {f['preset']}", f"{f['planner']} {size}{of}", HOW[f["how"]])
+            work = (f"{f['flops'] / 1e9:,.1f}", f"{f['flops'] / f['seconds'] / 1e9:,.0f}", str(f["tokens_per_frame"]))
+            rows.append([*words, str(f["per"]), f["precision"], *milliseconds(f), *work, ratio])
         text = (
             "One plan, from an observation and a goal to actions; for several environments in one "
             "call, the time per environment. Different tables were measured in different runs. *: extrapolated "
@@ -229,32 +217,19 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
     if ratio > 1:
         steps |= {f"{name}, once": step for name, step in once.items()}
     times = in_turn(steps, repeats, device)
+    what = {name: getattr(job, name) for name in ("agent", "preset", "planner", "precision")}
+    common = {"what": "plan", **what, "candidates": whole.budget[0], "iterations": whole.budget[1], "repeats": repeats}
+    common |= {"per": job.n_envs, "measured": list(timed.budget)}
+    common["tokens_per_frame"] = getattr(agents["ours"].model.config, "n_patches", 1)
+    common["parts"] = {"encoding": round(statistics.median(times["encoding"]), 5)}
     figures = []
     for how, plan in plans.items():
         first = statistics.median(times[f"{how}, once"]) if ratio > 1 else 0.0
-        scaled = [first + ratio * max(seconds - first, 0.0) for seconds in times[how]]
+        scaled = [(first + ratio * max(seconds - first, 0.0)) / job.n_envs for seconds in times[how]]
         first_flops = _flops(once[how])
-        figures.append(
-            {
-                "what": "plan",
-                **{
-                    name: value
-                    for name, value in asdict(job).items()
-                    if name not in ("candidates", "iterations", "n_envs")
-                },
-                "candidates": whole.budget[0],
-                "iterations": whole.budget[1],
-                "how": how,
-                "seconds": float(statistics.median(scaled)) / job.n_envs,
-                "fastest": float(min(scaled)) / job.n_envs,
-                "repeats": repeats,
-                "per": job.n_envs,
-                "flops": float(first_flops + ratio * (_flops(plan) - first_flops)) / job.n_envs,
-                "tokens_per_frame": getattr(agents["ours"].model.config, "n_patches", 1),
-                "measured": list(timed.budget),
-                "parts": {"encoding": round(statistics.median(times["encoding"]), 5)},
-            }
-        )
+        flops = float(first_flops + ratio * (_flops(plan) - first_flops)) / job.n_envs
+        measured = {"seconds": float(statistics.median(scaled)), "fastest": float(min(scaled)), "flops": flops}
+        figures.append({**common, "how": how, **measured})
     return figures
 
 
@@ -266,19 +241,19 @@ def affordable(job: Job, device: str) -> Job:
     asked = job.candidates is not None or job.iterations is not None
     if asked or device != "cpu" or not job.whole.constant_cost:
         return job
-    probe = dataclasses.replace(job, candidates=2, iterations=1)
+    probe = replace(job, candidates=2, iterations=1)
     agent = probe.make_agent(device, probe.timed)
     plan, once = partial(_make_plan, agent, job.n_envs), partial(_make_once, agent, job.n_envs)
     once()  # prepares the weights, which a later plan finds done
     per_candidate = (_flops(plan) - _flops(once)) / float(np.prod(probe.timed.budget))
-    candidates, n_iterations = job.whole.budget
-    if per_candidate * candidates * n_iterations <= MOST_FLOPS:
+    candidates, iterations = job.whole.budget
+    affordable_iterations = int(MOST_FLOPS / (per_candidate * candidates))
+    if affordable_iterations >= iterations:
         return job
-    iterations = int(MOST_FLOPS / (per_candidate * candidates))
-    if iterations:
-        return dataclasses.replace(job, iterations=iterations)
+    if affordable_iterations:
+        return replace(job, iterations=affordable_iterations)
     fewer = max(FEWEST_CANDIDATES, int(MOST_FLOPS / per_candidate))
-    return dataclasses.replace(job, candidates=min(fewer, candidates), iterations=1)
+    return replace(job, candidates=min(fewer, candidates), iterations=1)
 
 
 @functools.cache

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: A process that used less of its core shared it with other work, or waited for a GPU.
-WHOLE_CORE = 0.9
-
-
+WHOLE_CORE = 0.9  # a process that used less of its core shared it with other work, or waited for a GPU
 #: What `how` of a figure means.
 HOW = {"ours": "this repository", "plain": "a plain implementation", "reference": "stable-worldmodel"}
 
@@ -109,3 +106,15 @@ def spread(speed: Mapping[str, Any]) -> list[str]:
 def where(record: Any) -> str:
     """Returns on what a record of model speeds was measured, in words."""
     return f"Measured on {record.get('device', 'cpu')}, {record.get('threads', '?')} threads."
+
+
+def against_plain(figures: Sequence[Mapping[str, Any]], *keys: str) -> list[str]:
+    """Returns how many times as fast each figure is as the plain one that has the same `keys`."""
+    plain = {tuple(f[key] for key in keys): f["seconds"] for f in figures if f["how"] == "plain"}
+    known = [plain.get(tuple(f[key] for key in keys)) if f["how"] != "plain" else None for f in figures]
+    return [f"{seconds / f['seconds']:.2f}x" if seconds else "" for f, seconds in zip(figures, known, strict=True)]
+
+
+def milliseconds(figure: Mapping[str, Any]) -> list[str]:
+    """Returns a figure's times as three cells: median and fastest, in ms, and how many there were."""
+    return [f"{1000 * figure['seconds']:,.0f}", f"{1000 * figure['fastest']:,.0f}", str(figure["repeats"])]

@@ -27,7 +27,7 @@ from benchmarks.options import Timing
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table
 from benchmarks.speed.reference import reference_model
-from benchmarks.speed.timing import HOW, in_turn, time_once, where
+from benchmarks.speed.timing import HOW, against_plain, in_turn, milliseconds, time_once, where
 from collect.collector import collect
 from lewm_gym.commands import option
 from lewm_gym.data.clips import ClipSampler
@@ -53,11 +53,6 @@ class Train(Timing, Measurement):
         None, "dataset whose loading is timed (default: 4 episodes of Two-Room)", metavar="FOLDER"
     )
 
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Nothing names the record but its kind."""
-        return ()
-
     def measure(self, bars: Any) -> Json:
         """Returns the time of a training step (forward, backward, clip, AdamW) on random clips, ours and others."""
         device = choose_device(self.device)
@@ -74,6 +69,7 @@ class Train(Timing, Measurement):
         batch = _random_batch(model, self.batch_size, device)
         with FlopCounterMode(display=False) as counted:
             plain_loss(plain, batch).backward()
+        flops = float(counted.get_total_flops())
         loading = loading_seconds(model.config, self.batch_size, self.dataset)
         figures = []
         for done, precision in enumerate(self.precisions):
@@ -88,8 +84,7 @@ class Train(Timing, Measurement):
             times = in_turn(steps, self.repeats, device)
             parts = {"loading": round(loading, 5), **_parts(model, batch, precision, device)}
             common = {"what": "train", "preset": preset, "precision": precision, "repeats": self.repeats}
-            common |= {"per": self.batch_size, "flops": float(counted.get_total_flops())}
-            common["peak"] = peak_flops(precision, device)
+            common |= {"per": self.batch_size, "flops": flops, "peak": peak_flops(precision, device)}
             for how, seconds in times.items():
                 measured = {"seconds": statistics.median(seconds), "fastest": min(seconds)}
                 figures.append({**common, "how": how, **measured, "parts": parts if how == "ours" else {}})
@@ -99,17 +94,13 @@ class Train(Timing, Measurement):
     def show(record: Record) -> Section:
         """Returns the time of a step, ours beside others, and its parts."""
         figures = record["figures"]
-        plain = {(f["preset"], f["precision"]): f["seconds"] for f in figures if f["how"] == "plain"}
         rows: list[list[Cell]] = []
-        for f in figures:
-            known = plain.get((f["preset"], f["precision"]))
-            ratio = f"{known / f['seconds']:.2f}x" if known and f["how"] != "plain" else ""
+        for f, ratio in zip(figures, against_plain(figures, "preset", "precision"), strict=True):
             peak = f"{f['flops'] / f['seconds'] / f['peak']:.0%}" if f.get("peak") else ""
+            rates = (f"{f['per'] / f['seconds']:,.1f}", f"{f['flops'] / f['seconds'] / 1e9:,.0f}")
             rows.append(
-                [f["preset"], HOW[f["how"]], f["precision"], f"{f['per']:,}", f"{1000 * f['seconds']:,.0f}",
-                 f"{1000 * f['fastest']:,.0f}", str(f["repeats"]), f"{f['per'] / f['seconds']:,.1f}",
-                 f"{f['flops'] / f['seconds'] / 1e9:,.0f}", peak, ratio]
-            )  # fmt: skip
+                [f["preset"], HOW[f["how"]], f["precision"], f"{f['per']:,}", *milliseconds(f), *rates, peak, ratio]
+            )
         notes = []
         for f in figures:
             if f.get("parts"):
@@ -220,12 +211,8 @@ def loading_seconds(config: LeWMConfig, batch_size: int, dataset: Path | None, n
         if dataset is None:
             dataset = Path(folder) / "two_room"
             collect("two_room", dataset, TOY_EPISODES, workers=1, pictures=False)
-        clips = ClipSampler(
-            Dataset.open(dataset),
-            n_frames=config.context + 1,
-            frame_skip=config.frame_skip,
-            image_size=config.image_size,
-        )
+        n_frames, size = config.context + 1, config.image_size
+        clips = ClipSampler(Dataset.open(dataset), None, n_frames, config.frame_skip, image_size=size)
         clips.preload()
         batches = iter(clips.batches(0, n_batches + 1, batch_size))
         next(batches)
