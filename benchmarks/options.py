@@ -8,6 +8,8 @@ from typing import Any
 
 from lewm_gym.commands import Command, option
 
+BUDGET_MIN = 10.0  # of a training, unless something else is asked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating(Command):

@@ -18,7 +18,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,6 +104,18 @@ class Command:
                 values[name] = tuple(value)
         return cls(**values)
 
+    def words(self, *names: str) -> list[str]:
+        """Returns the words of its command line: what is positional, then those of the options `names` that are set."""
+        fields = {field.name: field for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        placed = [name for name, field in fields.items() if field.metadata.get("positional")]
+        words: list[str] = []
+        for name in (*placed, *names):
+            value = getattr(self, name)
+            if value not in (None, ()):
+                words += [] if name in placed else [_flag(fields[name])]
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+        return words
+
     def to_json(self) -> Settings:
         """Returns the fields as JSON holds them."""
         values: Settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[call-overload]
@@ -165,8 +177,3 @@ def parse_settings(settings: Sequence[str]) -> Settings:
             value = text
         values[name] = tuple(value) if isinstance(value, list) else value
     return values
-
-
-def format_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Returns what `parse_settings` reads."""
-    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]

@@ -124,9 +124,9 @@ def test_a_stage_that_fails_stops_the_suite(tmp_path: Path, monkeypatch: pytest.
     [
         ({"tasks": ("chess",)}, "unknown task 'chess'"),
         ({"preset": "huge"}, "--preset must be one of laptop, paper"),
-        ({"seeds": (0, 0)}, "--seeds needs at least one, and none twice; got 0 0"),
+        ({"seeds": (0, 0)}, "expected at least one seed, and none twice; got 0, 0"),
         ({"seeds": (-1,)}, "--seeds must not be negative"),
-        ({"agents": ()}, "--agents needs at least one"),
+        ({"agents": ()}, "expected at least one agent, and none twice"),
         ({"agents": ("nonsense",)}, "unknown agent 'nonsense'; expected all, or some of: lewm, "),
         ({"agents": ("random",)}, "unknown agent 'random'"),
         ({"episodes": 1}, "--episodes must be at least 2, got 1"),

@@ -86,7 +86,7 @@ def test_an_interrupted_call_keeps_what_is_finished_in_the_table(finished, monke
     def interrupt(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Compare, "do", interrupt)
+    monkeypatch.setattr(trials.Trial, "result", interrupt)
     with pytest.raises(KeyboardInterrupt):
         command(finished, "--steps", "2", "two_room/lewm=1")
     table = json.loads((finished / "out" / "compare.json").read_text())

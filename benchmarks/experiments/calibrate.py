@@ -6,7 +6,6 @@ import dataclasses
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from agents.run import train_run
+from benchmarks.speed.timing import time_once
 from lewm_gym import checkpoint, training
 
 WARM_UP_STEPS = 5
@@ -82,10 +82,9 @@ def _seconds_per_choice(agent: Any) -> float:
     if agent.proprioception:
         sensed = np.zeros(agent.model.config.proprioception_size, np.float32)
         obs |= {"proprioception": sensed, "goal_proprioception": sensed}
-    times = []
-    for _ in range(3):
+
+    def choose() -> float:
         agent.reset([0])
-        start = time.perf_counter()
-        agent.act(obs)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        return time_once(lambda: agent.act(obs), "cpu")
+
+    return min(choose() for _ in range(3))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +21,14 @@ import torch
 from agents import agent_class, agent_title, learning, references
 from agents.devices import choose_device
 from benchmarks.experiments.calibrate import Calibration, calibrate
-from benchmarks.experiments.references import make_reference
-from benchmarks.experiments.trial import Trial, describe, mean_of, minutes_of
-from benchmarks.options import OnDevice, Training
+from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of
+from benchmarks.options import BUDGET_MIN, OnDevice, Training
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.published import of_paper, offset_steps
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Block, Cell, Mark, Section, Table, duration, percents, strong, task_title, theirs
 from lewm_gym import checkpoint
-from lewm_gym.commands import argument, format_settings, option, parse_settings
+from lewm_gym.commands import argument, option, parse_settings
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.files import make_folder, read_json
 from lewm_gym.nn import dino
@@ -38,55 +37,11 @@ from lewm_gym.progress import Bars
 from lewm_gym.results import Clock, Json, Record, Result, write_json
 from lewm_gym.training import TrainingDiverged
 
-BUDGET_MIN = 10.0
 EVALUATION_SEED = 0
 TOLD_BY = {"seed": "--seeds", "steps": "--steps or --budget-min"}  # which say what the settings may not
 ANEW = "delete it, and it is made anew"  # what to do with a damaged file of a comparison
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A dataset with the pairs of its task that agents are measured on, the first `n_pairs` of them."""
-
-    dataset: Dataset
-    pairs: PairSet
-    n_pairs: int
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-        return self.dataset.task
-
-    @property
-    def budget_steps(self) -> int:
-        """Environment steps allowed for a pair."""
-        return 2 * self.pairs.offset_steps
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """One training and its evaluation, or one reference's.
-
-    Attributes:
-        scene: Dataset and pairs.
-        agent: Its name.
-        seed: Of the training; None for a reference.
-        steps: Optimiser steps; None for a reference.
-        calibration: None where there was nothing to time.
-    """
-
-    scene: Scene
-    agent: str
-    seed: int | None = None
-    steps: int | None = None
-    calibration: Calibration | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder and of the result file."""
-        parts = [self.scene.task, self.agent]
-        return "-".join(parts if self.seed is None else [*parts, f"{self.steps}steps", f"seed{self.seed}"])
+Scene = tuple[Dataset, PairSet]  # a dataset, and the pairs of its task that agents are measured on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,30 +148,30 @@ class Compare(Training, OnDevice, Measurement):
             OSError: If a dataset is missing, or a folder cannot be written.
         """
         scenes, shown, clock = self.scenes(), shown or Bars(disable=True), Clock()
-        self._check_out({scene.task for scene in scenes})
+        self._check_out({dataset.task for dataset, _ in scenes})
         calibrations = Calibrations(self)
         say(self.expected_cost(scenes, calibrations))
         if self.dry_run:
             return []
         for folder in (self.runs, self.out):
             make_folder(folder)
-        entrants = list(self.entrants(scenes, calibrations, shown))
-        results = {one.name: found for one in entrants if (found := self.trial(one).known()) is not None}
-        say(cost([one for one in entrants if one.name not in results], len(entrants)))
+        trials = list(self.trials(scenes, calibrations, shown))
+        results = {one.name: found for one in trials if (found := one.known()) is not None}
+        say(self.cost([one for one in trials if one.name not in results], len(trials), calibrations))
         diverged: dict[str, str] = {}
-        self.tabulate(entrants, results, diverged, clock)
-        for number, one in enumerate(entrants, start=1):
+        self.tabulate(trials, results, diverged, clock, calibrations)
+        for number, one in enumerate(trials, start=1):
             if one.name in results:
                 continue
-            say(f"[{number}/{len(entrants)}] {one.name}")
+            say(f"[{number}/{len(trials)}] {one.name}")
             try:
-                results[one.name] = self.do(one, shown)
+                results[one.name] = one.result(shown)
             except TrainingDiverged as error:  # the others are still worth their time
                 say(f"  {error}")
                 diverged[one.name] = str(error)
-            self.tabulate(entrants, results, diverged, clock)
+            self.tabulate(trials, results, diverged, clock, calibrations)
         say(self.show(Record.load(self.path)).text())
-        return [results[one.name] for one in entrants if one.name in results]
+        return [results[one.name] for one in trials if one.name in results]
 
     def scenes(self) -> list[Scene]:
         """Returns the datasets with their pairs.
@@ -226,56 +181,44 @@ class Compare(Training, OnDevice, Measurement):
             ValueError: If two are of the same task, or there are no pairs at the distance, or not as many; if steps
                 are given for a task of which there is no dataset, or a setting does not fit.
         """
-        scenes: list[Scene] = []
+        scenes: dict[str, Scene] = {}
         for folder in self.datasets:
             dataset = Dataset.open(folder)
-            if dataset.task in [scene.task for scene in scenes]:
+            if dataset.task in scenes:
                 raise ValueError(f"{folder} is a second dataset of {dataset.task}: compare them in two calls")
             pairs = load_shipped(dataset.task, self.offset)
-            wanted = len(pairs.pairs) if self.n_pairs is None else self.n_pairs
-            if wanted > len(pairs.pairs):
-                raise ValueError(f"--n-pairs must be within 1 and {len(pairs.pairs)}, got {wanted}")
-            scenes.append(Scene(dataset, pairs, wanted))
-        tasks = [scene.task for scene in scenes]
+            check_count(self.n_pairs, pairs)
+            scenes[dataset.task] = dataset, pairs
         for key in self.given_steps:
-            if "/" in key and key.rpartition("/")[0] not in tasks:
-                raise ValueError(f"steps of {key!r}, but the datasets are of {', '.join(tasks)}")
-        for scene in scenes:
+            if "/" in key and key.rpartition("/")[0] not in scenes:
+                raise ValueError(f"steps of {key!r}, but the datasets are of {', '.join(scenes)}")
+        for scene in scenes.values():
             for agent in self.names:  # now, not when its turn comes after hours
-                trial = self.trial(Entrant(scene, agent, self.seeds[0], 1))
-                replace(trial, run=self.out / "no such folder").is_trained()
-        return scenes
+                replace(self.trial(scene, agent, self.seeds[0], 1), run=self.out / "no such folder").is_trained()
+        return list(scenes.values())
 
-    def entrants(self, scenes: list[Scene], calibrations: Calibrations, shown: Any) -> Iterator[Entrant]:
-        """Yields all entrants, references first, calibrating where it has not been done."""
+    def trials(self, scenes: list[Scene], calibrations: Calibrations, shown: Any) -> Iterator[Trial]:
+        """Yields all trials, references first, calibrating where it has not been done."""
         for scene in scenes:
-            yield from (Entrant(scene, name) for name in references())
+            dataset = scene[0]
+            yield from (self.trial(scene, name) for name in references())
             for agent in self.names:
-                given, timed = self.steps_of(scene.task, agent), calibrations.known(scene, agent)
+                given, timed = self.steps_of(dataset.task, agent), calibrations.known(dataset, agent)
                 if timed is None and given is None:
                     on_load = lambda n, of, a=agent: shown(f"load for {a}", n, of, "episode")  # noqa: E731
-                    timed = calibrations.measure(scene, agent, on_load)
+                    timed = calibrations.measure(dataset, agent, on_load)
                 steps = given or timed.steps_within(self.minutes)  # type: ignore[union-attr]  # one of them is there
-                yield from (Entrant(scene, agent, seed, steps, timed) for seed in self.seeds)
+                yield from (self.trial(scene, agent, seed, steps) for seed in self.seeds)
 
-    def trial(self, one: Entrant) -> Trial:
-        """Returns the training and evaluation of an entrant; for a reference, other pairs are another run."""
-        name = f"{one.name}-{self.offset}" + ("" if self.n_pairs is None else f"-{self.n_pairs}pairs")
-        settings = (
-            {} if one.seed is None else {**self.by_agent.get(one.agent, {}), "seed": one.seed, "steps": one.steps}
-        )
-        run = self.runs / (name if one.seed is None else one.name)
+    def trial(self, scene: Scene, agent: str, seed: int | None = None, steps: int | None = None) -> Trial:
+        """Returns the training and evaluation of an agent; of a reference, where other pairs are another run."""
+        dataset, pairs = scene
+        settings = {} if seed is None else {**self.by_agent.get(agent, {}), "seed": seed, "steps": steps}
+        run = f"{dataset.task}-{agent}" + ("" if seed is None else f"-{steps}steps-seed{seed}")
+        out = f"{run}-{self.offset}" + ("" if self.n_pairs is None else f"-{self.n_pairs}pairs")
         asked = {"n_pairs": self.n_pairs, "seed": EVALUATION_SEED, "workers": 1}
-        return Trial(one.agent, one.scene.dataset, self.preset, settings, run, self.out / f"{name}.json",
-                     one.scene.pairs, asked, self.device)  # fmt: skip
-
-    def do(self, one: Entrant, shown: Any) -> Result:
-        """Returns the result of an entrant, trained and measured now."""
-        trial, scene = self.trial(one), one.scene
-        if one.seed is None:
-            pairs = scene.pairs.pairs[: scene.n_pairs]
-            make_reference(one.agent, trial.run, scene.task, pairs, EVALUATION_SEED, scene.budget_steps)
-        return trial.result(shown)
+        return Trial(agent, dataset, self.preset, settings, self.runs / (out if seed is None else run),
+                     self.out / f"{out}.json", pairs, asked, self.device)  # fmt: skip
 
     def _check_out(self, tasks: set[str]) -> None:
         """Refuses to write over a comparison of tasks that this one does not have."""
@@ -294,69 +237,80 @@ class Compare(Training, OnDevice, Measurement):
 
     def expected_cost(self, scenes: Sequence[Scene], calibrations: Calibrations) -> str:
         """Returns what the whole will cost at most, before anything is timed."""
-        n = len(scenes) * len(self.names) * len(self.seeds)
-        data = ", ".join(f"{scene.dataset.folder} ({scene.dataset.n_episodes} episodes)" for scene in scenes)
-        lines = [f"{n} trainings: {', '.join(self.names)}; seeds {', '.join(map(str, self.seeds))}; on {data}"]
+        data = ", ".join(f"{dataset.folder} ({dataset.n_episodes} episodes)" for dataset, _ in scenes)
+        count = len(scenes) * len(self.names) * len(self.seeds)
+        lines = [f"{count} trainings: {', '.join(self.names)}; seeds {', '.join(map(str, self.seeds))}; on {data}"]
         if self.given_steps:
             given = ", ".join(f"{key or 'each'} {steps}" for key, steps in self.given_steps.items())
             lines.append(f"training: optimiser steps as given ({given})")
-        limited = [(s, agent) for s in scenes for agent in self.names if self.steps_of(s.task, agent) is None]
+        limited = [(d, agent) for d, _ in scenes for agent in self.names if self.steps_of(d.task, agent) is None]
         if limited:
             n = len(limited) * len(self.seeds)
             lines.append(f"training: {n} x {self.minutes:g} min = {duration(60 * n * self.minutes)}")
-        unknown = [f"{scene.task}/{agent}" for scene, agent in limited if calibrations.known(scene, agent) is None]
+        unknown = [f"{data.task}/{agent}" for data, agent in limited if calibrations.known(data, agent) is None]
         if unknown:
             lines.append(f"calibration first, under a minute each: {', '.join(unknown)}")
-        pairs = ", ".join(f"{scene.n_pairs} pairs of {scene.task}" for scene in scenes)
+        pairs = ", ".join(f"{self.n_pairs or len(pairs.pairs)} pairs of {pairs.task}" for _, pairs in scenes)
         lines.append(f"evaluation of each on {pairs}, {self.offset} steps apart, beside {', '.join(references())}")
+        return "\n".join(lines)
+
+    def cost(self, left: Sequence[Trial], count: int, calibrations: Calibrations) -> str:
+        """Returns what is left of `count` trials will cost, by agent and in all, as timed."""
+        lines, total = [], 0.0
+        for (task, agent), mine in grouped(left).items():
+            timed = calibrations.known(mine[0].dataset, agent)
+            if mine[0].steps is None or timed is None:
+                continue
+            training = mine[0].steps * timed.seconds_per_step
+            evaluation = timed.evaluation_seconds(mine[0].n_pairs, 2 * self.offset)
+            total += len(mine) * (training + evaluation)
+            lines.append(
+                f"  {f'{task}/{agent}':22} {len(mine)} x ({mine[0].steps:,} steps, {duration(training)}; "
+                f"evaluation up to {duration(evaluation)})"
+            )
+        lines.append(f"left to do: {len(left)} of {count}, about {duration(total)} as timed here, loading aside")
         return "\n".join(lines)
 
     # The record ----------------------------------------------------------------------------------------------
 
     def tabulate(
-        self, entrants: Sequence[Entrant], results: Mapping[str, Result], diverged: Mapping[str, str], clock: Clock
-    ) -> None:
+        self, trials: Sequence[Trial], results: Mapping[str, Result], diverged: Mapping[str, str], clock: Clock,
+        calibrations: Calibrations,
+    ) -> None:  # fmt: skip
         """Writes what there is so far, as JSON and as Markdown."""
-        groups: dict[tuple[str, str], list[Entrant]] = {}
-        for one in entrants:
-            if one.name in results:
-                groups.setdefault((one.scene.task, one.agent), []).append(one)
-        rows = [self._row(group, [results[one.name] for one in group]) for group in groups.values()]
-        missing = len(entrants) - len(results) - len(diverged)
+        rows = []
+        for (task, agent), mine in grouped(one for one in trials if one.name in results).items():
+            seeds = describe([results[one.name] for one in mine])
+            for seed, one in zip(seeds, mine, strict=True):
+                seed["seed"] = one.settings.get("seed")
+            mean, std = mean_of(seeds)
+            timed = calibrations.known(mine[0].dataset, agent) if mine[0].steps else None
+            trained = "trained along" if mine[0].steps else None
+            row = {
+                "task": task,
+                "agent": agent,
+                "features": results[mine[0].name].run["description"].get("features", trained),
+                "steps": mine[0].steps,
+                "calibration": None if timed is None else timed.to_json(),
+                "success_mean": mean,
+                "success_std": std,
+                "seeds": seeds,
+                "published": of_paper(task, agent) if self.offset == offset_steps() else None,
+            }
+            rows.append(row)
+        missing = len(trials) - len(results) - len(diverged)
         body = {"options": self.to_json(), "repeat": self.repeat(rows), "rows": rows, "missing": missing}
         record = self.save({**body, "diverged": dict(diverged)}, clock)
         section = self.show(record)
         text = f"# {section.title}\n\n{section.markdown(self.out)}\n"
         checkpoint.write_atomically(self.out / "compare.md", text.encode())
 
-    def _row(self, group: Sequence[Entrant], results: Sequence[Result]) -> Json:
-        first, seeds = group[0], describe(results)
-        for seed, one in zip(seeds, group, strict=True):
-            seed["seed"] = one.seed
-        mean, std = mean_of(seeds)
-        features = results[0].run["description"].get("features", None if first.seed is None else "trained along")
-        return {
-            "task": first.scene.task,
-            "agent": first.agent,
-            "features": features,
-            "steps": first.steps,
-            "calibration": None if first.calibration is None else first.calibration.to_json(),
-            "success_mean": mean,
-            "success_std": std,
-            "seeds": seeds,
-            "published": of_paper(first.scene.task, first.agent) if self.offset == offset_steps() else None,
-        }
-
     def repeat(self, rows: Sequence[Json]) -> str:
         """Returns the command that repeats the comparison elsewhere, without calibration."""
-        steps = [f"{row['task']}/{row['agent']}={row['steps']}" for row in rows if row["steps"] is not None]
-        words = [*map(str, self.datasets), "--agents", *self.names, "--seeds", *map(str, self.seeds)]
-        words += ["--preset", self.preset, "--offset", str(self.offset), *(["--steps", *steps] if steps else [])]
-        words += ["--threads", str(torch.get_num_threads())]
-        words += [] if self.n_pairs is None else ["--n-pairs", str(self.n_pairs)]
-        settings = [f"{agent}.{text}" for agent, values in self.by_agent.items() for text in format_settings(values)]
-        words += ["--set", *settings] if settings else []
-        return f"python -m benchmarks compare {shlex.join(words)}"
+        steps = tuple(f"{row['task']}/{row['agent']}={row['steps']}" for row in rows if row["steps"] is not None)
+        again = replace(self, agents=self.names, steps=steps, threads=torch.get_num_threads())
+        told = again.words("agents", "seeds", "preset", "offset", "steps", "threads", "n_pairs", "settings")
+        return f"python -m benchmarks compare {shlex.join(told)}"
 
     @staticmethod
     def show(record: Record) -> Section:
@@ -423,6 +377,14 @@ def named_agents(asked: Sequence[str], settings: Mapping[str, Mapping[str, Any]]
     return tuple(dict.fromkeys("random_vit" if name == "dino_wm" else name for name in names))
 
 
+def grouped(trials: Iterable[Trial]) -> dict[tuple[str, str], list[Trial]]:
+    """Returns task and agent -> its trials, a training seed each."""
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for one in trials:
+        groups.setdefault((one.dataset.task, one.agent), []).append(one)
+    return groups
+
+
 class Calibrations:
     """The calibrations of a comparison, on disk: what was timed once is used again."""
 
@@ -431,54 +393,31 @@ class Calibrations:
         self._comparison = comparison
         self._known = read_json(self.path, ANEW) if self.path.is_file() else {}
 
-    def known(self, scene: Scene, agent: str) -> Calibration | None:
+    def known(self, dataset: Dataset, agent: str) -> Calibration | None:
         """Returns the calibration of an agent on a dataset, None if it has not been timed under these conditions.
 
         Raises:
             ValueError: If the file holds something else.
         """
-        entry = self._known.get(f"{scene.task}/{agent}")
+        entry = self._known.get(f"{dataset.task}/{agent}")
         if entry is None:
             return None
         try:
-            return Calibration(**entry["timed"]) if entry["of"] == self._conditions(scene, agent) else None
+            return Calibration(**entry["timed"]) if entry["of"] == self._conditions(dataset, agent) else None
         except (KeyError, TypeError):
-            raise ValueError(f"{self.path} holds no calibration of {scene.task}/{agent}: {ANEW}") from None
+            raise ValueError(f"{self.path} holds no calibration of {dataset.task}/{agent}: {ANEW}") from None
 
-    def measure(self, scene: Scene, agent: str, on_load: Any) -> Calibration:
-        """Returns the same, timed now if it has to be."""
-        asked, folder = self._comparison, scene.dataset.folder
+    def measure(self, dataset: Dataset, agent: str, on_load: Any) -> Calibration:
+        """Returns the same, timed now."""
+        asked, conditions = self._comparison, self._conditions(dataset, agent)
         settings = asked.by_agent.get(agent, {})
-        made = calibrate(agent_class(agent), folder, asked.preset, settings, asked.device, on_load).to_json()
-        self._known[f"{scene.task}/{agent}"] = {"of": self._conditions(scene, agent), "timed": made}
+        timed = calibrate(agent_class(agent), dataset.folder, asked.preset, settings, asked.device, on_load).to_json()
+        self._known[f"{dataset.task}/{agent}"] = {"of": conditions, "timed": timed}
         write_json(self.path, self._known)
-        return Calibration(**made)
+        return Calibration(**timed)
 
-    def _conditions(self, scene: Scene, agent: str) -> Json:
-        conditions = {
-            "dataset": scene.dataset.content_hash,
-            "preset": self._comparison.preset,
-            "settings": self._comparison.by_agent.get(agent, {}),
-            "device": self._comparison.device,
-            "threads": torch.get_num_threads(),
-        }
+    def _conditions(self, dataset: Dataset, agent: str) -> Json:
+        asked = self._comparison
+        conditions = {"dataset": dataset.content_hash, "preset": asked.preset, "device": asked.device}
+        conditions |= {"settings": asked.by_agent.get(agent, {}), "threads": torch.get_num_threads()}
         return dict(json.loads(json.dumps(conditions)))
-
-
-def cost(left: Sequence[Entrant], n_entrants: int) -> str:
-    """Returns what the entrants that are left will cost, by agent and in all, as timed."""
-    trained = [one for one in left if one.calibration is not None]
-    lines, total = [], 0.0
-    for key in dict.fromkeys((one.scene.task, one.agent) for one in trained):
-        mine = [one for one in trained if (one.scene.task, one.agent) == key]
-        first = mine[0]
-        assert first.calibration is not None and first.steps is not None
-        training = first.steps * first.calibration.seconds_per_step
-        evaluation = first.calibration.evaluation_seconds(first.scene.n_pairs, first.scene.budget_steps)
-        total += len(mine) * (training + evaluation)
-        lines.append(
-            f"  {'/'.join(key):22} {len(mine)} x ({first.steps:,} steps, {duration(training)}; "
-            f"evaluation up to {duration(evaluation)})"
-        )
-    lines.append(f"left to do: {len(left)} of {n_entrants}, about {duration(total)} as timed here, loading aside")
-    return "\n".join(lines)

@@ -10,6 +10,7 @@ have no chance in them, so its actions lead through the same states in the one t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from lewm_gym.pairs import stream_seed
 def make_reference(
     name: str, folder: str | Path, task: str, pairs: Sequence[PairLike], seed: int, budget_steps: int
 ) -> Path:
-    """Writes the run folder of a reference, that `benchmarks.measure.measure` evaluates; returns it.
+    """Writes the run folder of a reference, that `plan` measures; returns it.
 
     Args:
         name: One that `agents.references` lists.
@@ -59,17 +60,9 @@ def expert_actions(task: str, pairs: Sequence[PairLike], seed: int, budget_steps
     """Returns what the collector's policy does to get from each pair's start to its goal, each (steps, action_size)."""
     env: Any = make_env(task)
     env.draw_observations = False  # the policy looks at states
-    try:
-        return [
-            pursue(
-                make_pursuer(task),
-                env,
-                pair.start_state,
-                pair.goal_state,
-                np.random.default_rng([seed, index]),
-                budget_steps,
-            )[0]
-            for index, pair in enumerate(pairs)
-        ]
-    finally:
-        env.close()
+    plans = []
+    with contextlib.closing(env):
+        for index, pair in enumerate(pairs):
+            rng = np.random.default_rng([seed, index])
+            plans.append(pursue(make_pursuer(task), env, pair.start_state, pair.goal_state, rng, budget_steps)[0])
+    return plans

@@ -7,14 +7,13 @@ the budget allows; a model that cannot afford as many is left out at that budget
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from torch.utils.flop_counter import FlopCounterMode
 
 from agents import agent_title, load_agent
 from agents.planning import PRECISIONS
@@ -23,13 +22,15 @@ from benchmarks.evaluation.evaluate import ActClock, evaluate
 from benchmarks.evaluation.protocols import Asked, Job, make_job
 from benchmarks.evaluation.run import Plan, counter, load_description, planner_of, weights_hash
 from benchmarks.options import Evaluating
+from benchmarks.report.plots import rate_series
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, percent, task_title
+from benchmarks.speed.timing import flops_of, in_turn
 from lewm_gym.commands import Command, argument, option
 from lewm_gym.paired import Difference, compare
 from lewm_gym.planning import PLANNERS
 from lewm_gym.planning.budget import FEWEST_ELITES
-from lewm_gym.plots import Panel, Series, figure_of
+from lewm_gym.plots import Panel, figure_of
 from lewm_gym.progress import Bars
 from lewm_gym.results import Clock, Json, Rate, Record, Result
 
@@ -89,16 +90,11 @@ class Tradeoff(Evaluating, Measurement):
             if name not in PLANNERS:
                 raise ValueError(f"unknown planner {name!r}; expected some of: {', '.join(PLANNERS)}")
 
-    def searches(self) -> Iterator[tuple[str, Any]]:
-        """Yields planner and settings of each search, the cheap ones first; of a planner without a budget one."""
-        found: list[Any] = []
-        for iterations in sorted(self.iterations):
-            for candidates in sorted(self.candidates):
-                for name in self.planners:
-                    search = PLANNERS[name][1]().with_budget(candidates, iterations)
-                    if (name, search) not in found:
-                        found.append((name, search))
-        yield from found
+    def searches(self) -> list[tuple[str, Any]]:
+        """Returns planner and settings of each search, the cheap ones first; of a planner without a budget one."""
+        grid = itertools.product(sorted(self.iterations), sorted(self.candidates), self.planners)
+        found = [(name, PLANNERS[name][1]().with_budget(candidates, rounds)) for rounds, candidates, name in grid]
+        return [search for place, search in enumerate(found) if search not in found[:place]]
 
     def measure(self, bars: Any) -> Json:
         """Returns the success and the latency of each search."""
@@ -108,21 +104,21 @@ class Tradeoff(Evaluating, Measurement):
             "agent": description["agent"],
             "preset": description.get("preset"),
             "weights": weights_hash(self.run),
-            "episodes": len(job.pairs),
-            **job.identity(),
         }
+        identity |= {"episodes": len(job.pairs), **job.identity()}
+        points = self._known_points(identity)
         body: Json = {"run": str(self.run), "task": job.task.name, "offset_steps": job.offset_steps}
-        body |= {"identity": identity, "points": self._known_points(identity)}
+        body |= {"identity": identity, "points": points}
         observation = subject.first_observation()
         for planner, search in self.searches():
             usual = subject.agent.planning.changed({"planner": planner})
             planning = replace(usual, search=search, precision=self.precision)
             settings = {"planner": planner, "precision": self.precision, **asdict(search)}
-            if any(point["settings"] == settings for point in body["points"]):
+            if any(point["settings"] == settings for point in points):
                 continue
             seconds = _latency(subject.agent.with_planning(planning), observation)
             success, _ = subject.measure(planning, name_of(settings), bars)
-            body["points"].append({"settings": settings, "seconds_per_plan": seconds, "success": success})
+            points.append({"settings": settings, "seconds_per_plan": seconds, "success": success})
             self.save(body, clock)
         return body
 
@@ -133,24 +129,20 @@ class Tradeoff(Evaluating, Measurement):
         known = Record.load(self.path, self.kind)
         if known.get("identity") != identity:
             raise ValueError(f"{self.path} holds another measurement: give another --out, or remove it")
-        points: list[Json] = known["points"]
-        return points
+        return list(known["points"])
 
     @staticmethod
     def show(record: Record) -> Section:
         """Returns a row for each search, and success against latency, a colour per planner."""
         rows: list[list[Cell]] = []
         series = []
-        for colour, planner in enumerate(dict.fromkeys(point["settings"]["planner"] for point in record["points"])):
+        for planner in dict.fromkeys(point["settings"]["planner"] for point in record["points"]):
             mine = [point for point in record["points"] if point["settings"]["planner"] == planner]
             mine.sort(key=lambda point: point["seconds_per_plan"])
             milliseconds = [1000 * point["seconds_per_plan"] for point in mine]
-            rows += [
-                [name_of(point["settings"]), f"{ms:,.0f} ms", percent(point["success"])]
-                for ms, point in zip(milliseconds, mine, strict=True)
-            ]
-            rate, low, high = ([100 * point["success"][key] for point in mine] for key in ("rate", "low", "high"))
-            series.append(Series(planner, milliseconds, rate, low, high, colour, "o"))
+            for ms, point in zip(milliseconds, mine, strict=True):
+                rows.append([name_of(point["settings"]), f"{ms:,.0f} ms", percent(point["success"])])
+            series.append(rate_series(planner, milliseconds, [point["success"] for point in mine], len(series)))
         text = (
             f"The same weights under every search, on the same {record['identity']['episodes']:,} pairs, "
             f"{record['offset_steps']} steps apart; a plan for one environment, median of five. Brackets hold Wilson "
@@ -164,12 +156,7 @@ class Tradeoff(Evaluating, Measurement):
 
 def _latency(agent: Any, observation: Any) -> float:
     """Returns the median seconds of a plan."""
-    times = []
-    for _ in range(TIMED_PLANS + 1):  # the first warms up
-        begun = time.perf_counter()
-        agent.plan(observation)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    return statistics.median(in_turn({"plan": lambda: agent.plan(observation)}, TIMED_PLANS, agent.device)["plan"])
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
@@ -210,12 +197,8 @@ def cost_of_plan(agent: Any, obs: Any) -> Cost:
         agent: A planning agent.
         obs: One observation.
     """
-    counts = []
-    for n_samples in (MIN_SAMPLES, 2 * MIN_SAMPLES):
-        searcher = agent.with_planning(cem(n_samples, 1))
-        with FlopCounterMode(display=False) as tally:
-            searcher.plan(obs)
-        counts.append(float(tally.get_total_flops()))
+    searchers = [agent.with_planning(cem(n_samples, 1)) for n_samples in (MIN_SAMPLES, 2 * MIN_SAMPLES)]
+    counts = [flops_of(partial(searcher.plan, obs)) for searcher in searchers]
     per_candidate = (counts[1] - counts[0]) / MIN_SAMPLES
     return Cost(counts[0] - MIN_SAMPLES * per_candidate, per_candidate)
 
@@ -277,16 +260,14 @@ class EqualFlops(Evaluating, Measurement):
         rows: list[list[Cell]] = []
         series = []
         for colour, model in enumerate(record["models"]):
-            name = agent_title(model["agent"])
+            name, measured = agent_title(model["agent"]), [point for point in model["points"] if point["success"]]
             for point in model["points"]:
-                rate = point["success"]
-                plan = f"{1000 * point['seconds_per_plan']:,.0f} ms" if rate else ""
+                plan = f"{1000 * point['seconds_per_plan']:,.0f} ms" if point["success"] else ""
                 size = [f"{point['flops']:.2g}", str(max(0, point["n_samples"]))]
-                rows.append([name, *size, percent(rate) or "cannot afford it", plan])
-            measured = [point for point in model["points"] if point["success"]]
-            rate, low, high = ([100 * point["success"][key] for point in measured] for key in ("rate", "low", "high"))
+                rows.append([name, *size, percent(point["success"]) or "cannot afford it", plan])
             if measured:
-                series.append(Series(name, [p["flops"] / 1e9 for p in measured], rate, low, high, colour, "o"))
+                flops, rates = [p["flops"] / 1e9 for p in measured], [p["success"] for p in measured]
+                series.append(rate_series(name, flops, rates, colour))
         text = (
             f"Each model plans by CEM with {record['iterations']} iterations and as many candidates as the budget "
             "allows; operations are those of matrix products and convolutions, counted. Brackets hold Wilson 95 % "

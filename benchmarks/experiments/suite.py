@@ -11,23 +11,24 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from agents import agent_class, learning
+from agents import agent_class
 from benchmarks.evaluation.run import weights_hash
-from benchmarks.options import Training
+from benchmarks.options import BUDGET_MIN, Training
+from benchmarks.registry import load_command
 from benchmarks.report.tables import duration
 from lewm_gym.commands import option
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.format import MANIFEST_NAME
 from lewm_gym.data.writer import PARTS
-from lewm_gym.nn import dino
 from lewm_gym.results import Record
 from lewm_gym.tasks import TASKS, Task, get_task
 
 PRESETS = ("laptop", "paper")
-BUDGET_MIN = 10.0
 #: The agent whose runs are also measured at other distances, by the published protocol, and for what they know.
 SUBJECT = "lewm"
 Say = Callable[[str], object]
@@ -73,22 +74,25 @@ class Suite(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, values in (("tasks", self.tasks), ("agents", self.agents), ("seeds", self.seeds)):
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"--{name} needs at least one, and none twice; got {' '.join(map(str, values))}")
         if self.tasks == ("all",):
             object.__setattr__(self, "tasks", tuple(TASKS))
         for task in self.tasks:
             get_task(task)
-        known = learning()
-        for agent in self.agents:
-            if agent not in known and self.agents != ("all",):
-                raise ValueError(f"unknown agent {agent!r}; expected all, or some of: {', '.join(known)}")
         if self.budget_min is not None and self.steps is not None:
             raise ValueError("give --budget-min or --steps, not both")
-        for text in self.settings:
-            if "=" not in text or "." not in text.partition("=")[0]:
-                raise ValueError(f"--set takes AGENT.NAME=VALUE, got {text!r}")
+        _ = self.compared  # raises where the options do not fit
+
+    @cached_property
+    def compared(self) -> Any:
+        """The command that trains and evaluates every agent on every task with every seed."""
+        names = ("agents", "seeds", "preset", "n_pairs", "settings", "runs", "out")
+        given = {name: getattr(self, name) for name in names} | {"budget_min": self.minutes}
+        command = load_command("compare")(datasets=tuple(self.data / name for name in self.tasks), **given)
+        if self.minutes is not None:
+            return command
+        presets = {name: agent_class(name).presets[self.preset] for name in command.names}
+        steps = {name: self.steps or preset.training.steps for name, preset in presets.items()}
+        return replace(command, steps=tuple(f"{name}={count}" for name, count in steps.items()))
 
     @property
     def minutes(self) -> float | None:
@@ -100,11 +104,6 @@ class Suite(Training):
     def episodes_of(self, task: Task) -> int:
         """Returns how many episodes a dataset gets that has to be collected."""
         return self.episodes or (task.collect_episodes if self.preset == "paper" else task.laptop_episodes)
-
-    def trainings(self) -> tuple[str, ...]:
-        """Returns the names of the agents that are trained: of all, `dino_wm` or what stands in for it."""
-        left_out = "random_vit" if dino.available() else "dino_wm"
-        return tuple(n for n in learning() if n != left_out) if self.agents == ("all",) else self.agents
 
     def __call__(self) -> int:
         """Runs the suite."""
@@ -140,27 +139,15 @@ class Suite(Training):
 
     def comparison(self) -> Stage:
         """Returns what trains and evaluates every agent on every task with every seed."""
-        words = ["benchmarks", "compare", *(str(self.data / name) for name in self.tasks), "--agents", *self.agents]
-        words += ["--seeds", *map(str, self.seeds), "--preset", self.preset]
-        if self.minutes is not None:
-            words += ["--budget-min", f"{self.minutes:g}"]
-        else:
-            words += ["--steps", *(f"{agent}={steps}" for agent, steps in self.preset_steps().items())]
-        words += ["--runs", str(self.runs), "--out", str(self.out), *self._some]
-        words += ["--set", *self.settings] if self.settings else []
-        return Stage("train and evaluate", tuple(words))
-
-    def preset_steps(self) -> dict[str, int]:
-        """Returns the optimiser steps of each agent that is trained: those asked for, or its preset's."""
-        presets = {name: agent_class(name).presets for name in self.trainings()}
-        lacking = [name for name, known in presets.items() if self.preset not in known]
-        if lacking:
-            raise ValueError(f"no preset {self.preset!r} for {', '.join(lacking)}")
-        return {name: self.steps or known[self.preset].training.steps for name, known in presets.items()}
+        words = self.compared.words(
+            "agents", "seeds", "preset", "budget_min", "steps", "runs", "out", "n_pairs", "settings"
+        )
+        return Stage("train and evaluate", ("benchmarks", "compare", *words))
 
     def measuring(self) -> Iterator[Stage]:
         """Yields what is measured of the runs that the comparison left."""
-        runs = [(get_task(task), run) for task, agent, run in self._compared() if agent == SUBJECT]
+        trained = self._trained()
+        runs = [(get_task(task), run) for task, agent, run in trained if agent == SUBJECT]
         first = f"seed{self.seeds[0]}"
         for task, run in runs:
             data, weights = str(self.data / task.name), weights_hash(run)
@@ -170,8 +157,8 @@ class Suite(Training):
             words = ("plan", str(run), "--protocol", "official", "--dataset", data, *self._some)
             yield self._stage(f"{run.name}, the published protocol", words, f"{run.name}-official", weights)
         for task in map(get_task, self.tasks):
-            models = [run for name, agent, run in self._compared() if (name, agent) in
-                      ((task.name, SUBJECT), (task.name, "pldm")) and run.name.endswith(first)]  # fmt: skip
+            models = [run for name, agent, run in trained if name == task.name and agent in (SUBJECT, "pldm")]
+            models = [run for run in models if run.name.endswith(first)]
             if models:
                 paths, data = tuple(map(str, models)), str(self.data / task.name)
                 verbs = {"probe": (*paths, data), "rollout": (*paths, data), "straightness": paths, "curves": paths}
@@ -195,17 +182,15 @@ class Suite(Training):
     def _some(self) -> tuple[str, ...]:
         return () if self.n_pairs is None else ("--n-pairs", str(self.n_pairs))
 
-    def _compared(self) -> list[tuple[str, str, Path]]:
+    def _trained(self) -> list[tuple[str, str, Path]]:
         """Returns task, agent and run folder of each training, as the comparison lists them."""
-        path = self.out / "compare.json"
+        path = self.compared.path
+        rows = Record.load(path, "compare")["rows"] if path.is_file() else []
+        named = [(row, f"{row['task']}-{row['agent']}-{row['steps']}steps-seed") for row in rows if row["steps"]]
+        named = [(row, name) for row, name in named if row["task"] in self.tasks]
         return [
-            (
-                row["task"],
-                row["agent"],
-                self.runs / f"{row['task']}-{row['agent']}-{row['steps']}steps-seed{seed['seed']}",
-            )
-            for row in (Record.load(path, "compare")["rows"] if path.is_file() else [])
-            if row["steps"] is not None and row["task"] in self.tasks
+            (row["task"], row["agent"], self.runs / f"{name}{seed['seed']}")
+            for row, name in named
             for seed in row["seeds"]
         ]
 
@@ -217,7 +202,7 @@ class Suite(Training):
 
     def cost(self) -> str:
         """Returns what the suite will take, as far as it can be told before it starts."""
-        lines, agents = [], self.trainings()
+        lines, agents = [], self.compared.names
         for stage, task in zip(self.collection(), map(get_task, self.tasks), strict=True):
             folder, count = self.data / task.name, self.episodes_of(task)
             if stage.done:
@@ -230,7 +215,7 @@ class Suite(Training):
         if self.minutes is not None:
             lines.append(f"  {n} x {self.minutes:g} min of optimiser steps = {duration(60 * n * self.minutes)}")
         else:
-            steps = ", ".join(f"{agent} {count:,}" for agent, count in self.preset_steps().items())
+            steps = ", ".join(f"{agent} {count:,}" for agent, count in self.compared.given_steps.items())
             lines.append(f"  optimiser steps: {steps}")
         subjects = len(self.seeds) if SUBJECT in agents else 0
         further = sum(len(get_task(name).goal_offsets[1:]) for name in self.tasks) * subjects

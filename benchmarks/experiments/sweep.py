@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from agents import agent_class
-from benchmarks.experiments.trial import Trial, describe, mean_of, minutes_of
+from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of
 from benchmarks.options import OnDevice
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.published import sentence
@@ -46,6 +46,7 @@ class Sweep(Measurement, OnDevice):
     steps: int | None = option(None, "optimiser steps (default: the preset's)", least=1)
     settings: Settings = option({}, "other settings for all trainings", flag="--set")
     offset: int = option(25, "distance from start to goal (environment steps)", metavar="STEPS")
+    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
     runs: Path | None = option(None, "run folders (default: runs/<command>)", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -61,30 +62,25 @@ class Sweep(Measurement, OnDevice):
         """What is measured: names the record."""
         return [self.dataset]
 
+    @property
+    def shared(self) -> Settings:
+        """The settings of all trainings."""
+        return self.settings | ({} if self.steps is None else {"steps": self.steps})
+
     def head(self, pairs: PairSet) -> Json:
         """Returns what all trainings of the record share."""
-        count = getattr(self, "n_pairs", None) or len(pairs.pairs)
-        found = {"hash": pairs.content_hash, "count": count, "seed": pairs.seed}
-        settings = {**self.settings, **({} if self.steps is None else {"steps": self.steps})}
-        return {
-            "task": pairs.task,
-            "preset": self.preset,
-            "settings": settings,
-            "offset_steps": self.offset,
-            "pairs": found,
-        }
+        found = {"hash": pairs.content_hash, "count": self.n_pairs or len(pairs.pairs), "seed": pairs.seed}
+        shared = {"settings": self.shared, "offset_steps": self.offset, "pairs": found}
+        return {"task": pairs.task, "preset": self.preset, **shared}
 
     def results(self, name: str, settings: Mapping[str, Any], pairs: PairSet, bars: Any) -> list[Result]:
         """Returns the results of trainings with some settings, one for each seed."""
-        dataset = Dataset.open(self.dataset)
-        steps = {} if self.steps is None else {"steps": self.steps}
-        found = []
+        dataset, found = Dataset.open(self.dataset), []
+        asked = {"n_pairs": self.n_pairs, "strict": False}
         for seed in self.seeds:
             file = f"{pairs.task}-{name}-seed{seed}"
-            run = (self.runs or Path("runs", self.kind)) / file
-            out = self.path.with_suffix("") / f"{file}.json"
-            changed = {**self.settings, **steps, **settings, "seed": seed}
-            asked = {"n_pairs": getattr(self, "n_pairs", None), "strict": False}
+            run, out = (self.runs or Path("runs", self.kind)) / file, self.path.with_suffix("") / f"{file}.json"
+            changed = {**self.shared, **settings, "seed": seed}
             trial = Trial("lewm", dataset, self.preset, changed, run, out, pairs, asked, self.device)
             found.append(trial.result(bars))
         return found
@@ -146,7 +142,6 @@ class Ablate(Sweep):
     kind = "ablate"
 
     studies: tuple[str, ...] = option(("all",), "all, or names of the studies above")
-    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,8 +152,7 @@ class Ablate(Sweep):
     def measure(self, bars: Any) -> Json:
         """Returns a row for each variant; the record is written after each training."""
         pairs = load_shipped(Dataset.open(self.dataset).task, self.offset)
-        if self.n_pairs is not None and self.n_pairs > len(pairs.pairs):
-            raise ValueError(f"--n-pairs must be within 1 and {len(pairs.pairs)}, got {self.n_pairs}")
+        check_count(self.n_pairs, pairs)
         rows: list[Json] = []
         body, clock = {**self.head(pairs), "rows": rows}, Clock()
         studies = tuple(STUDIES) if self.studies == ("all",) else self.studies
@@ -206,7 +200,7 @@ class TuneLambda(Sweep):
     low: float = option(0.001, "lower bound of the weight")
     high: float = option(1.0, "upper bound of the weight")
     rounds: int = option(2, "rounds of bisection", least=0)
-    n_pairs: int = option(50, "tuning pairs", least=1)
+    n_pairs: int = option(50, "tuning pairs", least=1)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,14 +226,11 @@ class TuneLambda(Sweep):
     def show(record: Record) -> Section:
         """Returns success against the weight, the best in bold."""
         trials = record["trials"]
-        rows: list[list[Cell]] = [
-            [
-                strong(f"{trial['weight']:g}") if trial["weight"] == record["best"] else f"{trial['weight']:g}",
-                f"{100 * trial['success']:.1f}",
-                percents(trial["seeds"]),
-            ]
-            for trial in trials
-        ]
+        rows: list[list[Cell]] = []
+        for trial in trials:
+            weight = f"{trial['weight']:g}"
+            label = strong(weight) if trial["weight"] == record["best"] else weight
+            rows.append([label, f"{100 * trial['success']:.1f}", percents(trial["seeds"])])
         text = (
             f"Success on {record['pairs']['count']} tuning pairs, {record['offset_steps']} steps apart and of a seed "
             "of their own, for each weight of SIGReg that the bisection tried; preset "

@@ -11,6 +11,7 @@ from typing import Any
 from agents import agent_class
 from agents.run import is_finished, train_run
 from benchmarks.evaluation.run import Plan, weights_hash
+from benchmarks.experiments.references import make_reference
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.pairs import PairSet
@@ -19,13 +20,13 @@ from lewm_gym.results import Json, Result
 
 @dataclass(frozen=True)
 class Trial:
-    """An agent that is trained on a dataset and measured on pairs; of an agent that does not learn, the measure alone.
+    """An agent that is trained on a dataset and measured on pairs; of a reference, which does not learn, the measure.
 
     Attributes:
         agent: Name.
         dataset: What it learns from.
         preset: Of the agent.
-        settings: In place of the preset's, `seed` and `steps` among them.
+        settings: In place of the preset's, `seed` and `steps` among them; none of a reference.
         run: Run folder.
         out: File of the result.
         pairs: What it is measured on.
@@ -44,9 +45,29 @@ class Trial:
     device: str | None = None
 
     @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.run.name
+
+    @property
     def learns(self) -> bool:
         """Whether there is anything to train."""
         return hasattr(agent_class(self.agent), "presets")
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps, where the settings say them."""
+        return self.settings.get("steps")
+
+    @property
+    def n_pairs(self) -> int:
+        """How many of the pairs it is measured on."""
+        return self.asked.get("n_pairs") or len(self.pairs.pairs)
+
+    @property
+    def plan(self) -> Plan:
+        """The command that measures it."""
+        return Plan(**{"run": self.run, "out": self.out, "pairs": self.pairs, **self.asked})
 
     def is_trained(self) -> bool:
         """Returns whether the run folder holds the training, finished.
@@ -56,10 +77,6 @@ class Trial:
         """
         kind, settings = agent_class(self.agent), dict(self.settings)
         return is_finished(kind, self.dataset, self.run, self.preset, settings, self.device)
-
-    def plan(self) -> Plan:
-        """Returns the command that measures it."""
-        return Plan(**{"run": self.run, "out": self.out, "pairs": self.pairs, **self.asked})
 
     def known(self) -> Result | None:
         """Returns the stored result, None if it is missing or not what would be measured now.
@@ -71,9 +88,8 @@ class Trial:
             return None
         if not self.out.is_file() or not (self.run / checkpoint.DESCRIPTION).is_file():
             return None
-        result, plan = Result.load(self.out), self.plan()
-        n_pairs = plan.n_pairs or len(self.pairs.pairs)
-        wanted = (weights_hash(self.run), self.pairs.content_hash, n_pairs, plan.seed)
+        result = Result.load(self.out)
+        wanted = (weights_hash(self.run), self.pairs.content_hash, self.n_pairs, self.plan.seed)
         stored = (result.run["weights"], result.pairs["hash"], result.success.episodes, result.seed)
         return result if stored == wanted else None
 
@@ -82,13 +98,20 @@ class Trial:
         known = self.known()
         if known is not None:
             return known
-        agent = None
+        agent, plan = None, replace(self.plan, overwrite=True)
         if self.learns:
-            kind, folder = agent_class(self.agent), self.dataset.folder
-            agent = train_run(
-                kind, folder, self.run, self.preset, dict(self.settings), self.device, bars.on_log, bars.on_load
-            )
-        return replace(self.plan(), overwrite=True).measure(bars.on_episodes, agent)
+            kind, folder, settings = agent_class(self.agent), self.dataset.folder, dict(self.settings)
+            agent = train_run(kind, folder, self.run, self.preset, settings, self.device, bars.on_log, bars.on_load)
+        else:
+            pairs, budget = self.pairs.pairs[: self.n_pairs], plan.budget or 2 * self.pairs.offset_steps
+            make_reference(self.agent, self.run, self.dataset.task, pairs, plan.seed, budget)
+        return plan.measure(bars.on_episodes, agent)
+
+
+def check_count(n_pairs: int | None, pairs: PairSet) -> None:
+    """Refuses more pairs than there are."""
+    if n_pairs is not None and n_pairs > len(pairs.pairs):
+        raise ValueError(f"--n-pairs must be within 1 and {len(pairs.pairs)}, got {n_pairs}")
 
 
 def describe(results: Sequence[Result]) -> list[Json]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lewm_gym.plots import COLOURS, INK, LINE, QUIET, Figure
+from lewm_gym.plots import COLOURS, INK, LINE, QUIET, Figure, Series
 
 #: kind of a bar -> matplotlib's options
 LOOKS: dict[str, dict[str, Any]] = {
@@ -46,6 +46,12 @@ class Bar:
     def of(cls, label: str, rate: Mapping[str, Any], kind: str = "ours") -> Bar:
         """Returns the bar of a stored `Rate`."""
         return cls(label, rate["rate"], (rate["low"], rate["high"]), kind)
+
+
+def rate_series(label: str, x: Sequence[float], rates: Sequence[Mapping[str, Any]], colour: int) -> Series:
+    """Returns stored rates as dots with their intervals, in percent."""
+    y, low, high = ([100 * rate[key] for rate in rates] for key in ("rate", "low", "high"))
+    return Series(label, x, y, low, high, colour, "o")
 
 
 def bars(caption: str, rows: Sequence[Bar]) -> Figure:

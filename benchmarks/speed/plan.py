@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from agents import agent_class
 from agents.devices import choose_device
@@ -34,7 +33,7 @@ from benchmarks.options import Timing
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table
 from benchmarks.speed.reference import reference_rollout
-from benchmarks.speed.timing import HOW, against_plain, in_turn, milliseconds, where
+from benchmarks.speed.timing import HOW, against_plain, flops_of, in_turn, milliseconds, where
 from lewm_gym.commands import option
 from lewm_gym.planning import PLANNERS
 from lewm_gym.results import Clock, Json, Record
@@ -226,8 +225,8 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
     for how, plan in plans.items():
         first = statistics.median(times[f"{how}, once"]) if ratio > 1 else 0.0
         scaled = [(first + ratio * max(seconds - first, 0.0)) / job.n_envs for seconds in times[how]]
-        first_flops = _flops(once[how])
-        flops = float(first_flops + ratio * (_flops(plan) - first_flops)) / job.n_envs
+        first_flops = flops_of(once[how])
+        flops = float(first_flops + ratio * (flops_of(plan) - first_flops)) / job.n_envs
         measured = {"seconds": float(statistics.median(scaled)), "fastest": float(min(scaled)), "flops": flops}
         figures.append({**common, "how": how, **measured})
     return figures
@@ -245,7 +244,7 @@ def affordable(job: Job, device: str) -> Job:
     agent = probe.make_agent(device, probe.timed)
     plan, once = partial(_make_plan, agent, job.n_envs), partial(_make_once, agent, job.n_envs)
     once()  # prepares the weights, which a later plan finds done
-    per_candidate = (_flops(plan) - _flops(once)) / float(np.prod(probe.timed.budget))
+    per_candidate = (flops_of(plan) - flops_of(once)) / float(np.prod(probe.timed.budget))
     candidates, iterations = job.whole.budget
     affordable_iterations = int(MOST_FLOPS / (per_candidate * candidates))
     if affordable_iterations >= iterations:
@@ -284,9 +283,3 @@ def _make_once(agent: Any, n_envs: int) -> None:
     with torch.autocast(agent.device.type, torch.bfloat16, enabled=agent.planning.precision == "bf16"):
         for env in range(n_envs):
             getattr(agent, "plain", agent.model.rollout)(latents[env : env + 1, :1], actions)
-
-
-def _flops(step: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())

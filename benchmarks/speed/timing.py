@@ -79,6 +79,15 @@ def time_once(step: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begun
 
 
+def flops_of(step: Callable[[], object]) -> float:
+    """Returns the floating-point operations of one call: those of matrix products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        step()
+    return float(counted.get_total_flops())
+
+
 def in_turn(steps: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
     """Returns the times of each, measured in turn so that other work on the machine slows all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from agents.devices import choose_device
 from agents.lewm import PRESETS, LeWM, LeWMConfig
@@ -27,7 +26,7 @@ from benchmarks.options import Timing
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table
 from benchmarks.speed.reference import reference_model
-from benchmarks.speed.timing import HOW, against_plain, in_turn, milliseconds, time_once, where
+from benchmarks.speed.timing import HOW, against_plain, flops_of, in_turn, milliseconds, time_once, where
 from collect.collector import collect
 from lewm_gym.commands import option
 from lewm_gym.data.clips import ClipSampler
@@ -67,9 +66,7 @@ class Train(Timing, Measurement):
         model = LeWM(PRESETS[preset].model).to(device).train()
         theirs, plain = reference_model(model.config, device), with_fused_attention(model)
         batch = _random_batch(model, self.batch_size, device)
-        with FlopCounterMode(display=False) as counted:
-            plain_loss(plain, batch).backward()
-        flops = float(counted.get_total_flops())
+        flops = flops_of(lambda: plain_loss(plain, batch).backward())
         loading = loading_seconds(model.config, self.batch_size, self.dataset)
         figures = []
         for done, precision in enumerate(self.precisions):
