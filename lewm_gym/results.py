@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -363,6 +363,12 @@ class Result:
         if not agree:
             raise ValueError(f"{record.path} contradicts itself: its success rates do not follow from its outcomes")
         return result
+
+
+def part_of(description: Mapping[str, Any], name: str) -> Json:
+    """Returns what a `run.json` says of, for example, its "dataset" or its "training"; empty if nothing."""
+    found = description.get(name)
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def _as_json(rates: dict[str, dict[str, Rate]]) -> Json:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.worlds import title_of_run
 from benchmarks.evaluation.run import read_curves, weights_hash
+from benchmarks.report.plots import curve_panels
 from benchmarks.report.published import sentence
 from benchmarks.report.records import Measurement
-from benchmarks.report.tables import Section, Table, task_title
+from benchmarks.report.tables import Section, Table, run_title, task_title
 from lewm_gym.checkpoint import LOG, load_description
 from lewm_gym.commands import argument
-from lewm_gym.plots import HELD_OUT, Figure, Panel, Series, figure_of
+from lewm_gym.plots import HELD_OUT, Figure, figure_of
 from lewm_gym.results import Json, Record
 from lewm_gym.training import read_log
 
@@ -52,7 +52,7 @@ class Curves(Measurement):
         curves = read_curves(read_log(folder / LOG))
         return {
             "folder": str(folder),
-            "title": title_of_run(description),
+            "title": run_title(description["agent"], description),
             "agent": description["agent"],
             "task": description["task"],
             "weights": weights_hash(folder),
@@ -99,13 +99,5 @@ def _tasks(record: Record) -> str:
 
 
 def _drawn(record: Record) -> Figure:
-    columns: dict[str, list[Series]] = {}
-    for colour, model in enumerate(record["models"]):
-        for name, curve in model["curves"].items():
-            column = name.removeprefix(HELD_OUT)
-            label, style = (model["title"], "-") if column == name else (f"{model['title']}, held-out episodes", "o:")
-            columns.setdefault(column, []).append(
-                Series(label, curve["step"], curve["value"], colour=colour, style=style)
-            )
-    panels = [Panel(name.replace("_", " "), series) for name, series in columns.items()]
+    panels = curve_panels((model["title"], model["curves"]) for model in record["models"])
     return figure_of("Over training; dotted on held-out episodes.", panels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import agent_class, agent_title, load_agent
+from agents import agent_class, load_agent
 from benchmarks.evaluation.run import load_description, weights_hash
+from benchmarks.report.tables import run_title
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.results import Json
+from lewm_gym.results import Json, part_of
 
 BATCH = 64  # frames encoded at once
 #: Called with (stage, done, total).
@@ -58,12 +59,12 @@ class World:
     @property
     def render_quality(self) -> str | None:
         """How carefully the frames it was trained on are drawn; None if it does not say."""
-        return dataset_of(self.description).get("render_quality")
+        return part_of(self.description, "dataset").get("render_quality")
 
     @property
     def title(self) -> str:
         """Agent, preset and training seed, e.g. `LeWM, laptop, seed 0`."""
-        title = title_of_run(self.description)
+        title = run_title(self.description["agent"], self.description)
         return f"{title}: untrained network" if self.untrained else title
 
     def control(self) -> World:
@@ -113,19 +114,6 @@ class World:
             "batch_size": training.get("batch_size"),
             **said,
         }
-
-
-def dataset_of(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a description says of the training set; empty if nothing."""
-    dataset = description.get("dataset")
-    return dict(dataset) if isinstance(dataset, dict) else {}
-
-
-def title_of_run(description: dict[str, Any]) -> str:
-    """Returns agent, preset and training seed of a `run.json`, e.g. `LeWM, laptop, seed 0`."""
-    name, seed = str(description["agent"]), description.get("training", {}).get("seed")
-    parts = (agent_title(name), description.get("preset"), None if seed is None else f"seed {seed}")
-    return ", ".join(str(part) for part in parts if part is not None)
 
 
 def load_world(run: str | Path, device: str | None = None) -> World:
@@ -182,7 +170,7 @@ def open_dataset(folder: str | Path, worlds: Sequence[World]) -> Dataset:
     dataset = Dataset.open(folder)
     _ = dataset.codec  # raises if there are no frames
     for world in worlds:
-        task, trained = world.description["task"], dataset_of(world.description)
+        task, trained = world.description["task"], part_of(world.description, "dataset")
         if dataset.task != task:
             raise ValueError(f"{folder} holds episodes of task {dataset.task!r}, but {world.folder} is of {task!r}")
         quality = trained.get("render_quality", dataset.header.render_quality)
@@ -238,7 +226,7 @@ def divide(dataset: Dataset, worlds: Sequence[World], fit: int, test: int) -> Ep
 
 def _unseen(dataset: Dataset, world: World) -> NDArray[np.int64]:
     """Returns the positions of the episodes that a run was not trained on."""
-    trained = dataset_of(world.description)
+    trained = part_of(world.description, "dataset")
     everything = np.arange(dataset.n_episodes)
     if trained.get("hash") == dataset.content_hash:
         return dataset.split()[1]

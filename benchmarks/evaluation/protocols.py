@@ -26,7 +26,7 @@ from benchmarks.options import Evaluating
 from lewm_gym.commands import option
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.pairs import FoundPair, PairSet, load_shipped
-from lewm_gym.results import PROTOCOLS
+from lewm_gym.results import PROTOCOLS, part_of
 from lewm_gym.tasks import TASKS, Task, get_task
 
 SHIPPED = "shipped"  # what a result calls the source of the task's own suite; "shipped, markov" that of another
@@ -130,8 +130,7 @@ def make_job(run: Path, description: dict[str, Any], asked: Asked) -> Job:
             "pairs: act with agents.load_agent, as docs/your_environment.md shows"
         )
     task = get_task(str(description["task"]))
-    known = description.get("dataset")
-    known = dict(known) if isinstance(known, dict) else {}
+    known = part_of(description, "dataset")
     how: dict[str, Any] = {name: getattr(asked, name) for name in ("seed", "n_envs", "workers", "strict")}
     if asked.protocol == "heldout":
         pairs, source, offset = _heldout(run, task, known, asked)

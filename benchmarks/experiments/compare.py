@@ -418,6 +418,6 @@ class Calibrations:
 
     def _conditions(self, dataset: Dataset, agent: str) -> Json:
         asked = self._comparison
-        conditions = {"dataset": dataset.content_hash, "preset": asked.preset, "device": asked.device}
+        conditions: Json = {"dataset": dataset.content_hash, "preset": asked.preset, "device": asked.device}
         conditions |= {"settings": asked.by_agent.get(agent, {}), "threads": torch.get_num_threads()}
         return dict(json.loads(json.dumps(conditions)))

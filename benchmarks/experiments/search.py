@@ -30,9 +30,9 @@ from lewm_gym.commands import Command, argument, option
 from lewm_gym.paired import Difference, compare
 from lewm_gym.planning import PLANNERS
 from lewm_gym.planning.budget import FEWEST_ELITES
-from lewm_gym.plots import Panel, figure_of
+from lewm_gym.plots import Panel, Series, figure_of
 from lewm_gym.progress import Bars
-from lewm_gym.results import Clock, Json, Rate, Record, Result
+from lewm_gym.results import Clock, Json, Rate, Record, Result, part_of
 
 TIMED_PLANS = 5  # of which the median is the latency
 
@@ -135,7 +135,7 @@ class Tradeoff(Evaluating, Measurement):
     def show(record: Record) -> Section:
         """Returns a row for each search, and success against latency, a colour per planner."""
         rows: list[list[Cell]] = []
-        series = []
+        series: list[Series] = []
         for planner in dict.fromkeys(point["settings"]["planner"] for point in record["points"]):
             mine = [point for point in record["points"] if point["settings"]["planner"] == planner]
             mine.sort(key=lambda point: point["seconds_per_plan"])
@@ -287,7 +287,7 @@ def check_same_scene(described: Mapping[Path, Json]) -> None:
     """
     for what, found in (
         ("task", {run: d["task"] for run, d in described.items()}),
-        ("render quality", {run: (d.get("dataset") or {}).get("render_quality") for run, d in described.items()}),
+        ("render quality", {run: part_of(d, "dataset").get("render_quality") for run, d in described.items()}),
     ):
         if len(set(found.values())) > 1:
             told = ", ".join(f"{run}: {value}" for run, value in found.items())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lewm_gym.plots import COLOURS, INK, LINE, QUIET, Figure, Series
+from lewm_gym.plots import COLOURS, HELD_OUT, INK, LINE, QUIET, Figure, Panel, Series
 
 #: kind of a bar -> matplotlib's options
 LOOKS: dict[str, dict[str, Any]] = {
@@ -52,6 +52,28 @@ def rate_series(label: str, x: Sequence[float], rates: Sequence[Mapping[str, Any
     """Returns stored rates as dots with their intervals, in percent."""
     y, low, high = ([100 * rate[key] for rate in rates] for key in ("rate", "low", "high"))
     return Series(label, x, y, low, high, colour, "o")
+
+
+def curve_panels(
+    runs: Iterable[tuple[str, Mapping[str, Any]]], smooth: Callable[[Sequence[float]], Sequence[float]] = list
+) -> list[Panel]:
+    """Returns a panel for each column of training logs, a colour per run, held-out episodes dotted.
+
+    Args:
+        runs: Label of each run, and its curves: column -> {"step", "value"}.
+        smooth: Taken of steps and values alike, but of held-out episodes'.
+    """
+    panels: dict[str, list[Series]] = {}
+    for colour, (run, curves) in enumerate(runs):
+        for name, curve in curves.items():
+            column = name.removeprefix(HELD_OUT)
+            if column == name:
+                one = Series(run or "training", smooth(curve["step"]), smooth(curve["value"]), colour=colour)
+            else:
+                label = ", ".join(filter(None, (run, "held-out episodes")))
+                one = Series(label, curve["step"], curve["value"], colour=colour, style="o:")
+            panels.setdefault(column, []).append(one)
+    return [Panel(name.replace("_", " "), series) for name, series in panels.items()]
 
 
 def bars(caption: str, rows: Sequence[Bar]) -> Figure:

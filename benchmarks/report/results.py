@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
@@ -10,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents import AGENTS, agent_title
-from benchmarks.report.plots import Bar
+from agents import AGENTS
+from benchmarks.report.plots import Bar, curve_panels
 from benchmarks.report.published import Published, of_paper, offset_steps, published
-from benchmarks.report.tables import Cell, Mark, Table, strong, task_title, theirs
+from benchmarks.report.tables import Cell, Mark, Table, run_title, strong, task_title, theirs
 from lewm_gym.plots import HELD_OUT, Panel, Series
-from lewm_gym.results import METRICS, Outcome, Rate, Result, rates_of
+from lewm_gym.results import METRICS, Outcome, Rate, Result, part_of, rates_of
 from lewm_gym.tasks import TASKS
 
 #: Columns of a training log that are not shown: they help to debug a training, not to judge it.
 HIDDEN_CURVES = ("gradient_norm", "learning_rate", "lr", "epoch")
+RANDOM = "random policy"
 WINDOW = 20  # neighbouring points of a training curve that are averaged; a fifth of a curve's points if it has few
 
 
@@ -45,34 +47,35 @@ class Entry:
     @property
     def dataset(self) -> dict[str, Any]:
         """What the run says of its training set."""
-        found = self.description.get("dataset")
-        return found if isinstance(found, dict) else {}
+        return part_of(self.description, "dataset")
 
     @property
     def training_seed(self) -> Any:
         """The seed of the run's training, None if the run does not say."""
-        training = self.description.get("training")
-        return training.get("seed") if isinstance(training, dict) else None
+        return part_of(self.description, "training").get("seed")
 
     @property
     def kind(self) -> str:
         """Agent and preset, e.g. `LeWM, laptop`."""
-        preset = self.description.get("preset")
-        return ", ".join(filter(None, (agent_title(self.result.agent), preset and str(preset))))
+        return run_title(self.result.agent, self.description, with_seed=False)
 
     @property
     def title(self) -> str:
         """Agent, preset and training seed, e.g. `LeWM, laptop, seed 0`."""
-        return self.kind if self.training_seed is None else f"{self.kind}, seed {self.training_seed}"
+        return run_title(self.result.agent, self.description)
+
+    @property
+    def changes(self) -> tuple[str, str]:
+        """The settings of training, and of planning, that its commands gave."""
+        return values_of(self.description.get("command", ""), "--set"), values_of(self.result.command, "--planning")
 
     @property
     def note(self) -> str:
         """How it was trained and measured, in a line."""
-        run, episodes = self.result.run, self.dataset.get("episodes")
+        run, (changes, planning) = self.result.run, self.changes
         took = f" ({run['seconds'] / 60:.1f} min)" if run.get("seconds") else ""
-        trained = (_count(run.get("steps"), "steps") + took if run.get("steps") else "", _count(episodes, "episodes"))
-        recipe, changes = " on ".join(filter(None, trained)), values_of(self.description.get("command", ""), "--set")
-        planning = values_of(self.result.command, "--planning")
+        steps = _count(run.get("steps"), "steps") + took if run.get("steps") else ""
+        recipe = " on ".join(filter(None, (steps, _count(self.dataset.get("episodes"), "episodes"))))
         parts = [
             f"trained {recipe}" + (f" with {changes}" if changes else "") if recipe else "",
             f"planned with {planning}" if planning else "",
@@ -84,15 +87,14 @@ class Entry:
     def recipe(self) -> tuple[Any, ...]:
         """What results must share to be of one kind, the training seed aside."""
         result = self.result
-        changes = values_of(self.description.get("command", ""), "--set"), values_of(result.command, "--planning")
         evaluation = (result.protocol, result.budget_steps, result.success.episodes)
-        return (self.kind, result.run.get("steps"), self.dataset.get("hash"), *changes, *evaluation)
+        return (self.kind, result.run.get("steps"), self.dataset.get("hash"), *self.changes, *evaluation)
 
     @property
     def curves(self) -> dict[str, Any]:
         """The run's training curves, those that are shown."""
         found = self.result.run.get("curves") or {}
-        return {name: data for name, data in found.items() if _column(name) not in HIDDEN_CURVES}
+        return {name: data for name, data in found.items() if name.removeprefix(HELD_OUT) not in HIDDEN_CURVES}
 
     def bar(self, kind: str) -> Bar:
         """Returns its success, for a drawing and a table."""
@@ -104,10 +106,6 @@ def _bar(label: str, rates: dict[str, Rate], kind: str, note: str, link: str) ->
     rate, strict = rates["success"], rates.get("strict")
     shares = {name: one.rate for name, one in rates.items()}
     return Bar(label, rate.rate, (rate.low, rate.high), kind, strict.rate if strict else None, note, link, shares)
-
-
-def _column(name: str) -> str:
-    return name.removeprefix(HELD_OUT).removeprefix("val_")
 
 
 def values_of(command: str, name: str) -> str:
@@ -241,7 +239,7 @@ class Group:
         bars = []
         for name, note, kind in (
             ("action replay", "measured here on the same pairs: every goal is reachable", "replay"),
-            ("random policy", "measured here on the same pairs: success by chance", "random"),
+            (RANDOM, "measured here on the same pairs: success by chance", "random"),
         ):
             best: dict[Any, tuple[tuple[Outcome, ...], Entry]] = {}
             for entry in self.entries:
@@ -258,12 +256,16 @@ def _extent(outcomes: tuple[Outcome, ...]) -> tuple[int, int]:
 
 def group_entries(entries: Sequence[Entry]) -> list[Group]:
     """Returns the groups in the order of TASKS, near goals before far ones, those drawn by the environment last."""
-    order = {name: place for place, name in enumerate(TASKS)}
-    keys = {(entry.result.task, entry.result.offset_steps) for entry in entries}
-    return [
-        Group(task, offset, tuple(e for e in entries if (e.result.task, e.result.offset_steps) == (task, offset)))
-        for task, offset in sorted(keys, key=lambda key: (order.get(key[0], len(order)), key[0], key[1] or 10**9))
-    ]
+    order = list(TASKS)
+    groups: dict[tuple[str, int], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.result.task, entry.result.offset_steps), []).append(entry)
+
+    def rank(key: tuple[str, int]) -> tuple[int, str, float]:
+        task, offset = key
+        return order.index(task) if task in order else len(order), task, offset or math.inf
+
+    return [Group(*key, tuple(groups[key])) for key in sorted(groups, key=rank)]
 
 
 # Tables ------------------------------------------------------------------------------------------------------
@@ -304,21 +306,18 @@ def overview(groups: Sequence[Group]) -> Table | None:
                 cells.setdefault(kind.first.kind, {})[group.task] = kind  # the last one stays: measured most
     if sum(map(len, cells.values())) < 2:
         return None
-    names = list(AGENTS)
+    known = list(AGENTS)
 
     def rank(title: str) -> tuple[bool, int]:
         agent = next(iter(cells[title].values())).agent
-        return is_reference(agent), names.index(agent) if agent in names else len(names)
+        return is_reference(agent), known.index(agent) if agent in known else len(known)
 
-    rows: list[list[Cell]] = [
-        [strong(title), *(_overview_cell(cells[title].get(group.task), group.task) for group in scenes)]
-        for title in sorted(cells, key=rank)
-    ]
+    rows: list[list[Cell]] = []
+    for title in sorted(cells, key=rank):
+        rows.append([strong(title), *(_overview_cell(cells[title].get(group.task), group.task) for group in scenes)])
     random = [_random_cell(group) for group in scenes]
-    return Table(
-        ["agent", *(group.task_title for group in scenes)],
-        [*rows, *([["random policy", *random]] if any(random) else [])],
-    )
+    rows += [[RANDOM, *random]] if any(random) else []
+    return Table(["agent", *(group.task_title for group in scenes)], rows)
 
 
 def _overview_cell(kind: Kind | None, task: str) -> Cell:
@@ -348,25 +347,19 @@ def distance_panels(groups: Sequence[Group]) -> list[Panel]:
     """Returns success against distance by task, for held-out results at two distances or more."""
     panels = []
     for task in dict.fromkeys(group.task for group in groups):
-        points: dict[str, dict[int, float]] = {}
+        lines: dict[str, dict[int, float]] = {}
         for group in (group for group in groups if group.task == task and group.offset_steps):
-            for kind in group.kinds():
-                if kind.is_heldout and not is_reference(kind.agent):
-                    points.setdefault(kind.first.kind, {}).setdefault(group.offset_steps, 100 * kind.mean)
-                    random = rates_of(kind.first.result.random).get("success")
-                    if random is not None:
-                        points.setdefault("random policy", {}).setdefault(group.offset_steps, 100 * random.rate)
-        far = {name: values for name, values in points.items() if len(values) > 1}
-        random_line = far.pop("random policy", None)
-        lines = [
-            Series(name, list(v), list(v.values()), colour=i, style="o-") for i, (name, v) in enumerate(far.items())
-        ]
-        if lines:
-            if random_line:
-                lines.append(
-                    Series("random policy", list(random_line), list(random_line.values()), None, None, None, "--")
-                )
-            panels.append(Panel(task_title(task), lines, "steps to the goal", "success %", log_y=False))
+            for kind in (kind for kind in group.kinds() if kind.is_heldout and not is_reference(kind.agent)):
+                lines.setdefault(kind.first.kind, {}).setdefault(group.offset_steps, 100 * kind.mean)
+                random = rates_of(kind.first.result.random).get("success")
+                if random is not None:
+                    lines.setdefault(RANDOM, {}).setdefault(group.offset_steps, 100 * random.rate)
+        far = {name: (list(line), list(line.values())) for name, line in lines.items() if len(line) > 1}
+        agents = [name for name in far if name != RANDOM]
+        if agents:
+            series = [Series(name, *far[name], colour=i, style="o-") for i, name in enumerate(agents)]
+            series += [Series(RANDOM, *far[RANDOM], colour=None, style="--")] if RANDOM in far else []
+            panels.append(Panel(task_title(task), series, "steps to the goal", "success %", log_y=False))
     return panels
 
 
@@ -379,19 +372,10 @@ def training_panels(entries: Sequence[Entry]) -> list[tuple[str, list[Panel]]]:
     for entry in runs.values():
         if entry.curves:
             kinds.setdefault(f"{task_title(entry.result.task)}: {entry.kind}", []).append(entry)
-    return [(heading, _columns(group)) for heading, group in kinds.items()]
-
-
-def _columns(entries: Sequence[Entry]) -> list[Panel]:
-    columns: dict[str, list[Series]] = {}
-    for colour, (entry, run) in enumerate(zip(entries, run_labels(entries), strict=True)):
-        for name, data in entry.curves.items():
-            held_out = _column(name) != name
-            x, y = (data[key] if held_out else smooth(data[key]) for key in ("step", "value"))
-            label = f"{run}, held-out episodes".removeprefix(", ") if held_out else run or "training"
-            style = "o:" if held_out else "-"
-            columns.setdefault(_column(name), []).append(Series(label, x, y, colour=colour, style=style))
-    return [Panel(name.replace("_", " "), series) for name, series in columns.items()]
+    named = {
+        heading: zip(run_labels(group), (one.curves for one in group), strict=True) for heading, group in kinds.items()
+    }
+    return [(heading, curve_panels(runs, smooth)) for heading, runs in named.items()]
 
 
 def smooth(values: Sequence[float]) -> list[float]:

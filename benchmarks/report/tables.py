@@ -11,7 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agents import agent_title
 from lewm_gym.plots import Figure
+from lewm_gym.results import part_of
 from lewm_gym.tasks import TASKS
 
 _TAGS = {"strong": ("**", "b"), "theirs": ("*", "i"), "code": ("`", "code")}
@@ -205,6 +207,13 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def run_title(agent: str, description: Mapping[str, Any], with_seed: bool = True) -> str:
+    """Returns agent, preset and training seed of a `run.json`, e.g. `LeWM, laptop, seed 0`."""
+    seed = part_of(description, "training").get("seed") if with_seed else None
+    parts = (agent_title(agent), description.get("preset"), None if seed is None else f"seed {seed}")
+    return ", ".join(str(part) for part in parts if part)
 
 
 def task_title(task: str) -> str:

@@ -111,7 +111,7 @@ def _measure_here(name: str, what: str, seconds: float, quality: str | None) -> 
     if what == "reference":
         env, detail = _reference(task)
     else:
-        options = {} if quality is None else {"render_quality": quality}
+        options: Json = {} if quality is None else {"render_quality": quality}
         env = gymnasium.make(f"lewm_gym:{task.env_id}", disable_env_checker=True, **options)
         detail = f"{task.env_id}, {env.unwrapped.render_quality} pictures"  # type: ignore[attr-defined]
     space = env.action_space
