@@ -19,6 +19,7 @@ from lewm_gym.tasks import TASKS
 #: What else can be done with a finished run: name -> (`module:class` of the `Command`, what it does).
 COMMANDS = {
     "ship": ("agents.shipping:Ship", "put a finished run into the package, for LeWMAgent.from_pretrained"),
+    "export": ("agents.export:Export", "write a finished run's networks as ONNX, to act without torch"),
 }
 
 

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from agents.policy import GoalPolicy, PolicyAgent, PolicyConfig
 from agents.trainable import OnLoad, Preset, split_samplers
+from lewm_gym.controller import Reply, Request
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import GoalBatch
 from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
 from lewm_gym.nn.actor import GoalActor, frame_pairs
 from lewm_gym.nn.goal_conditioned import join, log_likelihood
 from lewm_gym.planning import RecedingHorizon
-from lewm_gym.planning.controller import Reply, Request
 from lewm_gym.training import TrainingConfig
 
 #: paper: Adam with the steps, batch and learning rate of OGBench's pixel tasks; its gradient is not clipped, and all of

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.agent import Agent
 from agents.devices import choose_device
 from agents.proposals import Unrolled, unroll
 from agents.trainable import Trainable, of_description
+from lewm_gym.agent import Agent
+from lewm_gym.controller import Reply, Request
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
-from lewm_gym.planning.controller import Reply, Request
 from lewm_gym.planning.graphs import Graphs
 from lewm_gym.planning.threads import suited_threads
 from lewm_gym.types import Cost, Obs, PlanResult

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.actions import ActionModel
-from agents.agent import Agent
 from agents.devices import choose_device
 from agents.features_source import ENCODER_AGENTS, describe_dino, describe_run
 from agents.lewm import LeWM, LeWMConfig
 from agents.trainable import OnLoad, Trainable, of_description, split_samplers
 from lewm_gym import checkpoint
+from lewm_gym.agent import Agent
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.features import FeatureGoals, cached_features
 from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalSampler

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lewm_gym.controller import Reply
 from lewm_gym.planning import CEM, PLANNERS, CEMConfig, ICEMConfig, RecedingHorizon
-from lewm_gym.planning.controller import Reply
 from lewm_gym.planning.noise import coloured
 
 SHAPE = (3, 5, 4)  # B, H, A
@@ -81,7 +81,7 @@ def test_deadline_ends_the_search_after_the_iteration_under_way(name):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_no_iteration_is_begun_that_would_end_too_late(name, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("lewm_gym.planning.cem.time.monotonic", lambda: now)
+    monkeypatch.setattr("lewm_gym.controller.time.monotonic", lambda: now)
 
     def slow(samples):
         nonlocal now

@@ -7,7 +7,7 @@ import tiny
 import torch
 from gymnasium.vector import AutoresetMode
 
-from lewm_gym.planning.controller import Reply
+from lewm_gym.controller import Reply
 
 LENGTHS = (3, 7, 31)  # environment i lasts so many steps, one more in each episode; the last needs two plans
 PLAN_STEPS = 25

@@ -83,7 +83,7 @@ class _Attention:
         n_frames, n_queries = frames.shape[1], min(wanted, frames.shape[1] - 1)
         if not n_queries:
             return self.alone(frames)
-        queries = self.query(frames[:, -n_queries:]).float().view(len(frames), n_queries * self.heads, -1)
+        queries = self.query(frames[:, -n_queries:]).float().view(-1, n_queries * self.heads, frames.shape[-1])
         scores = frames @ queries.transpose(1, 2)  # (R, n, queries x heads)
         if n_queries > 1:
             future = torch.ones(n_frames, n_queries, dtype=torch.bool, device=frames.device)
@@ -94,7 +94,7 @@ class _Attention:
             gathered = (weights.unsqueeze(3) * frames.unsqueeze(2)).sum(dim=1)
         else:
             gathered = weights.transpose(1, 2) @ frames
-        out = self.out(gathered.view(len(frames), n_queries, -1))
+        out = self.out(gathered.view(-1, n_queries, self.heads * frames.shape[-1]))
         return out if n_queries == wanted else torch.cat([self.alone(frames[:, :1]), out], dim=1)
 
 
@@ -131,7 +131,7 @@ class _Block:
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float, outer_eps: float) -> Tensor:
     """Returns x normalised, modulated and normalised again, the affine part of which is folded into what follows."""
-    width = x.shape[-1:]
+    width = (int(x.shape[-1]),)
     return F.layer_norm(torch.addcmul(shift, F.layer_norm(x, width, eps=eps), scale), width, eps=outer_eps)
 
 
@@ -201,7 +201,7 @@ class Rollout:
             x = self.latent_in(torch.cat(frames[new], dim=1)) + self.positions[kept : end - start]
             for i, block in enumerate(self.blocks):
                 x, past[i] = block(x, modulations[i][:, new], past[i] if kept else None, i == len(self.blocks) - 1)
-            features = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+            features = F.layer_norm(x, (int(x.shape[-1]),), eps=self.eps)
             predicted = self.head_out(F.gelu(self.head_in(features))).float()
             frames.append(frames[-1] + predicted if self._residual else predicted)
         return torch.cat(frames[n_given:], dim=1)

@@ -56,7 +56,7 @@ class ViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Returns all tokens of the last layer, CLS first, (n, 1 + patches, width)."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions
+        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

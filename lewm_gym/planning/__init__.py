@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lewm_gym.controller import RecedingHorizon
 from lewm_gym.planning.cem import CEM, CEMConfig
-from lewm_gym.planning.controller import RecedingHorizon
 from lewm_gym.planning.gradient import GradientConfig, GradientPlanner
 from lewm_gym.planning.guided import (
     ARCEM,

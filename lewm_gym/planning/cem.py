@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lewm_gym.controller import Deadline
 from lewm_gym.planning.budget import Budgeted
 from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
@@ -69,20 +69,3 @@ def best(samples: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     values, index = costs.nan_to_num(nan=torch.inf).topk(count, dim=1, largest=False)
     return samples.gather(1, index[..., None, None].expand(-1, -1, *samples.shape[2:])), values
-
-
-class Deadline:
-    """Ends a search when another iteration, as long as the last one, would be over too late.
-
-    Args:
-        at: `time.monotonic()` at which to be done, or None for never.
-    """
-
-    def __init__(self, at: float | None) -> None:
-        self._at, self._last = at, time.monotonic()
-
-    def ends(self) -> bool:
-        """Returns whether to stop; call it once after each iteration."""
-        now = time.monotonic()
-        took, self._last = now - self._last, now
-        return self._at is not None and now + took > self._at

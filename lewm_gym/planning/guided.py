@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from lewm_gym.controller import Deadline
 from lewm_gym.planning.budget import Budgeted
-from lewm_gym.planning.cem import CEM, CEMConfig, Deadline, best
+from lewm_gym.planning.cem import CEM, CEMConfig, best
 from lewm_gym.planning.icem import ICEM, ICEMConfig
 from lewm_gym.planning.mppi import MPPI, MPPIConfig
 from lewm_gym.planning.noise import candidates

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lewm_gym.controller import Deadline
 from lewm_gym.planning.budget import Budgeted
-from lewm_gym.planning.cem import Deadline, best
+from lewm_gym.planning.cem import best
 from lewm_gym.planning.noise import coloured
 from lewm_gym.types import Cost, PlanResult
 

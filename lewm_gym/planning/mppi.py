@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lewm_gym.controller import Deadline
 from lewm_gym.planning.budget import Budgeted
-from lewm_gym.planning.cem import Deadline
 from lewm_gym.planning.noise import candidates
 from lewm_gym.types import Cost, PlanResult
 

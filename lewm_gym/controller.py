@@ -1,17 +1,19 @@
-"""The receding-horizon controller: turns a search over plans into actions, one environment apart from the other."""
+"""The receding-horizon controller: turns a search over plans into actions, one environment apart from the other.
+
+Importing it imports no torch: `lewm_gym.onnx` plans without.
+"""
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 
 class Request(NamedTuple):
@@ -30,8 +32,8 @@ class Request(NamedTuple):
     frames: NDArray[np.uint8]
     blocks: NDArray[np.float32]
     goal: NDArray[np.uint8]
-    generator: torch.Generator
-    previous: Tensor | None
+    generator: Any
+    previous: Any
     steps_left: float | None = None
 
 
@@ -40,12 +42,12 @@ class Reply(NamedTuple):
 
     Attributes:
         actions: (steps, action_size) raw actions to take before the next plan.
-        plan: (H, A), whole, z-scored.
+        plan: (H, A), whole, z-scored; a tensor or an array, as the search has it.
         steps_left: Environment steps within which it is to reach the goal; None for plans that know no such time.
     """
 
     actions: NDArray[np.float32]
-    plan: Tensor
+    plan: Any
     steps_left: float | None = None
 
 
@@ -69,10 +71,10 @@ class Slot:
         due: How many of them were to reach the goal when the first plan was made; None if unknown.
     """
 
-    generator: torch.Generator
+    generator: Any
     queue: deque[NDArray[np.float32]] = field(default_factory=deque)
     goal: int | None = None
-    plan: Tensor | None = None
+    plan: Any = None
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     blocks: list[NDArray[np.float32]] = field(default_factory=list)
     taken: list[NDArray[np.float32]] = field(default_factory=list)
@@ -98,15 +100,24 @@ class RecedingHorizon:
         frame_skip: Actions in a block.
         context: Frames that a plan may look at, the present one included; 1 as in the paper.
         seed: Seed of the streams of environments for which `reset` names none.
+        stream: What makes the random stream of a seed of 64 bits; default torch's generators.
     """
 
-    def __init__(self, search: Search, frame_skip: int = 5, context: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        search: Search,
+        frame_skip: int = 5,
+        context: int = 1,
+        seed: int = 0,
+        stream: Callable[[int], Any] | None = None,
+    ) -> None:
         self._search, self._frame_skip, self._context, self._seed = search, frame_skip, context, seed
+        self._stream = stream or _generator
         self.slots: list[Slot] = []
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forgets all plans; `seeds`, one per environment, begin fresh streams (default: the controller's own seed)."""
-        self.slots = [] if seeds is None else [Slot(_stream(seed)) for seed in seeds]
+        self.slots = [] if seeds is None else [self._slot(seed) for seed in seeds]
 
     def share_rng(self) -> None:
         """Makes all environments draw from the first one's stream, as in the reference: each plan moves the next."""
@@ -171,7 +182,7 @@ class RecedingHorizon:
     def slots_for(self, n_envs: int) -> list[Slot]:
         """Returns the controller's own memory, made for `n_envs` environments if it is empty."""
         if not self.slots:
-            self.slots = [Slot(_stream(self._seed, i)) for i in range(n_envs)]
+            self.slots = [self._slot(self._seed, i) for i in range(n_envs)]
         return self.slots
 
     def request(
@@ -184,6 +195,10 @@ class RecedingHorizon:
         if steps_left is None and slot.due is not None and slot.goal == zlib.crc32(goal.tobytes()):
             steps_left = slot.due - slot.steps
         return Request(np.stack([*frames, frame]), stacked, goal, slot.generator, slot.plan, steps_left)
+
+    def _slot(self, *key: int) -> Slot:
+        """Returns a fresh memory whose stream is seeded by whole numbers, well mixed."""
+        return Slot(self._stream(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])))
 
     def _take(self, slot: Slot, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         action = slot.queue.popleft()
@@ -198,7 +213,24 @@ class RecedingHorizon:
         return action
 
 
-def _stream(*key: int) -> torch.Generator:
-    """Returns a generator seeded by whole numbers, well mixed."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+def _generator(seed: int) -> Any:
+    import torch
+
     return torch.Generator().manual_seed(seed)
+
+
+class Deadline:
+    """Ends a search when another iteration, as long as the last one, would be over too late.
+
+    Args:
+        at: `time.monotonic()` at which to be done, or None for never.
+    """
+
+    def __init__(self, at: float | None) -> None:
+        self._at, self._last = at, time.monotonic()
+
+    def ends(self) -> bool:
+        """Returns whether to stop; call it once after each iteration."""
+        now = time.monotonic()
+        took, self._last = now - self._last, now
+        return self._at is not None and now + took > self._at
