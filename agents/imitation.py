@@ -1,8 +1,8 @@
 """World models that may carry an actor: agents whose training has a second stage.
 
 The first stage trains the world model, along with an actor if `imitation_weight` asks for it. In the second the model
-is frozen and a fresh actor learns on its latents: all frames are encoded once, and a step costs a hundredth of the
-first stage's.
+is frozen: its latents teach the estimate of the steps left, and an actor where the first stage had none. All frames
+are encoded once, and a step costs a hundredth of the first stage's.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class LatentAgent(PlanningAgent):
 
 
 class ActorLearner(nn.Module):
-    """What the second stage trains: the actor and its estimate of the steps left.
+    """What the second stage trains: the actor's estimate of the steps left, and its policy unless that is trained.
 
     Args:
         model: The frozen world model, whose `actor` is trained and whose statistics normalise actions.
@@ -112,14 +112,18 @@ class ActorLearner(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.actor = model.actor
+        self._has_policy = bool(model.config.imitation_weight)
         self._normalize = model.normalize_actions
+        self.actor.requires_grad_(True)
+        self.actor.policy.requires_grad_(not self._has_policy)
 
     def loss(self, batch: LatentPairs) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of a batch, and its parts."""
-        actions = self._normalize(batch.next_actions, missing=math.nan)
-        imitation = self.actor.imitation_loss(batch.latents, batch.goals, batch.steps, actions)
-        distance = self.actor.distance_loss(batch.latents, batch.goals, batch.steps)
-        return imitation + distance, {"imitation": imitation, "distance": distance}
+        parts = {"distance": self.actor.distance_loss(batch.latents, batch.goals, batch.steps)}
+        if not self._has_policy:
+            actions = self._normalize(batch.next_actions, missing=math.nan)
+            parts["imitation"] = self.actor.imitation_loss(batch.latents, batch.goals, batch.steps, actions)
+        return sum(parts.values(), torch.zeros(())), parts
 
     def after_step(self) -> None:
         """Nothing: there is no target network."""
@@ -135,7 +139,9 @@ def train_actor(
     on_log: OnLog | None = None,
     **outputs: Any,
 ) -> float:
-    """Trains a fresh actor on the latents of a trained world model, or goes on where that stands.
+    """Trains what an actor lacks on the latents of a trained world model, or goes on where that stands.
+
+    A policy that was trained along with the world model stays as it is: a fresh one overfits to the frozen latents.
 
     Args:
         model: The world model; gets the weights in `folder`, and the actor.
@@ -152,10 +158,8 @@ def train_actor(
     """
     weights = folder / checkpoint.WEIGHTS
     checkpoint.load_weights(model, checkpoint.load_tensors(weights, outputs.get("run", "")), str(weights))
-    model.to(device).eval()
     options = model.config
-    torch.manual_seed(training.step_seed(config.seed, -2 % 2**32))  # a stream that no step uses
-    model.actor = model.fresh_actor().to(device)
+    model.to(device).eval()
     learner = ActorLearner(model)
     samplers = [_latent_pairs(model, frames, config.seed, device) for frames in (clips, validation)]
     stage = dataclasses.replace(
