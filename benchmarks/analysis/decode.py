@@ -52,11 +52,6 @@ class DecoderConfig:
     batch_size: int = 32
     learning_rate: float = 2e-3
 
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "frames", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
 
 class Seen(NamedTuple):
     """Latents (B, Z) float32 and the frames (B, h, w, 3) uint8 they are of."""
@@ -173,14 +168,13 @@ class Decode(Measurement, OnDevice):
             raise ValueError(f"no unseen episode is longer than {horizon} blocks of {world.frame_skip} steps")
         task = str(world.description["task"])
         rollouts = [_rollout(world, decoder, dataset, int(index), horizon) for index in unseen]
-        drawn = {self.path.with_suffix(".png"): ("open-loop rollouts", rollouts)}
-        drawn[self.path.with_name(f"{self.path.stem}-plans.png")] = (
-            "plans",
-            list(_plans(world, decoder, self.episodes)),
-        )
-        drawn = {path: (what, strips) for path, (what, strips) in drawn.items() if strips}
-        for path, (what, strips) in drawn.items():
-            strips_figure(f"{task_title(task)}, {world.title}: {what}, decoded", strips).save(path)
+        drawn = {"": ("open-loop rollouts", rollouts), "-plans": ("plans", list(_plans(world, decoder, self.episodes)))}
+        pictures = []
+        for suffix, (what, strips) in drawn.items():
+            if strips:
+                path = self.path.with_name(f"{self.path.stem}{suffix}.png")
+                strips_figure(f"{task_title(task)}, {world.title}: {what}, decoded", strips).save(path)
+                pictures.append(path.name)
         return {
             "task": task,
             "dataset": describe_dataset(dataset),
@@ -188,7 +182,7 @@ class Decode(Measurement, OnDevice):
             "episodes": [int(dataset.episode_numbers[index]) for index in unseen],
             "horizon_blocks": horizon,
             "frame_skip": world.frame_skip,
-            "pictures": [path.name for path in drawn],
+            "pictures": pictures,
             "models": [world.describe()],
         }
 
@@ -236,17 +230,9 @@ def _trained(world: World, dataset: Dataset, fit: NDArray[np.int64], config: Dec
     mean = images.mean(dim=0)
     torch.manual_seed(0)
     decoder = FrameDecoder(seen.latents.shape[1], mean, (images - mean).square().mean(), config)
-    settings = training.TrainingConfig(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        schedule="cosine",
-        checkpoint_every_s=15.0,
-    )
-
-    def on_log(done: int, total: int, latest: dict[str, float]) -> None:
-        bars("train the decoder", done, total)
-
+    shared = {name: getattr(config, name) for name in ("steps", "batch_size", "learning_rate")}
+    settings = training.TrainingConfig(**shared, schedule="cosine", checkpoint_every_s=15.0)
+    on_log = lambda done, total, _: bars("train the decoder", done, total)  # noqa: E731
     training.train(decoder, LatentFrames(seen), None, settings, folder, world.agent.device, on_log)  # type: ignore[arg-type]
     checkpoint.load_weights(decoder, checkpoint.load_tensors(folder / checkpoint.WEIGHTS), str(folder))
     return decoder.eval()
@@ -263,17 +249,15 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
 
 def _gather(world: World, dataset: Dataset, fit: NDArray[np.int64], limit: int, bars: Any) -> Seen:
     """Returns up to `limit` frames, a block of actions apart, with their latents."""
-    latents: list[Tensor] = []
-    frames: list[Tensor] = []
+    found: list[tuple[Tensor, Tensor]] = []
     count = 0
     for index, steps, (part,) in encoded(dataset, np.random.default_rng(0).permutation(fit), [world], world.frame_skip):
-        latents.append(part)
-        frames.append(torch.from_numpy(dataset.frames(index, steps)))
+        found.append((part, torch.from_numpy(dataset.frames(index, steps))))
         count += len(part)
         bars("encode", min(count, limit), limit)
         if count >= limit:
             break
-    return Seen(torch.cat(latents)[:limit], torch.cat(frames)[:limit])
+    return Seen(*(torch.cat(parts)[:limit] for parts in zip(*found, strict=True)))
 
 
 def _test_error(world: World, decoder: FrameDecoder, dataset: Dataset, unseen: NDArray[np.int64]) -> float:

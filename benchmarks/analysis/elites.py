@@ -8,31 +8,30 @@ actions does not tell the two apart (arXiv 2609.30264).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.planning import terminal_cost
-from benchmarks.analysis.statistics import column_json
+from benchmarks.analysis.statistics import column_json, interval_text
 from benchmarks.analysis.worlds import World, load_worlds
-from benchmarks.evaluation.evaluate import stream_seed
 from benchmarks.evaluation.run import planner_of
 from benchmarks.options import OnDevice
+from benchmarks.report.plots import band
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, task_title
+from collect.episodes import make_env
 from lewm_gym.commands import Settings, argument, option
-from lewm_gym.pairs import Pair, load_shipped
+from lewm_gym.pairs import Pair, load_shipped, stream_seed
 from lewm_gym.planning import PLANNERS
-from lewm_gym.plots import Panel, Series, figure_of
+from lewm_gym.plots import Panel, figure_of
 from lewm_gym.results import Json, Record
-from lewm_gym.tasks import get_task
 
 LINES = {"imagined": "imagined", "real": "executed"}
 COLUMNS = (*LINES, "regret", "correlation", "reached")
@@ -65,13 +64,11 @@ class Elites(Measurement, OnDevice):
         pairs = load_shipped(str(world.description["task"]), self.offset)
         count = min(self.n_pairs, len(pairs.pairs))
         rows = []
-        env = gymnasium.make(f"lewm_gym:{get_task(pairs.task).env_id}", disable_env_checker=True, **_quality(world))
-        try:
+        env: Any = make_env(pairs.task, world.render_quality)
+        with contextlib.closing(env):
             for index, pair in enumerate(pairs.pairs[:count]):
-                rows.append(self._of_pair(world, agent, env.unwrapped, pair, index))
+                rows.append(self._of_pair(world, agent, env, pair, index))
                 bars("execute elites", index + 1, count)
-        finally:
-            env.close()
         if any(len(row) != len(rows[0]) for row in rows):
             raise ValueError("the searches had different numbers of iterations: leave out the time limit")
         if not rows[0]:
@@ -120,7 +117,7 @@ class Elites(Measurement, OnDevice):
         n = len(record["real"]["value"])
         shown = sorted({0, n // 2, n - 1})
         header = ["iteration", "predicted cost", "real cost", "regret", "rank correlation", "goal reached"]
-        rows: list[list[Cell]] = [[str(k + 1), *(_with_interval(record[name], k) for name in COLUMNS)] for k in shown]
+        rows: list[list[Cell]] = [[str(k + 1), *(interval_text(record[name], k, 2) for name in COLUMNS)] for k in shown]
         text = (
             f"The {record['n_elites']} candidates of lowest cost in each iteration of {record['planning']['planner']}, "
             f"executed from the same start, over {record['pairs']['count']} pairs "
@@ -129,11 +126,8 @@ class Elites(Measurement, OnDevice):
             "Brackets: 95 % interval, bootstrapped over pairs. The planner exploits model error if the real cost does "
             "not fall with the predicted one."
         )
-        series = [
-            Series(label, list(range(1, n + 1)), v["value"], v["low"], v["high"], colour, "o-")
-            for colour, (name, label) in enumerate(LINES.items())
-            for v in (record[name],)
-        ]
+        steps = list(range(1, n + 1))
+        series = [band(label, steps, record[name], colour) for colour, (name, label) in enumerate(LINES.items())]
         panel = Panel(record["title"], series, "iteration of the search", "squared latent distance")
         title = f"Predicted and real cost of elites: {task_title(record['task'])}, {record['title']}"
         return Section(title, [text, Table(header, rows, 1), figure_of("Cost of the elites by iteration.", [panel])])
@@ -155,11 +149,3 @@ def _executed(agent: Any, env: Any, reset: dict[str, Any], plan: Tensor) -> tupl
         obs, _, _, _, info = env.step(np.clip(action, agent.action_low, agent.action_high).astype(np.float32))
         reached = reached or bool(info["is_success"])
     return np.asarray(obs["pixels"]), reached
-
-
-def _quality(world: World) -> dict[str, Any]:
-    return {} if world.render_quality is None else {"render_quality": world.render_quality}
-
-
-def _with_interval(line: dict[str, Sequence[float]], k: int) -> str:
-    return f"{line['value'][k]:.2f} [{line['low'][k]:.2f}, {line['high'][k]:.2f}]"

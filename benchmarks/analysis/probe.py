@@ -11,7 +11,8 @@ a squared error of 1 and a correlation of 0. The paper does not say how its prob
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.analysis.statistics import Interval, error_and_correlation
+from benchmarks.analysis.statistics import Score, error_and_correlation
 from benchmarks.analysis.worlds import describe_dataset, divide, encoded, load_worlds, open_dataset
 from benchmarks.options import OnDevice
 from benchmarks.report.published import probes, sentence
@@ -37,25 +38,6 @@ HIDDEN = 128
 ROUNDED_TO_ZERO = 5e-4  # where an error published as 0.000 stands on a logarithmic axis: the most that it can be
 
 Groups = list[NDArray[np.float64]]  # one (T, k) per episode
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a probe reads a quantity.
-
-    Attributes:
-        mse: Mean squared error on standardised targets, over all test frames; 1 is what the mean achieves.
-        mse_std: Standard deviation of the episodes' own errors.
-        r: Pearson's correlation, averaged over the quantity's coordinates.
-    """
-
-    mse: Interval
-    mse_std: float
-    r: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the score for a record."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +64,24 @@ class Probe(Measurement, OnDevice):
         worlds += [worlds[0].control()] if self.control else []
         chosen = np.concatenate([episodes.fit, episodes.test])
         latents: list[Groups] = [[] for _ in worlds]
-        targets: dict[str, Groups] = {name: [] for name in quantity_names(dataset)}
+        targets: dict[str, Groups] = {}
         for done, (index, steps, parts) in enumerate(encoded(dataset, chosen, worlds, stride), 1):
             for groups, world, part in zip(latents, worlds, parts, strict=True):
                 groups.append(world.pooled(part).double().numpy())
             for name, values in quantities(dataset, index).items():
-                targets[name].append(values[steps].astype(np.float64))
+                targets.setdefault(name, []).append(values[steps].astype(np.float64))
             bars("encode", done, len(chosen))
         n_fit = len(episodes.fit)
-        judged = [
-            {
-                **world.describe(),
-                "width": int(groups[0].shape[1]),
-                "quantities": _judge(groups, targets, n_fit, self.steps, world.title, bars),
-            }
-            for world, groups in zip(worlds, latents, strict=True)
-        ]
+        models = []
+        for world, groups in zip(worlds, latents, strict=True):
+            found: Json = {}
+            for done, (name, true) in enumerate(targets.items(), 1):
+                scores = probe(groups[:n_fit], true[:n_fit], groups[n_fit:], true[n_fit:], self.steps)
+                if scores is not None:
+                    linear, mlp = (score._asdict() for score in scores)
+                    found[name] = {"size": true[0].shape[1], "linear": linear, "mlp": mlp}
+                bars(f"probe {world.title}", done, len(targets))
+            models.append({**world.describe(), "width": int(groups[0].shape[1]), "quantities": found})
         return {
             "task": dataset.task,
             "dataset": describe_dataset(dataset),
@@ -108,7 +92,7 @@ class Probe(Measurement, OnDevice):
             "test_frames": sum(map(len, latents[0][n_fit:])),
             "stride": stride,
             "mlp_steps": self.steps,
-            "models": judged,
+            "models": models,
         }
 
     @staticmethod
@@ -119,11 +103,8 @@ class Probe(Measurement, OnDevice):
         rows: list[list[Cell]] = []
         for name in names:
             label = name.replace("_", " ")
-            rows += [
-                [label, model["title"], *_cells(model["quantities"][name])]
-                for model in models
-                if name in model["quantities"]
-            ]
+            for model in (model for model in models if name in model["quantities"]):
+                rows.append([label, model["title"], *_cells(model["quantities"][name])])
             if name in known:
                 rows.append([label, Mark("LeWM in the paper", "theirs"), *(theirs(v, ".3f") for v in known[name])])
         text = (
@@ -139,14 +120,10 @@ class Probe(Measurement, OnDevice):
 
 
 def _cells(scores: Json) -> list[str]:
-    return [
-        cell
-        for probe in ("linear", "mlp")
-        for cell in (
-            f"{scores[probe]['mse'][0]:.3f} ± {scores[probe]['mse_std']:.3f}",
-            "{:.3f} [{:.3f}, {:.3f}]".format(*scores[probe]["r"]),
-        )
-    ]
+    cells = []
+    for score in (scores["linear"], scores["mlp"]):
+        cells += [f"{score['mse'][0]:.3f} ± {score['mse_std']:.3f}", "{:.3f} [{:.3f}, {:.3f}]".format(*score["r"])]
+    return cells
 
 
 def _figure(title: str, names: list[str], models: list[Json], known: dict[str, Any]) -> Figure:
@@ -154,19 +131,17 @@ def _figure(title: str, names: list[str], models: list[Json], known: dict[str, A
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, 2, sharey=True)
+        dots = [(number, model, probe) for number, model in enumerate(models) for probe in ("linear", "mlp")]
         for axis, key, place in zip(axes, ("r", "mse"), (1, 0), strict=True):
             for row, name in enumerate(names):
-                for number, model in enumerate(models):
-                    for filled, probe in enumerate(("linear", "mlp")):
-                        if name in model["quantities"]:
-                            value, low, high = model["quantities"][name][probe][key]
-                            at = row + 0.66 * ((2 * number + filled + 0.5) / (2 * len(models)) - 0.5)
-                            look = {
-                                "color": colour_of(number),
-                                "label": f"{model['title']}, {probe}" if not row else None,
-                            }
-                            axis.plot((low, high), (at, at), color=look["color"], linewidth=1.4)
-                            axis.plot(value, at, "o", markerfacecolor=look["color"] if filled else "white", **look)
+                for place_of, (number, model, probe) in enumerate(dots):
+                    if name in model["quantities"]:
+                        value, low, high = model["quantities"][name][probe][key]
+                        at, colour = row + 0.66 * ((place_of + 0.5) / len(dots) - 0.5), colour_of(number)
+                        label = None if row else f"{model['title']}, {probe}"
+                        axis.plot((low, high), (at, at), color=colour, linewidth=1.4)
+                        face = colour if probe == "mlp" else "white"
+                        axis.plot(value, at, "o", markerfacecolor=face, color=colour, label=label)
                 for published, marker, probe in zip(
                     known.get(name, ())[place::2], "x+", ("linear", "MLP"), strict=False
                 ):
@@ -186,36 +161,12 @@ def _figure(title: str, names: list[str], models: list[Json], known: dict[str, A
     return Figure(caption, draw, 9.5, 1.6 + len(names) * (0.28 + 0.2 * len(models)))
 
 
-def quantity_names(dataset: Dataset) -> list[str]:
-    """Returns the names of the physical quantities of a dataset, in the order of its columns."""
-    own = [name for name, column in dataset.header.columns.items() if column.role == "quantity"]
-    return own + [name for name in _derived(dataset.task) if name not in own]
-
-
-def _derived(task: str) -> dict[str, slice]:
-    """Returns the quantities in the state that a dataset's columns lack: name -> place in the state."""
-    derived: dict[str, slice] = TASKS[task].env_class().derived_quantities if task in TASKS else {}
-    return derived
-
-
 def quantities(dataset: Dataset, index: int) -> dict[str, NDArray[Any]]:
-    """Returns the physical quantities of an episode, name -> (T, k)."""
+    """Returns the physical quantities of an episode, name -> (T, k): its columns, then those in its states alone."""
     episode = dataset.episode(index, pixels=False)
-    derived = {name: episode.state[:, place] for name, place in _derived(dataset.task).items()}
-    return {**derived, **episode.quantities}
-
-
-def _judge(
-    latents: Groups, targets: dict[str, Groups], n_fit: int, mlp_steps: int, title: str, progress: Any
-) -> dict[str, Any]:
-    scores = {}
-    for done, (name, values) in enumerate(targets.items(), 1):
-        found = probe(latents[:n_fit], values[:n_fit], latents[n_fit:], values[n_fit:], mlp_steps)
-        if found is not None:
-            linear, mlp = found
-            scores[name] = {"size": values[0].shape[1], "linear": linear.to_json(), "mlp": mlp.to_json()}
-        progress(f"probe {title}", done, len(targets))
-    return scores
+    places = TASKS[dataset.task].env_class().derived_quantities if dataset.task in TASKS else {}
+    derived = {name: episode.state[:, place] for name, place in places.items() if name not in episode.quantities}
+    return {**episode.quantities, **derived}
 
 
 def probe(
@@ -223,45 +174,27 @@ def probe(
 ) -> tuple[Score, Score] | None:
     """Returns the scores of a linear and of an MLP probe, or None for a quantity that does not vary.
 
-    Args:
-        fit_latents: (T, Z) of each episode to fit on.
-        fit_targets: (T, k) of the same.
-        test_latents: (T, Z) of each episode to judge on.
-        test_targets: (T, k) of the same.
-        mlp_steps: Optimiser steps of the MLP.
+    Latents are (T, Z) and targets (T, k) of each episode, to fit on and to judge on.
     """
     x, y = np.concatenate(fit_latents), np.concatenate(fit_targets)
     varies = y.std(axis=0) > 1e-9 * (1.0 + np.abs(y).max())
     if not varies.any():
         return None
     y = y[:, varies]
-    x_scale, y_scale = _Scale.of(x), _Scale.of(y)
-    seen = [x_scale(latents) for latents in test_latents]
-    true = [y_scale(values[:, varies]) for values in test_targets]
-    linear = fit_linear(x_scale(x), y_scale(y))
-    n_kept = len(np.concatenate(fit_latents[: -max(1, len(fit_latents) // 10)])) if len(fit_latents) > 1 else len(x)
-    mlp = fit_mlp(x_scale(x), y_scale(y), n_kept, mlp_steps)
-    return _score(true, [part @ linear for part in seen]), _score(true, [_apply(mlp, part) for part in seen])
+    of_x, of_y = standardisation(x), standardisation(y)
+    x, y = of_x(x), of_y(y)
+    seen, true = [of_x(latents) for latents in test_latents], [of_y(values[:, varies]) for values in test_targets]
+    linear = fit_linear(x, y)
+    n_kept = sum(map(len, fit_latents[: -max(1, len(fit_latents) // 10)])) or len(x)
+    mlp = fit_mlp(x, y, n_kept, mlp_steps)
+    predicted = ([part @ linear for part in seen], [_apply(mlp, part) for part in seen])
+    return error_and_correlation(true, predicted[0]), error_and_correlation(true, predicted[1])
 
 
-def _score(true: Groups, predicted: Groups) -> Score:
-    return Score(*error_and_correlation(true, predicted))
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Standardisation by what it was made of; a column that does not vary stays 0."""
-
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64]) -> _Scale:
-        std = values.std(axis=0)
-        return cls(values.mean(axis=0), np.where(std > 1e-9, std, 1.0))
-
-    def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (values - self.mean) / self.std
+def standardisation(values: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Returns the standardisation by some values; a column that does not vary stays 0."""
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    return lambda other: (other - mean) / np.where(std > 1e-9, std, 1.0)
 
 
 def fit_linear(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -275,13 +208,8 @@ def fit_mlp(x: NDArray[np.float64], y: NDArray[np.float64], n_kept: int, steps: 
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        mlp = nn.Sequential(
-            nn.Linear(x.shape[1], HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, y.shape[1]),
-        )
+        hidden = [nn.Linear(x.shape[1], HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU()]
+        mlp = nn.Sequential(*hidden, nn.Linear(HIDDEN, y.shape[1]))
     inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
     optimizer = torch.optim.AdamW(mlp.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

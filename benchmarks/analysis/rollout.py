@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.statistics import column_json
+from benchmarks.analysis.statistics import column_json, interval_text
 from benchmarks.analysis.worlds import World, describe_dataset, divide, encoded, load_worlds, open_dataset
 from benchmarks.options import OnDevice
+from benchmarks.report.plots import band
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, task_title
 from lewm_gym.commands import argument, option
-from lewm_gym.plots import Panel, Series, figure_of
+from lewm_gym.plots import Panel, figure_of
 from lewm_gym.results import Json, Record
 
 LINES = {"prediction": "prediction", "copy": "copy of the last frame"}
@@ -80,7 +81,7 @@ class Rollout(Measurement, OnDevice):
         steps = [record["frame_skip"] * (k + 1) for k in range(horizon)]
         shown = sorted({0, horizon // 2 - 1, horizon - 1} - {-1})
         rows: list[list[Cell]] = [
-            [model["title"], label, *(_with_interval(model[name], k) for k in shown)]
+            [model["title"], label, *(interval_text(model[name], k) for k in shown)]
             for model in models
             for name, label in LINES.items()
         ]
@@ -92,10 +93,10 @@ class Rollout(Measurement, OnDevice):
         )
         panels = []
         for model in models:
-            lines = [
-                (label, model[name], colour) for (name, label), colour in zip(LINES.items(), (0, None), strict=True)
+            series = [
+                band(LINES["prediction"], steps, model["prediction"], 0),
+                band(LINES["copy"], steps, model["copy"], None),
             ]
-            series = [Series(label, steps, v["value"], v["low"], v["high"], colour, "o-") for label, v, colour in lines]
             panels.append(Panel(model["title"], series, "steps ahead", "squared latent error", log_y=False, y_mark=1.0))
         header = ["model", "", *(f"{steps[k]} steps ahead" for k in shown)]
         caption = "Error of open-loop prediction; 1 = two random frames."
@@ -103,10 +104,6 @@ class Rollout(Measurement, OnDevice):
             f"Open-loop prediction error: {task_title(record['task'])}",
             [text, Table(header, rows, 2), figure_of(caption, panels)],
         )
-
-
-def _with_interval(line: Json, k: int) -> str:
-    return f"{line['value'][k]:.3f} [{line['low'][k]:.3f}, {line['high'][k]:.3f}]"
 
 
 def _blocks(actions: NDArray[np.float32], frame_skip: int) -> Tensor:
@@ -118,11 +115,7 @@ def _blocks(actions: NDArray[np.float32], frame_skip: int) -> Tensor:
 def open_loop_error(world: World, latents: Tensor, actions: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
     """Returns the squared errors (H,) of prediction and of copying the start, averaged over starts and coordinates.
 
-    Args:
-        world: The world model.
-        latents: (K + 1, Z) of the frames of an episode, a block apart.
-        actions: (K, A), raw, the blocks between them.
-        horizon: H, at most K.
+    Latents (K + 1, Z) are of frames a block apart; actions (K, A), raw, are the blocks between; H is at most K.
     """
     starts = range(len(actions) - horizon + 1)
     plans = torch.stack([actions[s : s + horizon] for s in starts])

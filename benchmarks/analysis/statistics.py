@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,15 +28,18 @@ class PairedTest(NamedTuple):
     p: float
 
 
-class _Moments(NamedTuple):
-    """Sums over the frames of each episode from which errors and correlations follow; each (episodes, k)."""
+class Score(NamedTuple):
+    """How well a probe reads a quantity.
 
-    frames: Array  # (episodes, 1)
-    true: Array
-    true_squared: Array
-    predicted: Array
-    predicted_squared: Array
-    product: Array
+    Attributes:
+        mse: Mean squared error, over all frames; of standardised targets 1 is what the mean achieves.
+        mse_std: Standard deviation of the episodes' own errors.
+        r: Pearson's correlation, averaged over the quantity's coordinates.
+    """
+
+    mse: Interval
+    mse_std: float
+    r: Interval
 
 
 def resampled(n: int, seed: int = 0) -> NDArray[np.int64]:
@@ -56,7 +59,12 @@ def column_json(values: Array) -> dict[str, list[float]]:
     return {key: [getattr(one, key) for one in mean_interval(values)] for key in ("value", "low", "high")}
 
 
-def error_and_correlation(true: Sequence[Array], predicted: Sequence[Array]) -> tuple[Interval, float, Interval]:
+def interval_text(line: Mapping[str, Sequence[float]], k: int, digits: int = 3) -> str:
+    """Returns column `k` of what `column_json` gave, in words."""
+    return "{0:.{3}f} [{1:.{3}f}, {2:.{3}f}]".format(*(line[key][k] for key in ("value", "low", "high")), digits)
+
+
+def error_and_correlation(true: Sequence[Array], predicted: Sequence[Array]) -> Score:
     """Returns mean squared error, its standard deviation over episodes, and Pearson's r, with bootstrap intervals.
 
     Error and r are over all frames together, averaged over the columns; the intervals resample whole episodes, since
@@ -66,32 +74,30 @@ def error_and_correlation(true: Sequence[Array], predicted: Sequence[Array]) -> 
         true: One (T, k) per episode.
         predicted: Likewise.
     """
-    moments = _moments(true, predicted)
-    draws = resampled(len(true))
-    whole = _Moments(*(m.sum(axis=0) for m in moments))
-    drawn = _Moments(*(m[draws].sum(axis=1) for m in moments))
-    errors, correlations = _error(drawn), _correlation(drawn)
-    error = Interval(float(_error(whole)), *map(float, np.percentile(errors, (2.5, 97.5))))
-    correlation = Interval(float(_correlation(whole)), *map(float, np.percentile(correlations, (2.5, 97.5))))
-    spread = float(_error(moments).std(ddof=1)) if len(true) > 1 else 0.0
-    return error, spread, correlation
+    moments = np.stack([_moments(t, p) for t, p in zip(true, predicted, strict=True)])
+    whole, drawn = moments.sum(axis=0), moments[resampled(len(true))].sum(axis=1)
+    error, r = (
+        Interval(float(of(whole)), *map(float, np.percentile(of(drawn), (2.5, 97.5)))) for of in (_error, _correlation)
+    )
+    return Score(error, float(_error(moments).std(ddof=1)) if len(true) > 1 else 0.0, r)
 
 
-def _moments(true: Sequence[Array], predicted: Sequence[Array]) -> _Moments:
-    pairs = list(zip(true, predicted, strict=True))
-    rows = [(np.array([len(t)]), t.sum(0), (t * t).sum(0), p.sum(0), (p * p).sum(0), (t * p).sum(0)) for t, p in pairs]
-    return _Moments(*(np.stack(column).astype(np.float64) for column in zip(*rows, strict=True)))
+def _moments(t: Array, p: Array) -> Array:
+    """Returns sums over frames (T, k) from which errors and correlations follow, (6, k)."""
+    return np.stack([x.sum(axis=0) for x in (np.ones_like(t), t, t * t, p, p * p, t * p)])
 
 
-def _error(m: _Moments) -> Array:
-    squared: Array = ((m.true_squared - 2 * m.product + m.predicted_squared) / m.frames).mean(axis=-1)
+def _error(moments: Array) -> Array:
+    frames, _, true_squared, _, predicted_squared, product = np.moveaxis(moments, -2, 0)
+    squared: Array = ((true_squared - 2 * product + predicted_squared) / frames).mean(axis=-1)
     return squared
 
 
-def _correlation(m: _Moments) -> Array:
-    covariance = m.product - m.true * m.predicted / m.frames
-    spread = (m.true_squared - m.true**2 / m.frames) * (m.predicted_squared - m.predicted**2 / m.frames)
-    known = spread > 1e-12 * m.frames**2
+def _correlation(moments: Array) -> Array:
+    frames, true, true_squared, predicted, predicted_squared, product = np.moveaxis(moments, -2, 0)
+    covariance = product - true * predicted / frames
+    spread = (true_squared - true**2 / frames) * (predicted_squared - predicted**2 / frames)
+    known = spread > 1e-12 * frames**2
     r: Array = np.where(known, covariance / np.sqrt(np.where(known, spread, 1.0)), 0.0).mean(axis=-1)
     return r
 

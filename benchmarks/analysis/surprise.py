@@ -11,6 +11,7 @@ unperturbed trajectory's at the same frame by a paired t-test over trajectories.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from benchmarks.analysis.statistics import column_json, paired_t_test
 from benchmarks.analysis.worlds import Progress, World, load_worlds
 from benchmarks.options import OnDevice
+from benchmarks.report.plots import band
 from benchmarks.report.published import sentence
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, task_title
@@ -31,7 +33,7 @@ from collect.collector import RESERVED_SEED
 from collect.episodes import episode_rng, make_env
 from collect.policies import make_policy
 from lewm_gym.commands import argument, option
-from lewm_gym.plots import Panel, Series, figure_of
+from lewm_gym.plots import Panel, figure_of
 from lewm_gym.results import Json, Record
 from lewm_gym.tasks import TASKS
 
@@ -96,10 +98,8 @@ class Surprise(Measurement, OnDevice):
         panels = []
         for model in record["models"]:
             steps = [skip * (k + 1) for k in range(len(model["surprise"]["unperturbed"]["value"]))]
-            series = [
-                Series(name, steps, line["value"], line["low"], line["high"], colour, "o-")
-                for colour, (name, line) in zip((None, 2, 1), model["surprise"].items(), strict=True)
-            ]
+            lines = zip(model["surprise"].items(), (None, 2, 1), strict=True)
+            series = [band(name, steps, line, colour) for (name, line), colour in lines]
             panels.append(Panel(model["title"], series, "environment step", "surprise", log_y=True, x_mark=at))
         header = ["model", "event", "difference", "ratio", "t", "p"]
         caption = "Surprise: mean over trajectories, with its 95 % interval."
@@ -136,10 +136,7 @@ def surprise_of(
 def surprise_along(world: World, latents: Tensor, actions: Tensor) -> Tensor:
     """Returns the surprise (B, K) at each frame after the first.
 
-    Args:
-        world: The world model.
-        latents: (B, K + 1, Z) of consecutive frames.
-        actions: (B, K, A), raw, the blocks between them.
+    Latents (B, K + 1, Z) are of consecutive frames; actions (B, K, A), raw, the blocks between them.
     """
     errors = []
     for k in range(1, latents.shape[1]):
@@ -152,16 +149,15 @@ def surprise_along(world: World, latents: Tensor, actions: Tensor) -> Tensor:
 
 def summary(series: dict[str, NDArray[np.float64]], event_block: int) -> dict[str, Any]:
     """Returns what a record says of one world's surprises: curves with intervals, and the tests at the event."""
-    usual = series["unperturbed"]
     at_event = {name: values[:, event_block - 1] for name, values in series.items()}
-    tests = {name: paired_t_test(values, at_event["unperturbed"]) for name, values in at_event.items()}
+    usual, tests = at_event["unperturbed"], {}
+    for name in VARIANTS[1:]:
+        test = paired_t_test(at_event[name], usual)
+        tests[name] = {**test._asdict(), "ratio": float(at_event[name].mean() / usual.mean())}
     return {
         "surprise": {name: column_json(values) for name, values in series.items()},
         "at_event": {name: values.tolist() for name, values in at_event.items()},
-        "tests": {
-            name: {**tests[name]._asdict(), "ratio": float(at_event[name].mean() / usual[:, event_block - 1].mean())}
-            for name in VARIANTS[1:]
-        },
+        "tests": tests,
     }
 
 
@@ -214,38 +210,25 @@ def make_trajectories(
     event = event_of(task)
     if not 1 <= event_block <= blocks:
         raise ValueError(f"the event must be within 1 and {blocks} blocks, got {event_block}")
-    env, looks = make_env(task, render_quality), make_env(task, render_quality)
-    env.draw_observations = looks.draw_observations = False  # type: ignore[attr-defined]
+    env: Any = make_env(task, render_quality)
+    looks: Any = make_env(task, render_quality)
+    env.draw_observations = looks.draw_observations = False
     name, value = event.colour
     looks.reset(seed=0, options={"variations": {name: value}})
-    try:
+    with contextlib.closing(env), contextlib.closing(looks):
         for number in range(count):
-            yield _make(env, looks, event, task, number, blocks, event_block, frame_skip)
-    finally:
-        env.close()
-        looks.close()
-
-
-def _make(
-    env: Any, looks: Any, event: Any, task: str, number: int, blocks: int, event_block: int, frame_skip: int
-) -> Trajectory:
-    rng = episode_rng(task, RESERVED_SEED, _FIRST + number)
-    states, actions = _play(env, make_policy(task, event.policy), rng, blocks * frame_skip)
-    shown = states[::frame_skip]
-    moved = _teleported(env, event, shown[event_block], rng)
-    jumped = [moved]
-    if event_block < blocks:
-        env.reset(options={"state": moved})
-        for action in actions[event_block * frame_skip :]:
-            jumped.append(env.step(action)[4]["state"])
-    plain = [env.render_state(state) for state in shown]
-    after = plain[:event_block]
-    frames = {
-        "unperturbed": plain,
-        "colour": after + [looks.render_state(state) for state in shown[event_block:]],
-        "teleport": after + [env.render_state(state) for state in jumped[::frame_skip]],
-    }
-    return Trajectory({name: np.stack(f) for name, f in frames.items()}, actions.reshape(blocks, -1))
+            rng = episode_rng(task, RESERVED_SEED, _FIRST + number)
+            states, actions = _play(env, make_policy(task, event.policy), rng, blocks * frame_skip)
+            shown, jumped = states[::frame_skip], [_teleported(env, event, states[event_block * frame_skip], rng)]
+            env.reset(options={"state": jumped[0]})
+            jumped += [env.step(action)[4]["state"] for action in actions[event_block * frame_skip :]]
+            plain = [env.render_state(state) for state in shown]
+            frames = {
+                "unperturbed": plain,
+                "colour": plain[:event_block] + [looks.render_state(state) for state in shown[event_block:]],
+                "teleport": plain[:event_block] + [env.render_state(state) for state in jumped[::frame_skip]],
+            }
+            yield Trajectory({name: np.stack(f) for name, f in frames.items()}, actions.reshape(blocks, -1))
 
 
 def _play(env: Any, policy: Any, rng: np.random.Generator, steps: int) -> tuple[list[State], NDArray[np.float32]]:

@@ -54,6 +54,11 @@ def rate_series(label: str, x: Sequence[float], rates: Sequence[Mapping[str, Any
     return Series(label, x, y, low, high, colour, "o")
 
 
+def band(label: str, x: Sequence[float], line: Mapping[str, Any], colour: int | None) -> Series:
+    """Returns a stored line of means with its intervals: value, low and high, a number for each of `x`."""
+    return Series(label, x, line["value"], line["low"], line["high"], colour, "o-")
+
+
 def curve_panels(
     runs: Iterable[tuple[str, Mapping[str, Any]]], smooth: Callable[[Sequence[float]], Sequence[float]] = list
 ) -> list[Panel]:
