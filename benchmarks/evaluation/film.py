@@ -72,15 +72,11 @@ def film_frames(episodes: Sequence[Episode], title: str) -> list[Frame]:
     """Returns the film's frames, (HEAD + VIEW + GAP, 2 VIEW + 3 GAP, 3) uint8: each episode's and the held last one."""
     frames = []
     for number, episode in enumerate(episodes, 1):
-        goal = _enlarged(episode.goal, VIEW)
         last = len(episode.frames) - 1
-        heading = f"{title}  {number}/{len(episodes)}"
         for step, pixels in enumerate(episode.frames):
-            ended = step == last
-            text = episode.label if ended else f"step {step}"
-            colour = episode.colour if ended else RUNNING
-            frame = _compose(_enlarged(pixels, VIEW), goal, heading, text, colour)
-            frames += [frame] * (1 + HOLD_FRAMES if ended else 1)
+            text, colour = (episode.label, episode.colour) if step == last else (f"step {step}", RUNNING)
+            frame = _compose(pixels, episode.goal, f"{title}  {number}/{len(episodes)}", text, colour)
+            frames += [frame] * (1 + HOLD_FRAMES if step == last else 1)
     return frames
 
 
@@ -110,16 +106,9 @@ def _encode(path: Path, frames: Sequence[Frame]) -> None:
         raise ImportError("films need imageio-ffmpeg; install it with: pip install imageio-ffmpeg") from None
     height, width, _ = frames[0].shape
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ffmpeg tells the format by the suffix
-    writer = imageio_ffmpeg.write_frames(
-        str(temporary),
-        (width, height),
-        fps=FPS,
-        codec="libx264",
-        pix_fmt_out="yuv420p",  # what every browser decodes
-        quality=None,
-        output_params=["-crf", "20", "-preset", "slow", "-threads", "1", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
+    form: dict[str, Any] = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": None}  # what every browser decodes
+    form["output_params"] = ["-crf", "20", "-preset", "slow", "-threads", "1", "-movflags", "+faststart"]
+    writer = imageio_ffmpeg.write_frames(str(temporary), (width, height), fps=FPS, ffmpeg_log_level="error", **form)
     try:
         writer.send(None)
         for frame in frames:
@@ -134,49 +123,43 @@ def _encode(path: Path, frames: Sequence[Frame]) -> None:
 def contact_sheet(episodes: Sequence[Episode], title: str) -> Image.Image:
     """Returns a still of the same film: a row per episode with its start, middle, end and goal."""
     columns = ("start", "middle", "end", "goal")
-    side, gap = STILL_VIEW, GAP // 2
-    foot = 24
+    side, gap, foot, top = STILL_VIEW, GAP // 2, 24, 56
     width = len(columns) * (side + gap) + gap
-    top = 56
     sheet = Image.new("RGB", (width, top + len(episodes) * (side + foot + gap)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, 6), title, INK, _font(17))
     for column, name in enumerate(columns):
         draw.text((gap + column * (side + gap), 32), name, QUIET, _font(14))
     for number, episode in enumerate(episodes):
-        y = top + number * (side + foot + gap)
-        middle = episode.frames[(len(episode.frames) - 1) // 2]
-        pictures = (episode.frames[0], middle, episode.frames[-1], episode.goal)
+        y, frames = top + number * (side + foot + gap), episode.frames
+        pictures = (frames[0], frames[(len(frames) - 1) // 2], frames[-1], episode.goal)
         for column, pixels in enumerate(pictures):
-            x = gap + column * (side + gap)
             colour = episode.colour if columns[column] == "end" else RUNNING
-            draw.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), colour)
-            sheet.paste(Image.fromarray(_enlarged(pixels, side)), (x, y))
+            _place(sheet, pixels, (gap + column * (side + gap), y), side, colour, border=3)
         draw.text((gap, y + side + 4), f"pair {episode.pair}: {episode.label}", episode.colour, _font(14))
     return sheet
 
 
 def _compose(view: Frame, goal: Frame, heading: str, text: str, colour: tuple[int, int, int]) -> Frame:
     frame = Image.new("RGB", (2 * VIEW + 3 * GAP, HEAD + VIEW + GAP), PAPER)
-    draw = ImageDraw.Draw(frame)
-    border = 6
-    draw.rectangle((GAP - border, HEAD - border, GAP + VIEW + border - 1, HEAD + VIEW + border - 1), colour)
-    x_goal = 2 * GAP + VIEW
-    draw.rectangle((x_goal - 1, HEAD - 1, x_goal + VIEW, HEAD + VIEW), RUNNING)
-    frame.paste(Image.fromarray(view), (GAP, HEAD))
-    frame.paste(Image.fromarray(goal), (x_goal, HEAD))
-    font = _font(18)
-    ink = INK if colour == RUNNING else colour
-    draw.text((GAP, 13), f"agent: {text}", ink, font)
-    draw.text((x_goal, 13), "goal", INK, font)
+    draw, x_goal = ImageDraw.Draw(frame), 2 * GAP + VIEW
+    _place(frame, view, (GAP, HEAD), VIEW, colour, border=6)
+    _place(frame, goal, (x_goal, HEAD), VIEW, RUNNING, border=1)
+    draw.text((GAP, 13), f"agent: {text}", INK if colour == RUNNING else colour, _font(18))
+    draw.text((x_goal, 13), "goal", INK, _font(18))
     draw.text((2 * GAP + 2 * VIEW, 15), heading, QUIET, _font(15), anchor="ra")
     return np.asarray(frame)
 
 
-def _enlarged(pixels: Frame, side: int) -> Frame:
-    if pixels.shape[:2] == (side, side):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
+def _place(
+    sheet: Image.Image, pixels: Frame, at: tuple[int, int], side: int, colour: tuple[int, int, int], border: int
+) -> None:
+    """Draws a view, enlarged to `side` px, with a border around it."""
+    picture, (x, y) = Image.fromarray(pixels), at
+    if picture.size != (side, side):
+        picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+    ImageDraw.Draw(sheet).rectangle((x - border, y - border, x + side + border - 1, y + side + border - 1), colour)
+    sheet.paste(picture, at)
 
 
 @lru_cache(maxsize=8)

@@ -165,12 +165,7 @@ def _heldout(
 
 
 def load_pairs(task: str, pairs: str | Path | PairSet | None, offset_steps: int) -> tuple[PairSet, str]:
-    """Returns the pair set given, read from its file, or a shipped one of a task at a distance; and its source.
-
-    Args:
-        task: Name of the task.
-        pairs: None for the task's own suite, the name of another suite that ships (such as "markov"), a file, or a set.
-        offset_steps: Distance of shipped pairs.
+    """Returns pairs and their source: the task's own suite for None, another that ships by its name, a file, or a set.
 
     Raises:
         ValueError: If there is none, or the file is damaged or was changed.
@@ -221,9 +216,7 @@ def _official(run: Path, task: Task, known: dict[str, Any], asked: Asked) -> tup
 def draw_rows(lengths: NDArray[np.int64], count: int = OFFICIAL_EPISODES) -> NDArray[np.int64]:
     """Returns `count` rows, sorted, as the reference's evaluation draws them.
 
-    Args:
-        lengths: (episodes,) frames of each episode, in the order of the rows.
-        count: How many.
+    Lengths (episodes,) are the frames of each episode, in the order of the rows.
 
     Raises:
         ValueError: If fewer rows lie far enough before the end of their episode.
@@ -259,13 +252,7 @@ def recorded_pairs(dataset: Dataset, count: int = OFFICIAL_EPISODES) -> tuple[Fo
 
 
 def open_training_set(run: Path, task: Task, known: dict[str, Any], folder: Path | None = None) -> Dataset:
-    """Returns the dataset that a run was trained on.
-
-    Args:
-        run: The run folder, for messages.
-        task: Its task.
-        known: What it says of the dataset.
-        folder: Where the dataset lies now, if it was moved.
+    """Returns the dataset that a run was trained on, by what it says of it; `folder` is where it was moved to.
 
     Raises:
         ValueError: If the run names no dataset, or another one lies there.

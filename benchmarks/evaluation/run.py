@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -251,7 +252,6 @@ class Session:
         self._path = out.with_name(out.name + ".partial")
         self._call, self._clock, self._acting = uuid.uuid4().hex[:8], Clock(), ActClock()
         self._plans_before = getattr(agent, "plans", 0)
-        self._earlier: dict[str, float] = {"seconds": 0.0, "act_seconds": 0.0, "plans": 0.0}
         self._known: dict[str, dict[int, Outcome]] = {}
         made = {"commit": provenance.commit(), "versions": provenance.versions()}
         head = {**(more or {}), "started": self._clock.started, "weights": weights, **job.identity(), **made}
@@ -259,13 +259,11 @@ class Session:
         if not lines or {**lines[0], "started": ""} != json.loads(json.dumps({**head, "started": ""})):
             lines = [head]
         self.started = str(lines[0]["started"])
-        calls: dict[str, Json] = {}  # the last line of each call has that call's total times
         for line in lines[1:]:
             outcome = Outcome(line["pair"], line["success"], line["steps"], line["strict"])
             self._known.setdefault(line["who"], {})[outcome.pair] = outcome
-            calls[line["call"]] = line
-        for line in calls.values():
-            self._earlier = {name: self._earlier[name] + line[name] for name in self._earlier}
+        calls = {line["call"]: line for line in lines[1:]}.values()  # the last line of a call has its total times
+        self._earlier = {name: sum(line[name] for line in calls) for name in self._times()}
         make_folder(out.parent)
         with atomic_file(self._path) as file:  # anew, without a cut-off last line, before anything is appended to it
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -275,12 +273,7 @@ class Session:
     ) -> tuple[Outcome, ...]:
         """Returns the outcomes of some pairs (default: all), evaluating those that are not known for `who`.
 
-        Args:
-            who: Its name in the file.
-            agent: Who acts.
-            rules: The environments' (default: the job's).
-            indices: Which pairs.
-            changes: Other settings than the job's.
+        Rules (default: the job's) and `changes` of the job's settings are of this evaluation alone.
         """
         job, known = self.job, dict(self._known.get(who, {}))
         chosen = range(len(job.pairs)) if indices is None else indices
@@ -291,9 +284,9 @@ class Session:
         acting = ActClock() if who in ("random", "replay") else self._acting
 
         def note(outcome: Outcome) -> None:
-            times = {"seconds": round(self._clock.seconds, 3), **self._times()}
+            line = {"who": who, **asdict(outcome), "call": self._call, **self._times()}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"who": who, **asdict(outcome), "call": self._call, **times}) + "\n")
+                file.write(json.dumps(line) + "\n")
             advance()
 
         how = replace(job.settings, **changes)
@@ -306,17 +299,14 @@ class Session:
     def totals(self) -> tuple[float, Json]:
         """Returns the seconds and the timing of all calls together."""
         times = {name: value + self._earlier[name] for name, value in self._times().items()}
-        act_seconds, plans = times["act_seconds"], int(times["plans"])
-        timing = {
-            "act_seconds": round(act_seconds, 3),
-            "plans": plans or None,
-            "seconds_per_plan": round(act_seconds / plans, 4) if plans else None,
-        }
-        return self._earlier["seconds"] + self._clock.seconds, timing
+        acting, plans = times["act_seconds"], int(times["plans"])
+        per_plan = round(acting / plans, 4) if plans else None
+        return times["seconds"], {"act_seconds": round(acting, 3), "plans": plans or None, "seconds_per_plan": per_plan}
 
     def _times(self) -> dict[str, float]:
+        """Returns the times of this call."""
         plans = getattr(self._agent, "plans", 0) - self._plans_before
-        return {"act_seconds": round(self._acting.seconds, 6), "plans": plans}
+        return {"seconds": round(self._clock.seconds, 3), "act_seconds": round(self._acting.seconds, 6), "plans": plans}
 
     def remove(self) -> None:
         """Deletes the file, once the result is saved."""
@@ -326,12 +316,10 @@ class Session:
 def _complete_lines(path: Path) -> list[Json]:
     if not path.is_file():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+    lines: list[Json] = []
+    with contextlib.suppress(json.JSONDecodeError):  # the last one may be cut off
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return lines if all(isinstance(line, dict) for line in lines) else []
 
 
@@ -392,19 +380,13 @@ def read_curves(rows: Iterable[Mapping[str, Any]], points: int = CURVE_POINTS) -
     """
     columns: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        step = row.get("step")
-        if not isinstance(step, int | float):
-            continue
-        for name, value in row.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if name not in ("step", "seconds") and number and np.isfinite(value):
-                columns.setdefault(name, []).append((step, value))
+        numbers = {name: value for name, value in row.items() if type(value) in (int, float) and np.isfinite(value)}
+        for name in numbers if "step" in numbers else ():
+            if name not in ("step", "seconds"):
+                columns.setdefault(name, []).append((numbers["step"], numbers[name]))
     curves = {}
     for name, samples in columns.items():
-        bins = np.array_split(np.array(samples, float), min(points, len(samples)))
-        means = [chunk.mean(axis=0) for chunk in bins]
-        curves[name] = {
-            "step": [round(float(step), 1) for step, _ in means],
-            "value": [float(f"{value:.6g}") for _, value in means],
-        }
+        means = [chunk.mean(axis=0) for chunk in np.array_split(np.array(samples, float), min(points, len(samples)))]
+        steps, values = [round(float(step), 1) for step, _ in means], [float(f"{value:.6g}") for _, value in means]
+        curves[name] = {"step": steps, "value": values}
     return curves

@@ -46,13 +46,8 @@ class Sampled:
 def sample_pairs(task: Task, kind: str, count: int, seed: int, steps: int, progress: Progress = None) -> Sampled:
     """Returns starts and goals of a kind; pair i is a function of (task, kind, seed, steps, i).
 
-    Args:
-        task: The task.
-        kind: One of KINDS.
-        count: How many.
-        seed: Of the draws.
-        steps: The budget within which uniform goals must be reached, or the length of walks.
-        progress: Called with (pairs found, count).
+    Steps are the budget within which uniform goals must be reached, or the length of walks; `progress` is called with
+    (pairs found, count).
 
     Raises:
         ValueError: For an unknown kind, or if hardly any goal can be reached within the budget.

@@ -137,11 +137,9 @@ class Compare(Training, OnDevice, Measurement):
         return 0
 
     def compare(self, say: Say = print, shown: Any = None) -> list[Result]:
-        """Returns the results of all entrants after doing what is missing, and writes the tables.
+        """Returns the results of all trials after doing what is missing, and writes the tables.
 
-        Args:
-            say: Called with lines for the user.
-            shown: A `Bars`, for progress.
+        Lines for the user go to `say`, progress to `shown`, a `Bars`.
 
         Raises:
             ValueError: If something does not fit.

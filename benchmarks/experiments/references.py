@@ -33,13 +33,7 @@ def make_reference(
 ) -> Path:
     """Writes the run folder of a reference, that `plan` measures; returns it.
 
-    Args:
-        name: One that `agents.references` lists.
-        folder: The run folder.
-        task: Name of the task.
-        pairs: The pairs that it will be measured on.
-        seed: Seed that it will be measured with; with a pair's index it names the pair's plan.
-        budget_steps: Environment steps that the expert gets.
+    Pairs and seed are those that it will be measured with; the expert gets `budget_steps` environment steps.
 
     Raises:
         ValueError: If there is no such reference.

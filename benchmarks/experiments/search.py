@@ -191,12 +191,7 @@ def cem(n_samples: int, iterations: int) -> Json:
 
 
 def cost_of_plan(agent: Any, obs: Any) -> Cost:
-    """Returns what a plan of an agent costs, counted at two numbers of candidates.
-
-    Args:
-        agent: A planning agent.
-        obs: One observation.
-    """
+    """Returns what a plan of an agent that plans costs from one observation, counted at two numbers of candidates."""
     searchers = [agent.with_planning(cem(n_samples, 1)) for n_samples in (MIN_SAMPLES, 2 * MIN_SAMPLES)]
     counts = [flops_of(partial(searcher.plan, obs)) for searcher in searchers]
     per_candidate = (counts[1] - counts[0]) / MIN_SAMPLES

@@ -244,14 +244,7 @@ class TuneLambda(Sweep):
 
 
 def bisect(score: Callable[[float], float], low: float, high: float, rounds: int) -> dict[float, float]:
-    """Returns value -> score of all values tried: 3 + 2 per round, at most.
-
-    Args:
-        score: What to maximise; assumed to have one peak.
-        low: Lower end of the interval, positive.
-        high: Upper end.
-        rounds: How often the interval is halved.
-    """
+    """Returns value -> score of all values tried, 3 + 2 per round at most; the score is assumed to have one peak."""
     scores: dict[float, float] = {}
 
     def between(one: float, other: float) -> float:

@@ -23,7 +23,7 @@ from benchmarks.report.tables import Mark, Section, Table, data_uri, duration, l
 from lewm_gym.commands import Command, argument, option
 from lewm_gym.files import atomic_file, make_folder
 from lewm_gym.plots import figure_of
-from lewm_gym.results import Record, Result, is_record
+from lewm_gym.results import Record, Result, is_record, part_of
 from lewm_gym.tasks import TASKS
 
 #: Facts that are set in a fixed-width face.
@@ -32,21 +32,12 @@ Facts = list[tuple[str, str]]
 
 
 class Shown(NamedTuple):
-    """A record, not of success, with its place on the page."""
+    """A record, not of success, with its file, its place on the page and what is shown of it."""
 
     anchor: str
+    path: Path
     record: Record
     section: Section
-
-    def markdown(self, folder: Path) -> str:
-        """Returns its section as Markdown, drawings linked where they lie beside the record."""
-        return self.section.markdown(folder, self.path.with_suffix(".png"))
-
-    @property
-    def path(self) -> Path:
-        """The file of the record."""
-        assert self.record.path is not None
-        return self.record.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,22 +101,25 @@ def write_report(
     if film is not None and not film.is_file():
         raise ValueError(f"there is no film {film}")
     out = Path(out)
-    records = [Record.load(path) for path in paths]
-    measured = [record for record in records if record.kind == "plan"]
-    groups = group_entries([_entry(record, n, film if n == 1 else None) for n, record in enumerate(measured, 1)])
-    others = [record for record in records if record.kind != "plan"]
-    shown = [Shown(f"record-{n}", record, section_of(record)) for n, record in enumerate(others, 1)]
+    records = {Path(path): Record.load(path) for path in paths}
+    measured = [(path, record) for path, record in records.items() if record.kind == "plan"]
+    groups = group_entries(
+        [_entry(path, record, n, film if n == 1 else None) for n, (path, record) in enumerate(measured, 1)]
+    )
+    others = [(path, record) for path, record in records.items() if record.kind != "plan"]
+    shown = [Shown(f"record-{n}", path, record, section_of(record)) for n, (path, record) in enumerate(others, 1)]
     content = _content(groups, shown) | {"title": title, "intro": intro}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("benchmarks.report", ""), trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
     environment.filters |= {
         "plain": to_markdown,
-        "md": lambda section: section.markdown(out.parent),
         "data_uri": data_uri,
+        "link": lambda path: link(path, out.parent),
+        "md": lambda section: section.markdown(out.parent),
+        "shown": lambda one: one.section.markdown(out.parent, one.path.with_suffix(".png")),
+        "cell": lambda cell: markupsafe.Markup(to_html(cell)),
+        "section": lambda section: markupsafe.Markup(section.html()),
     }
-    environment.filters |= {"link": lambda path: link(path, out.parent), "shown": lambda one: one.markdown(out.parent)}
-    environment.filters["cell"] = lambda cell: markupsafe.Markup(to_html(cell))
-    environment.filters["section"] = lambda section: markupsafe.Markup(section.html())
     make_folder(out.parent)
     for path, name, escaped in ((out, "page.html.j2", True), (out.with_suffix(".md"), "page.md.j2", False)):
         with atomic_file(path) as file:
@@ -133,9 +127,8 @@ def write_report(
     return out
 
 
-def _entry(record: Record, number: int, film: Path | None) -> Entry:
-    result, path = Result.of(record), record.path
-    assert path is not None
+def _entry(path: Path, record: Record, number: int, film: Path | None) -> Entry:
+    result = Result.of(record)
     own = path.parent / Path(result.film).name if result.film else None  # a name, never a way out of the folder
     return Entry(f"result-{number}", path, result, own if own is not None and own.is_file() else film)
 
@@ -194,19 +187,17 @@ def card(group: Group) -> dict[str, Any]:
     kind = group.main_kind()
     assert kind is not None
     found = [entry.result for entry in kind.entries]
-    success, rates = found[0].success, found[0].rates()
-    pairs = "held-out goals" if kind.is_heldout else "goals"
+    success, number = found[0].success, "these numbers" if len(found) > 1 else "this number"
+    pairs = f"{success.episodes} {'held-out goals' if kind.is_heldout else 'goals'}"
     if kind.std is None:
-        met = f"reached {success.successes} of {success.episodes} {pairs}; "
+        met = f"reached {success.successes} of {pairs}; "
         met += f"95 % interval {100 * success.low:.1f} to {100 * success.high:.1f} %."
     else:
         each = ", ".join(f"{100 * result.success.rate:.1f}" for result in found)
-        met = f"reached on average {100 * kind.mean:.1f} % of {success.episodes} {pairs} "
-        met += f"over {len(found)} training seeds ({each})."
+        met = f"reached on average {100 * kind.mean:.1f} % of {pairs} over {len(found)} training seeds ({each})."
     if "strict" in kind.means:
         met += f" It held {100 * kind.means['strict']:.1f} % for 5 steps."
-    random = rates.get("random", {}).get("success")
-    number = "these numbers" if len(found) > 1 else "this number"
+    random = found[0].rates().get("random", {}).get("success")
     return {"heading": group.title, "kind": kind, "met": met, "random": random, "number": number}
 
 
@@ -215,13 +206,12 @@ def card(group: Group) -> dict[str, Any]:
 
 def facts_of_result(entry: Entry) -> Facts:
     """Returns what made a result as (name, text), what is unknown left out."""
-    result, description, dataset = entry.result, entry.description, entry.dataset
-    run, rates, pairs = result.run, entry.result.rates(), entry.result.pairs
-    training = description.get("training") if isinstance(description.get("training"), dict) else {}
+    result, description = entry.result, entry.description
+    run, rates, pairs = result.run, result.rates(), result.pairs
     per_plan = result.timing.get("seconds_per_plan")
     strict, replay = rates["agent"].get("strict"), rates.get("replay", {}).get("success")
     where = f"{result.offset_steps} steps apart" if result.offset_steps else "goals sampled uniformly"
-    data = [form.format(dataset[name]) for name, form in _DATASET if dataset.get(name) is not None]
+    data = [form.format(entry.dataset[name]) for name, form in _DATASET if entry.dataset.get(name) is not None]
     head = Record("plan", {}, {name: getattr(result, name) for name in ("command", "commit", "hardware", "versions")})
     values = facts_of_record(head) + [
         ("seed", f"{result.seed} (evaluation)"),
@@ -232,7 +222,7 @@ def facts_of_result(entry: Entry) -> Facts:
         ("action replay", f"{replay}, the recorded actions on the same pairs" if replay else ""),
         ("time", f"{duration(result.seconds)}{f', {per_plan:.3g} s per plan' if per_plan else ''}, "
                  f"begun {result.started}"),
-        ("training", _training(description, training or {}, run)),
+        ("training", _training(description, run)),
         ("training command", description.get("command")),
         ("training commit", _commit(description["commit"]) if "commit" in description else ""),
         ("training hardware", _hardware(description.get("hardware"))),
@@ -279,7 +269,8 @@ def _hardware(machine: Any) -> str:
     return f"{machine.get('cores')} cores of {machine.get('cpu')}{memory}, {gpu}, {machine.get('system')}"
 
 
-def _training(description: Mapping[str, Any], training: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def _training(description: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    training = part_of(description, "training")
     steps = run.get("steps") or training.get("steps")
     seconds = description.get("training_seconds") or run.get("seconds")
     clips = f" of {training['batch_size']} clips" if training.get("batch_size") else ""

@@ -198,11 +198,7 @@ def peak_flops(precision: str, device: str, repeats: int = 3) -> float:
 def loading_seconds(config: LeWMConfig, batch_size: int, dataset: Path | None, n_batches: int = 8) -> float:
     """Returns the seconds per batch of the loader by itself; in training it works ahead, beside the step.
 
-    Args:
-        config: Whose clips.
-        batch_size: Clips in a batch.
-        dataset: Where from; None for a few episodes of Two-Room that are collected now.
-        n_batches: How many to average over, after a first.
+    Without a dataset a few episodes of Two-Room are collected. The mean is over `n_batches` after a first.
     """
     with tempfile.TemporaryDirectory() as folder:
         if dataset is None:
