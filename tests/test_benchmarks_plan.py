@@ -130,6 +130,20 @@ def test_budget_and_seed_change_outcomes() -> None:
     assert evaluate(Seeker(), "two_room", PAIRS, seed=1) != full
 
 
+def test_an_agent_is_told_the_steps_left_only_if_that_is_asked() -> None:
+    class Told(Seeker):
+        def act(self, obs: Any, **told: Any) -> NDArray[np.float32]:
+            heard.append(told)
+            return super().act(obs)
+
+    heard: list[dict[str, Any]] = []
+    evaluate(Told(), "two_room", PAIRS[:2], budget_steps=4, steps_left=3, strict=False)
+    assert heard == [{"steps_left": 3}, {"steps_left": 2}, {"steps_left": 1}, {"steps_left": 1}]
+    heard.clear()
+    evaluate(Told(), "two_room", PAIRS[:2], budget_steps=2, strict=False)
+    assert heard == [{}, {}]
+
+
 def test_streams_of_pairs_and_seeds_differ() -> None:
     seeds = {stream_seed(seed, index) for seed in range(10) for index in range(200)}
     assert len(seeds) == 2000 and max(seeds) < 2**63
@@ -245,6 +259,8 @@ def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
         ({}, {"n_envs": 0}, "--n-envs must be at least 1, got 0"),
         ({}, {"budget": 0}, "--budget must be at least 1, got 0"),
         ({}, {"seed": -1}, "--seed must not be negative, got -1"),
+        ({}, {"steps_left": 0}, "--steps-left must be at least 1, got 0"),
+        ({}, {"steps_left": 25}, "--steps-left is for agents with an actor"),
         ({"task": "gym:Pendulum-v1"}, {}, "'gym:Pendulum-v1', which is none of the tasks .*load_agent"),
         ({"finished": False}, {}, "not finished"),
         ({"dataset": {"seed": 123}}, {}, "pairs come from seed 123, on which"),

@@ -76,6 +76,8 @@ class Settings:
             then depend on one another.
         solved_starts: Whether starts that satisfy their goal are evaluated like others, as the reference does, instead
             of refused. What holds before the first step counts for nothing.
+        steps_left: Within how many steps the agent is told to reach each goal, counted down from the start; None: it
+            is told nothing.
     """
 
     budget_steps: int
@@ -85,6 +87,7 @@ class Settings:
     strict: bool = True
     shared_rng: bool = False
     solved_starts: bool = False
+    steps_left: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("budget_steps", "n_envs", "workers"):

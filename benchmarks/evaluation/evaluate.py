@@ -198,7 +198,7 @@ class _Batch:
         attempts = self._begin()
         running = list(self.fed)
         for step in range(1, self.how.budget_steps + 1):
-            actions = self._act([attempts[row] for row in self.fed])
+            actions = self._act([attempts[row] for row in self.fed], step - 1)
             chosen = actions[[self.fed.index(row) for row in running]]
             needed = dict(zip(self.fed, self._needed(), strict=True))
             last = step == self.how.budget_steps and self.watch is None  # after which nobody acts
@@ -239,11 +239,13 @@ class _Batch:
         if self.watch is not None:
             self.watch(attempt.pair, step, attempt.observation(), attempt.view.success)
 
-    def _act(self, attempts: Sequence[_Attempt]) -> NDArray[np.float32]:
+    def _act(self, attempts: Sequence[_Attempt], taken: int) -> NDArray[np.float32]:
         observations = [attempt.observation() for attempt in attempts]
         stacked: Any = {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+        told = {} if self.how.steps_left is None else {"steps_left": max(1, self.how.steps_left - taken)}
         began = time.perf_counter()
-        actions = np.asarray(self.agent.act(stacked))
+        act: Any = self.agent.act
+        actions = np.asarray(act(stacked, **told))
         self.clock.seconds += time.perf_counter() - began
         expected = (len(observations), self.action_size)
         if actions.shape != expected:

@@ -62,6 +62,13 @@ class Asked(Evaluating):
     budget: int | None = option(
         None, "environment steps allowed per pair (default: twice the distance)", metavar="STEPS", least=1
     )
+    steps_left: int | None = option(
+        None,
+        "tell the agent within how many steps each goal is to be reached, counted down from the start; for agents with "
+        "an actor (default: it estimates them)",
+        metavar="STEPS",
+        least=1,
+    )
     strict: bool = option(
         True,
         "end each episode at its success and do not measure strict success; saves up to half of the plans",
@@ -110,7 +117,8 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """Returns, ready for JSON, what outcomes are a function of, the agent aside; speed is not among it."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("n_envs", "workers")}
+        speed = ("n_envs", "workers")
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in speed and (k, v) != ("steps_left", None)}
         source = {key: self.source[key] for key in ("hash", "seed")}
         rules = {k: v for k, v in asdict(self.rules).items() if k != "proprioception"}  # the agent's need
         return {"task": self.task.name, "protocol": self.protocol, "pairs": source, **settings, **rules}
@@ -131,7 +139,7 @@ def make_job(run: Path, description: dict[str, Any], asked: Asked) -> Job:
         )
     task = get_task(str(description["task"]))
     known = part_of(description, "dataset")
-    how: dict[str, Any] = {name: getattr(asked, name) for name in ("seed", "n_envs", "workers", "strict")}
+    how: dict[str, Any] = {name: getattr(asked, name) for name in ("seed", "n_envs", "workers", "strict", "steps_left")}
     if asked.protocol == "heldout":
         pairs, source, offset = _heldout(run, task, known, asked)
         budget = asked.budget or 2 * offset

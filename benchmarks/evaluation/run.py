@@ -94,11 +94,14 @@ class Plan(Asked):
         if self.planning:
             planner = planner_of(agent, self.run).with_planning(self.planning)
             agent, description = planner, {**description, "planning": planner.planning.to_json()}
+        if self.steps_left is not None and not getattr(agent, "uses_steps_left", False):
+            raise ValueError(f"--steps-left is for agents with an actor; that of {self.run} plans without one")
         if known is not None:
             return self._filmed(known, out, job, agent, progress)
         session = Session(job, out, weights, progress, agent, {"planning": self.planning} if self.planning else {})
-        random = session.outcomes("random", RandomAgent(job.task.action_size), workers=1)  # which look at no picture:
-        replay = session.outcomes("replay", _replay(job), workers=1) if len(job.pairs[0].actions) else ()  # no workers
+        blind = {"workers": 1, "steps_left": None}  # references look at no frame, and are told nothing
+        random = session.outcomes("random", RandomAgent(job.task.action_size), **blind)
+        replay = session.outcomes("replay", _replay(job), **blind) if len(job.pairs[0].actions) else ()
         outcomes = session.outcomes("agent", agent)
         seconds, timing = session.totals()
         head = {**Clock().head(), "started": session.started, "seconds": round(seconds, 2)}
@@ -116,7 +119,7 @@ class Plan(Asked):
             random=random,
             replay=replay,
             timing=timing,
-            metrics={"question": _digest(question)},
+            metrics={"question": _digest(question)} | ({"steps_left": self.steps_left} if self.steps_left else {}),
         )
         result.save(out)
         session.remove()
@@ -130,6 +133,7 @@ class Plan(Asked):
         words = [self.run.resolve().name, *kinds[job.protocol], *(distance if job.protocol != "official" else [])]
         words += [] if self.budget is None else [f"budget{self.budget}"]
         words += [] if self.n_pairs is None else [f"{self.n_pairs}pairs"]
+        words += [] if self.steps_left is None else [f"told{self.steps_left}"]
         words += [] if self.strict else ["not-strict"]
         words += [f"seed{self.seed}", *(f"{name}={value}" for name, value in self.planning.items())]
         return Path("results", "-".join(words) + ".json")
@@ -153,10 +157,11 @@ def summary(result: Result) -> str:
     where = f"goals {result.offset_steps} steps away" if result.offset_steps else "goals sampled uniformly"
     if result.protocol == "sampled" and result.offset_steps:
         where = f"goals {result.offset_steps} steps of a random walk away"
+    told = "steps_left" in result.metrics
     pairs = "held-out pairs" if result.protocol == "heldout" else "pairs"
     lines = [
         f"{get_task(result.task).title}, {agent_title(result.agent)}: {where}, budget {result.budget_steps} steps, "
-        f"protocol {result.protocol}"
+        f"protocol {result.protocol}" + (f", told {result.metrics['steps_left']} steps left" if told else "")
     ]
     rates = result.rates()
     for name, rate in rates["agent"].items():
