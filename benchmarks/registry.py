@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry("evaluation.run:Plan", "measure planning success", SUCCESS),
     "compare": Entry("experiments.compare:Compare", "train, evaluate and tabulate agents side by side", COMPARISON),
     "suite": Entry("experiments.suite:Suite", "collect, train, measure and report in one command"),
+    "gpu": Entry("experiments.gpu:Gpu", "measure what only a GPU can show, in short stages that resume"),
     "tradeoff": Entry("experiments.search:Tradeoff", "measure success against latency", LATENCY),
     "equal-flops": Entry("experiments.search:EqualFlops", "measure success at equal operations per plan", LATENCY),
     "precision": Entry("experiments.search:Precision", "measure planning in bf16 against float32"),
