@@ -30,13 +30,13 @@ OFFSET_STEPS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(OnDevice):
-    """Collects Two-Room episodes, trains LeWM on their pixels, evaluates it and records a film. Ctrl-C keeps finished
-    work; run the same command again to resume.
+    """Collects Two-Room episodes, trains LeWM with an actor on their pixels, evaluates it and records a film. Ctrl-C
+    keeps finished work; run the same command again to resume.
     """  # noqa: D205
 
     out: Path = option(Path("runs/demo"), "folder for all files", metavar="FOLDER")
     episodes: int = option(300, "episodes to collect, one of them for validation", least=2)
-    steps: int | None = option(None, "optimiser steps (default: the laptop preset's)", least=1)
+    steps: int | None = option(None, "optimiser steps of the world model (default: the guided preset's)", least=1)
     pairs: int = option(100, "held-out pairs to evaluate, at most 200", least=1)
     seed: int = option(0, "seed of collection, training and planning", least=0)
     workers: int | None = option(None, "worker processes for collection (default: one per core)", least=1)
@@ -55,11 +55,11 @@ class Demo(OnDevice):
             collect(
                 TASK, folder / "data", self.episodes, seed=self.seed, workers=self.workers, progress=bars.on_collect
             )
-        print("\n2/4  train the world model from pixels: prediction loss + SIGReg, nothing else", flush=True)
+        print("\n2/4  train a world model and an actor from pixels: prediction loss + SIGReg + imitation", flush=True)
         overrides: dict[str, Any] = {"seed": self.seed} | ({} if self.steps is None else {"steps": self.steps})
         with Bars() as bars:
             data, kind = folder / "data", agent_class("lewm")
-            train_run(kind, data, folder, "laptop", overrides, self.device, bars.on_log, bars.on_load)
+            train_run(kind, data, folder, "guided", overrides, self.device, bars.on_log, bars.on_load)
         goals = f"{self.pairs} held-out goals, {OFFSET_STEPS} steps away, none solved at the start"
         print(f"\n3/4  plan towards {goals}", flush=True)
         result = self._evaluate(folder)

@@ -118,8 +118,9 @@ def task_facts(task: Task, results: Path) -> str:
 def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
     """Returns the stored evaluations of a task on all 200 held-out pairs 25 steps apart, the best first.
 
-    Each as `name`, `agent`, `success`, `random` (rates: `rate`, `low`, `high`), `minutes` of training or None, `suite`
-    of pairs ("" for the task's own), and `planner` or None.
+    Each as `name`, `agent`, `success`, `strict`, `random` (rates: `rate`, `low`, `high`), `minutes` of training or
+    None, `suite` of pairs ("" for the task's own), and `planner` or None. Those of agents that were told the steps left
+    are not among them.
     """
     found = []
     for path in sorted(results.glob("*.json")):
@@ -128,7 +129,7 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
             continue
         rates = record["rates"]
         success, random = rates["agent"]["success"], rates.get("random", {}).get("success")
-        if success["episodes"] == 200:
+        if success["episodes"] == 200 and "steps_left" not in record["metrics"]:
             seconds = record["run"]["description"].get("cpu_seconds") or record["run"].get("seconds")
             minutes = seconds / 60 if seconds else None
             planning = record["run"]["description"].get("planning") or {}
@@ -137,6 +138,7 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
                     "name": path.stem,
                     "agent": record["agent"],
                     "success": success,
+                    "strict": rates["agent"].get("strict"),
                     "random": random,
                     "minutes": minutes,
                     "suite": record["pairs"]["source"].removeprefix("shipped").removeprefix(", "),
@@ -226,8 +228,8 @@ def success_table(results: Path) -> str:
         ("LeWM with an actor, `--preset guided`", True),
         ("LeWM as in the paper, search alone", False),
     ):
-        best = [next((r for r in of_task if (r["planner"] in ACTOR_PLANNERS) == with_actor), None) for of_task in runs]
-        lines.append(f"| {title} | {' | '.join(_run_cell(run) for run in best)} |")
+        cells = [_run_cell([r for r in of_task if (r["planner"] in ACTOR_PLANNERS) == with_actor]) for of_task in runs]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     random = [next((run["random"] for run in of_task if not run["suite"]), None) for of_task in runs]
     lines.append(f"| random baseline | {' | '.join(_shown(rate) for rate in random)} |")
     for agent, title in AGENTS.items():
@@ -237,11 +239,22 @@ def success_table(results: Path) -> str:
     return "\n".join([*lines, ""])
 
 
-def _run_cell(run: dict[str, Any] | None) -> str:
-    if run is None:
+def _run_cell(runs: list[dict[str, Any]]) -> str:
+    """Returns the best run, with the runs that differ from it by their training's seed alone."""
+    if not runs:
         return ""
-    pairs = f", on the `{run['suite']}` pairs (random: {100 * run['random']['rate']:.1f} %)" if run["suite"] else ""
-    return f"**{_shown(run['success'])}**, {run['minutes']:.0f} min{pairs}"
+    seeds = [run for run in runs if _recipe(run) == _recipe(runs[0])]
+    pairs = f", on the `{runs[0]['suite']}` pairs" if runs[0]["suite"] else ""
+    pairs += f" (random: {100 * runs[0]['random']['rate']:.1f} %)" if pairs else ""
+    strict = [run["strict"]["rate"] for run in seeds if run["strict"]]
+    cell = f"**{_over_seeds([run['success'] for run in seeds])}**"
+    cell += f", strict {100 * sum(strict) / len(strict):.1f}" if strict else ""
+    cell += f", {sum(run['minutes'] for run in seeds) / len(seeds):.0f} min"
+    return cell + (f", {len(seeds)} seeds" if len(seeds) > 1 else "") + pairs
+
+
+def _recipe(run: dict[str, Any]) -> tuple[str, str]:
+    return re.sub(r"-seed\d+$", "", run["name"]), run["suite"]
 
 
 def speed_table(results: Path) -> str:
