@@ -84,6 +84,18 @@ def test_killed_computation_goes_on_after_the_last_whole_episode(dataset):
     np.testing.assert_array_equal(resumed, whole)
 
 
+def test_damaged_features_are_refused_and_computed_again_once_they_are_deleted(dataset):
+    whole = np.array(cached(dataset, Encoder()))
+    (file,) = (dataset.folder / FOLDER).glob("*.f16")
+    content = bytearray(file.read_bytes())
+    content[17] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file.name} is damaged.*delete it"):
+        cached(dataset, Encoder())
+    file.unlink()
+    np.testing.assert_array_equal(cached(dataset, Encoder()), whole)
+
+
 def test_a_second_writer_is_refused(dataset):
     (dataset.folder / FOLDER).mkdir()
     with exclusive(dataset.folder / FOLDER), pytest.raises(ValueError, match="written by another process"):

@@ -2,7 +2,8 @@
 
 A file `features/<key>.f16` in the dataset's folder holds one row of float16 per picture and nothing else; the key
 stands for the dataset's content, the encoder's weights and the shape of a row. It is written row after row under a
-temporary name, so that a killed computation goes on where its file ends, and gets its name when it is whole.
+temporary name, so that a killed computation goes on where its file ends, and gets its name when it is whole; its
+SHA-256 lies beside it (`<key>.sha256`) and is checked before the features are used.
 
 Size: 2 bytes per number. DINOv2's 16 patches of a frame of 56 px take 12 KiB, 1.1 GiB for 1,000 episodes of Two-Room;
 the 256 of one of 224 px 192 KiB, 17 GiB for the same. Delete the folder `features` to get the space back.
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from lewm_gym.data.clips import ClipSampler
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import GoalSampler
-from lewm_gym.files import exclusive, make_folder
+from lewm_gym.files import atomic_file, exclusive, make_folder, sha256
 from lewm_gym.nn.distributed import is_first, wait_for_all
 from lewm_gym.types import Batch, ProprioceptiveBatch
 
@@ -46,20 +47,24 @@ def cached_features(
         progress: Called with (episodes done, episodes in all).
 
     Raises:
-        ValueError: If another process is computing features of this dataset, or the frames are missing.
+        ValueError: If another process is computing features of this dataset, the frames are missing, or the file is
+            damaged.
         OSError: If the folder cannot be written.
     """
     _ = dataset.codec  # raises where there are no frames, and says what to do
     device = next(encoder.parameters()).device
     shape = _encoded(dataset.frames(0, [0]), encode, device).shape[1:]
     file = dataset.folder / FOLDER / f"{_key(dataset, encoder, shape)}.f16"
-    if not file.is_file() and is_first():
+    checksum = file.with_suffix(".sha256")
+    if not (file.is_file() and checksum.is_file()) and is_first():
         make_folder(
             file.parent, "features are kept with their dataset: copy it to where you can write, and name that copy"
         )
         with exclusive(file.parent):
             _compute(file, dataset, lambda frames: _encoded(frames, encode, device), 2 * int(np.prod(shape)), progress)
     wait_for_all()
+    if is_first() and sha256(file) != checksum.read_text():
+        raise ValueError(f"{file} is damaged (its checksum differs): delete it, then its features are computed again")
     return np.memmap(file, np.float16, "r", shape=(dataset.n_pictures, *shape))
 
 
@@ -95,6 +100,8 @@ def _compute(
                 progress(episode + 1, dataset.n_episodes)
         out.flush()
         os.fsync(out.fileno())
+    with atomic_file(file.with_suffix(".sha256")) as checksum:
+        checksum.write(sha256(unfinished).encode())
     os.replace(unfinished, file)
 
 
