@@ -32,3 +32,12 @@ class Budgeted:
             changes["n_elites"] = min(candidates, max(FEWEST_ELITES, candidates // CANDIDATES_PER_ELITE))
         changed: Self = dataclasses.replace(self, **changes)  # type: ignore[type-var]  # subclasses are dataclasses
         return changed
+
+    def check_elites(self, title: str) -> None:
+        """Raises ValueError unless there are as many elites as a Gaussian can be fitted to, and an iteration."""
+        values: Any = self
+        if not 2 <= values.n_elites <= values.n_samples or values.n_iterations < 1:
+            raise ValueError(
+                f"{title} needs 2 <= n_elites <= n_samples and n_iterations >= 1, "
+                f"got {values.n_elites}, {values.n_samples} and {values.n_iterations}"
+            )

@@ -22,11 +22,7 @@ class CEMConfig(Budgeted):
     n_iterations: int = 30  # paper: 30 on Push-T, 10 elsewhere
 
     def __post_init__(self) -> None:
-        if not 2 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
-            raise ValueError(
-                "CEM needs 2 <= n_elites <= n_samples and n_iterations >= 1, "
-                f"got {self.n_elites}, {self.n_samples} and {self.n_iterations}"
-            )
+        self.check_elites("CEM")
 
 
 class CEM:

@@ -71,11 +71,7 @@ class GuidedConfig(Budgeted):
     max_std: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
-            raise ValueError(
-                "a guided search needs 2 <= n_elites <= n_samples and n_iterations >= 1, "
-                f"got {self.n_elites}, {self.n_samples} and {self.n_iterations}"
-            )
+        self.check_elites("a guided search")
         if not 0 <= self.min_std <= self.std <= self.max_std:
             raise ValueError(
                 "a guided search needs 0 <= min_std <= std <= max_std, "

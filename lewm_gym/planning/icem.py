@@ -31,11 +31,7 @@ class ICEMConfig(Budgeted):
     steps_per_block: int = 5  # actions in a block, along which the noise is coloured
 
     def __post_init__(self) -> None:
-        if not 2 <= self.n_elites <= self.n_samples or self.n_iterations < 1:
-            raise ValueError(
-                "iCEM needs 2 <= n_elites <= n_samples and n_iterations >= 1, "
-                f"got {self.n_elites}, {self.n_samples} and {self.n_iterations}"
-            )
+        self.check_elites("iCEM")
         if not (0 <= self.keep_fraction <= 1 and 0 <= self.momentum < 1 and self.decay >= 1):
             raise ValueError(
                 "iCEM needs keep_fraction within [0, 1], momentum within [0, 1) and decay >= 1, "
