@@ -18,8 +18,8 @@ from lewm_gym.tasks import TASKS
 
 #: What else can be done with a finished run: name -> (`module:class` of the `Command`, what it does).
 COMMANDS = {
-    "ship": ("agents.shipping:Ship", "put a finished run into the package, for LeWMAgent.from_pretrained"),
-    "export": ("agents.export:Export", "write a finished run's networks as ONNX, to act without torch"),
+    "ship": ("agents.shipping:Ship", "add a finished run to the package, for LeWMAgent.from_pretrained"),
+    "export": ("agents.export:Export", "export a finished run's networks as ONNX, to act without torch"),
 }
 
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command line's parser."""
     p = cli.Parser(
         prog="python -m agents",
-        description="Trains an agent on a dataset. The same command resumes a run that was stopped.\n"
+        description="Trains an agent on a dataset. Run the same command again to resume.\n"
         "On several GPUs or machines: torchrun --nproc-per-node N -m agents ...",
         epilog="\n".join(["further commands:", *(f"  {name:8} {text}" for name, (_, text) in COMMANDS.items())]),
         formatter_class=cli.RawText,
@@ -44,14 +44,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="DATASET",
-        help="folder that `python -m collect` wrote, e.g. data/two_room; several of one task are trained on together",
+        help="dataset folder, e.g. data/two_room; several datasets of one task are combined",
     )
     p.add_argument(
         "--preset",
         default="laptop",
         metavar="NAME",
-        help="recipe: laptop (for two CPU cores; default), paper (the paper's sizes, for a GPU), or, of lewm and pldm, "
-        "guided (the best recipe for the task, with an actor)",
+        help="laptop (for two CPU cores; default), paper (the paper's sizes, for a GPU), or, for lewm and pldm, "
+        "guided (with an actor, by the task's recipe)",
     )
     p.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<task>-<agent>-<seed>)")
     p.add_argument(
@@ -71,12 +71,10 @@ def parser() -> argparse.ArgumentParser:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads; the same number gives the same weights (default: one per core)",
+        help="CPU threads; the weights depend on their number (default: one per core)",
     )
-    p.add_argument(
-        "--resume", action="store_true", help="refuse to begin: there must be a run to go on with, or a finished one"
-    )
-    p.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard, in the run folder")
+    p.add_argument("--resume", action="store_true", help="fail if there is no run to resume")
+    p.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard in the run folder")
     p.add_argument("--wandb", metavar="PROJECT", help="also log to this Weights & Biases project")
     p.add_argument(
         "--set",
@@ -84,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         dest="settings",
-        help="any other setting of the model or the training, e.g. --set latent_size=64 sigreg_weight=0.1",
+        help="other settings of the model or the training, e.g. --set latent_size=64 sigreg_weight=0.1",
     )
     return p
 
@@ -122,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         begin = _beginning(args, kind, folder) if first else lambda description: ()
         train_run(kind, args.dataset, folder, args.preset, overrides, device, bars.on_log, bars.on_load, begin)
     if first:
-        print(f"{folder} is ready: " + _next_step(task, folder))
+        print(f"{folder} is ready. Next: " + _next_step(task, folder))
     return 0
 
 
@@ -161,7 +159,7 @@ def _beginning(args: argparse.Namespace, kind: Any, folder: Path) -> Callable[[d
         from agents import sinks
 
         if description["preset"] == "guided":
-            print(f"recipe, beside the laptop preset: {_recipe(description, kind.presets['laptop'])}")
+            print(f"settings that differ from preset laptop: {_recipe(description, kind.presets['laptop'])}")
         if "features" in description:
             along = description["model"].get("encoder") == "scratch"
             frozen = "; for those of a frozen encoder: --encoder dino, or --encoder lewm --set encoder_run=RUN"

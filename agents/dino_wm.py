@@ -8,17 +8,17 @@ An embedding of the action block is appended to every patch of its frame. The co
 over all patches.
 
 With `proprioception`, what the actor senses of itself, p_t (z-scored), is embedded linearly to 10 numbers, e_t = E p_t,
-appended to every patch too, and predicted along. A target passes no gradient on:
+appended to every patch too, and predicted jointly. A target passes no gradient on:
 
     L    = (384 mean((z^_{t+1} - z_{t+1})^2) + 10 mean((e^_{t+1} - e_{t+1})^2)) / 394
     cost = mean((z^ - z_goal)^2) + alpha mean((e^ - e_goal)^2),   alpha = 1     (of a plan)
 
-Where we depart:
+Differences:
 
 - paper: 196 patches, of frames scaled to 196 px; here 256, of frames of 224 px, as LeWM sees them; preset `laptop` 16.
 - paper: proprioception always; here an option, off by default: pixels alone are "DINO-WM, pixels" in the LeWM paper's
   table, and what every other agent gets.
-- authors' code: each patch goes on with its own prediction of e, and the cost reads the first patch's; here e^ is the
+- authors' code: each patch continues with its own prediction of e, and the cost reads the first patch's; here e^ is the
   mean over patches.
 - authors' code: the predictor's last LayerNorm gives the prediction; here a linear layer follows it, `out`, which also
   drops the numbers that say the action.
@@ -215,7 +215,7 @@ class DinoWM(ActionModel):
         """Returns predicted latents (B, S, H, Z) of candidate plans, from the last N frames at each step.
 
         Args:
-            latents: (B, n, Z), the past and, last, the present, n <= N.
+            latents: (B, n, Z), the past and, last, the current one, n <= N.
             actions: (B, S, H, A), z-scored.
             past_actions: (B, n - 1, A), z-scored, taken between the given frames; None for n = 1.
         """

@@ -2,9 +2,9 @@
 
     L = -mean log pi(a | s, g),    pi = N(mu(s, g), 1),    g a later frame of the episode, uniformly
 
-with s and g as encodings of frames and a z-scored. Where we depart from the LeWM paper's baseline: it reads frozen
+with s and g as encodings of frames and a z-scored. Differences from the LeWM paper's baseline: it reads frozen
 DINOv2 patches through a transformer; here an MLP of OGBench's size reads DINOv2 patches (preset `paper`), LeWM's
-latents, or a convolutional encoder trained along (preset `laptop`: DINOv2 needs weights and a GPU). The networks get
+latents, or a convolutional encoder trained jointly (preset `laptop`: DINOv2 needs weights and a GPU). The networks get
 |s - g| besides s and g. OGBench's pixel tasks have another encoder (impala_small), and half of their batches are
 cropped at random; here nothing is augmented.
 
@@ -147,7 +147,7 @@ class GCBCAgent(PolicyAgent):
         self._controller.reset(seeds)
 
     def select_envs(self, rows: list[int]) -> None:
-        """Goes on with these environments only: the observations that follow are theirs, in this order."""
+        """Continues with these environments only: the observations that follow are theirs, in this order."""
         if self.uses_steps_left:
             self._controller.slots = [self._controller.slots[row] for row in rows]
 

@@ -1,7 +1,7 @@
 """GCIQL (OGBench, arXiv 2410.20092): implicit Q-learning (arXiv 2110.06169) towards goals.
 
 Rewards as in agents/gcivl.py. Here actions have values of their own, and the state's value is an expectile of them.
-With twin critics Q_i, their slow copies Q-_i, and a value goal g:
+With twin critics Q_i, their target networks Q-_i, and a value goal g:
 
     delta    = min_i Q-_i(s, a, g) - V(s, g)
     L_value  = mean |tau - 1(delta < 0)| delta^2                                        tau = 0.9
@@ -14,11 +14,11 @@ and with an actor goal g:
 
     L = L_value + L_critic + L_actor;     Q- <- 0.995 Q- + 0.005 Q after each step
 
-Where we depart: OGBench extracts the policy by default with the critic's gradient (DDPG+BC); here advantage-weighted
+Differences: OGBench extracts the policy by default with the critic's gradient (DDPG+BC); here advantage-weighted
 regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py; BatchNorm sees two groups of
-frames in its slow copy. Preset `laptop` keeps 0.95 of the slow critics per step and weighs by exp(A - mean A): values
-come from the slow critics, so they fall by at most 1 - 0.995 per step, to -3 after 600 steps, and A = Q - V stays near
--1 meanwhile, which exp(10 A) turns into no weights at all. docs/baselines.md has the measurement.
+frames in its target network. Preset `laptop` keeps 0.95 of the slow critics per step and weighs by exp(A - mean A):
+values come from the slow critics, so they fall by at most 1 - 0.995 per step, to -3 after 600 steps, and A = Q - V
+stays near -1 meanwhile, which exp(10 A) turns into no weights at all. docs/baselines.md has the measurement.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GCIQLConfig(GCIVLConfig):
 
 
 class GCIQL(GoalPolicy):
-    """Policy, value, twin critics and their slow copies."""
+    """Policy, value, twin critics and their target networks."""
 
     config: GCIQLConfig
 
@@ -98,7 +98,7 @@ class GCIQL(GoalPolicy):
         return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
-        """Moves the slow copies."""
+        """Moves the target networks."""
         follow(self.slow[0], self.observer.trained, self.config.target_rate)
         follow(self.slow[1], self.critic, self.config.target_rate)
 

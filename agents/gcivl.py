@@ -2,7 +2,7 @@
 
 Implicit Q-learning without a Q (arXiv 2110.06169). Rewards are -1 per step until the goal, r = -1(s != g), and 0 at the
 goal, where the episode ends: the optimal value of a goal d steps away is -(1 - gamma^d) / (1 - gamma). With twin values
-V_i, their slow copies V-_i and a value goal g:
+V_i, their target networks V-_i and a value goal g:
 
     q_i     = r + gamma 1(s != g) V-_i(s', g)
     delta   = min_i q_i - mean_i V-_i(s, g)
@@ -15,9 +15,10 @@ and with an actor goal g (arXiv 1910.00177):
 
     L = L_value + L_actor;     V- <- 0.995 V- + 0.005 V after each step
 
-Where we depart: OGBench gives every network its own encoder of the two frames together; here one encoder of single
-frames serves them all (a third of the work), and the slow copy has a slow encoder too. Encoders as in agents/gcbc.py.
-BatchNorm, which one trained along has, sees four groups of frames in the encoder, and three in its slow copy.
+Differences: OGBench gives every network its own encoder of the two frames together; here one encoder of single
+frames serves them all (a third of the work), and the target network has a slow encoder too. Encoders as in
+agents/gcbc.py. BatchNorm, which one trained jointly has, sees four groups of frames in the encoder, and three in its
+target network.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class GCIVLConfig(PolicyConfig):
 
     discount: float = 0.99  # gamma
     expectile: float = 0.9  # tau
-    target_rate: float = 0.995  # share of itself that a slow copy keeps at each step
+    target_rate: float = 0.995  # share of itself that a target network keeps at each step
     temperature: float = 3.0  # of advantage-weighted regression; the larger, the greedier
     centred_weights: bool = False  # take the batch's mean from the advantages that weigh the regression
 
@@ -56,7 +57,7 @@ class GCIVLConfig(PolicyConfig):
 
 
 class GCIVL(GoalPolicy):
-    """Policy, twin values and their slow copies."""
+    """Policy, twin values and their target networks."""
 
     config: GCIVLConfig
 
@@ -115,7 +116,7 @@ class GCIVL(GoalPolicy):
         return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
-        """Moves the slow copies."""
+        """Moves the target networks."""
         follow(self.slow[0], self.observer.trained, self.config.target_rate)
         follow(self.slow[1], self.values, self.config.target_rate)
 

@@ -86,7 +86,7 @@ class OracleAgent:
         self._queues = [list(self.recorded[seed]) for seed in seeds or []]
 
     def select_envs(self, rows: list[int]) -> None:
-        """Goes on with the environments in `rows` only, in that order."""
+        """Continues with the environments in `rows` only, in that order."""
         self._queues = [self._queues[row] for row in rows]
 
     def needs_frame(self) -> list[bool]:
@@ -122,7 +122,7 @@ class OracleAgent:
 class ExpertAgent(OracleAgent):
     """Replays what the collector's policy did to get from the same start to the same goal (benchmarks/references.py).
 
-    A second ceiling: what can be reached by somebody who sees states, knows the task and was not told the way.
+    A second ceiling: what can be reached by someone who sees states, knows the task and was not told the way.
     """
 
     name = "expert"

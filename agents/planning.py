@@ -277,7 +277,7 @@ class PlanningAgent(Trainable, Agent):
         self.write(folder, self.model, {**self.description, "planning": self.planning.to_json()})
 
     def select_envs(self, rows: list[int]) -> None:
-        """Goes on with these environments only: the observations that follow are theirs, in this order."""
+        """Continues with these environments only: the observations that follow are theirs, in this order."""
         self._controller.slots = [self._controller.slots[row] for row in rows]
 
     def needs_frame(self) -> list[bool]:
@@ -454,7 +454,7 @@ class PlanningAgent(Trainable, Agent):
         return left.to(self.device).clamp_min(self.planning.least_steps_left)
 
     def _encode(self, frames: NDArray[Any]) -> Tensor:
-        """Returns latents (B, n + 1, Z) of past frames, the present one and the goal, (B, n + 1, h, w, 3)."""
+        """Returns latents (B, n + 1, Z) of past frames, the current one and the goal, (B, n + 1, h, w, 3)."""
         return self.model.encode(torch.from_numpy(frames).to(self.device))  # type: ignore[no-any-return]
 
     def _named_cost(self) -> LatentCost:
@@ -494,7 +494,7 @@ class PlanningAgent(Trainable, Agent):
         return mean, std
 
     def _past(self, requests: list[Request]) -> list[Tensor]:
-        """Returns the z-scored actions between past frames, [(B, n - 1, A)], or nothing for the present frame alone."""
+        """Returns the z-scored actions between past frames, [(B, n - 1, A)], or nothing for the current frame alone."""
         if len(requests[0].frames) == 1:
             return []
         return [self.model.normalize_actions(torch.from_numpy(np.stack([r.blocks for r in requests])).to(self.device))]

@@ -10,7 +10,7 @@ For the latents z of a clip, (B, T, Z), the predicted ones z^ and the blocks a b
       + 0   * mean_{b,i!=j} cov_t(z_{b,t,i}, z_{b,t,j})^2        time_covariance
       + 0   * mean((inverse(z_t, z_{t+1}) - a_t)^2)              inverse_dynamics
 
-The coefficients are those that the LeWM paper (arXiv 2603.19312) chose for its comparison. Where we depart:
+The coefficients are those that the LeWM paper (arXiv 2603.19312) chose for its comparison. Differences:
 
 - paper (PLDM): a convolutional encoder, a recurrent predictor and MPPI; here, as in the LeWM paper: LeWM's network and
   planner, so that the loss is all that differs.
@@ -89,7 +89,7 @@ class PLDM(lewm.LeWM):
         """Returns the training loss of a batch of clips, and its seven terms before their weights."""
         pixels = shifted(batch.pixels, self.config.image_shift) if self.training else batch.pixels
         seen, actions = self.encode(pixels), self.normalize_actions(batch.actions)
-        latents = seen[:, : actions.shape[1] + 1]  # of a clip; later frames follow where an actor is trained along
+        latents = seen[:, : actions.shape[1] + 1]  # of a clip; later frames follow where an actor is trained jointly
         predicted = self.predict(latents[:, :-1], actions)
         prediction = (predicted - latents[:, 1:]).float().square().mean()
         terms = self.regularisers(latents, actions)

@@ -36,7 +36,7 @@ def unroll(
 
     Args:
         model: A world model with an actor.
-        context: (B, n, Z), latents of the past and, last, the present.
+        context: (B, n, Z), latents of the past and, last, the current one.
         past: (B, n - 1, A), z-scored actions between them; None for n = 1.
         goal: (B, Z).
         steps_left: (B,), from the present on; counted down block by block.

@@ -55,7 +55,7 @@ class RandomAgent:
         self._streams = [np.random.default_rng(seed) for seed in seeds or []]
 
     def select_envs(self, rows: list[int]) -> None:
-        """Goes on with the environments in `rows` only, in that order, each with its own stream."""
+        """Continues with the environments in `rows` only, in that order, each with its own stream."""
         self._streams = [self._streams[row] for row in rows]
 
     def needs_frame(self) -> list[bool]:

@@ -24,7 +24,7 @@ from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
 from lewm_gym.plots import save_curves
 from lewm_gym.training import OnLog, Sink, TrainingConfig
 
-#: What a resumed run may have otherwise: it goes on, if not bit for bit.
+#: What a resumed run may have otherwise: it continues, if not bit for bit.
 MAY_CHANGE = ("device", "threads", "processes")
 #: Settings of training on which the weights do not depend: a resumed run may have them otherwise, too.
 WITHOUT_EFFECT = ("checkpoint_every_s", "log_every_steps", "validate_every_steps")
@@ -50,7 +50,7 @@ def train_run(
     on_load: Callable[[int, int], None] | None = None,
     make_sinks: Callable[[dict[str, Any]], Sequence[Sink]] = lambda description: (),
 ) -> Any:
-    """Trains an agent on a dataset, or goes on where the run folder stands, and returns it loaded.
+    """Trains an agent on a dataset, or continues where the run folder stands, and returns it loaded.
 
     Args:
         agent_class: A `Trainable` with `load`.
@@ -78,7 +78,7 @@ def train_run(
         model_config, _, config = recipe
         _check_memory(agent_class, model_config, config.batch_size, device)
         if folder.is_dir():
-            with _held(folder):  # refused now, not after minutes of reading frames
+            with _held(folder):  # rejected now, not after minutes of reading frames
                 pass
         model = _make_model(agent_class, model_config, config.seed, dataset).to(device)
         clips, validation = agent_class.samplers(dataset, model, config.seed, on_load)
@@ -287,7 +287,7 @@ def _brief(found: Any, wanted: Any) -> str:
 def _check_memory(agent_class: Any, config: Any, batch_size: int, device: str) -> None:
     """Raises ValueError if the model, its gradient and Adam's moments, or a batch of clips, exceed the memory.
 
-    What is counted is the least that training takes: whatever is refused could not have been trained.
+    What is counted is the least that training takes: whatever is rejected could not have been trained.
     """
     on_gpu = torch.device(device).type == "cuda"
     memory = (

@@ -32,7 +32,7 @@ def tensorboard(folder: Path) -> Sink:
 def weights_and_biases(project: str, folder: Path, description: dict[str, Any]) -> Sink:
     """Returns a sink that logs to Weights & Biases (offline where WANDB_MODE says so), its files in `folder`/wandb.
 
-    A run that is resumed goes on in the W&B run that it began, whose id is kept in `folder`/wandb-id.
+    A run that is resumed continues in the W&B run that it began, whose id is kept in `folder`/wandb-id.
 
     Raises:
         ImportError: If wandb is not installed.

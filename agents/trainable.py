@@ -110,7 +110,7 @@ class Trainable:
         on_log: OnLog | None = None,
         **outputs: Any,
     ) -> float:
-        """Trains a fresh model into a run folder, or goes on there; arguments and result as of `training.train`."""
+        """Trains a fresh model into a run folder, or continues there; arguments and result as of `training.train`."""
         return training.train(model, clips, validation, config, folder, device, on_log, **outputs)
 
     @classmethod
@@ -122,7 +122,7 @@ class Trainable:
         device: str | None = None,
         **settings: Any,
     ) -> Self:
-        """Trains on a dataset, or goes on where the run folder stands, and returns the agent.
+        """Trains on a dataset, or continues where the run folder stands, and returns the agent.
 
         Args:
             dataset: Folder of a dataset that `python -m collect` wrote, or several of one task.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    parser = Parser(prog="python -m collect", description="Collects a dataset, or looks after one.")
+    parser = Parser(prog="python -m collect", description="Collects, checks and exchanges datasets.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for task in TASKS.values():
         _add_task(commands, task)
@@ -41,7 +41,7 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
     parser = commands.add_parser(
         task.name,
         help=f"collect {task.title}",
-        description=f"Collects {task.title} episodes. What is there already is kept; the same command resumes.",
+        description=f"Collects {task.title} episodes. Existing episodes are kept; the same command resumes.",
     )
     parser.set_defaults(main=_collect, task=task.name)
     add = parser.add_argument
@@ -50,41 +50,47 @@ def _add_task(commands: argparse._SubParsersAction[Parser], task: Task) -> None:
         type=int,
         default=task.collect_episodes,
         metavar="N",
-        help="how many episodes (default: %(default)s)",
+        help="total number of episodes (default: %(default)s)",
     )
-    add("--out", type=Path, default=Path("data") / task.name, metavar="FOLDER", help="where to (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of the whole collection (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("data") / task.name,
+        metavar="FOLDER",
+        help="dataset folder (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the whole collection (default: %(default)s)")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local (default: none)")
-    add("--policy", metavar="NAME", help="behaviour policy (default: the task's first; 'random' always exists)")
+    add("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    add("--ray", metavar="ADDRESS", help="use a Ray cluster: auto, ray://head:10001, or local (default: none)")
+    add("--policy", metavar="NAME", help="behaviour policy; every task has 'random' (default: the task's first)")
     add("--noise", type=float, metavar="X", help="noise level, in the policy's unit (default: the policy's)")
-    add("--render-quality", metavar="NAME", help="of the renderer (default: the task's first)")
+    add("--render-quality", metavar="NAME", help="render quality (default: the task's first)")
     add(
         "--variations",
         metavar="NAMES",
-        help="drawn per episode: all, or such as agent_color,light_intensity (default: none)",
+        help="variations sampled per episode: all, or names such as agent_color,light_intensity (default: none)",
     )
-    add("--states-only", action="store_true", help="leave the frames out; render them later with `render`")
+    add("--states-only", action="store_true", help="store no frames; render them later with `render`")
     _add_picture_every(parser)
-    add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
+    add("--no-pictures", action="store_true", help="write no contact sheet and no film")
 
 
 def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "gym",
-        help="collect any environment of yours",
+        help="collect any Gymnasium environment",
         description="Collects episodes of any Gymnasium environment with a bounded Box action and rgb_array rendering.",
     )
     parser.set_defaults(main=_collect_gym)
     add = parser.add_argument
-    add("--env", required=True, metavar="ID", help="such as Pendulum-v1, or my_package:MyEnv-v0")
-    add("--episodes", type=int, default=1000, metavar="N", help="how many episodes (default: %(default)s)")
-    add("--out", type=Path, metavar="FOLDER", help="where to (default: data/ID)")
-    add("--seed", type=int, default=0, metavar="N", help="of the whole collection (default: %(default)s)")
+    add("--env", required=True, metavar="ID", help="environment id, such as Pendulum-v1 or my_package:MyEnv-v0")
+    add("--episodes", type=int, default=1000, metavar="N", help="total number of episodes (default: %(default)s)")
+    add("--out", type=Path, metavar="FOLDER", help="dataset folder (default: data/ID)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the whole collection (default: %(default)s)")
     add("--first", type=int, default=0, metavar="N", help="number of the first episode (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    add("--ray", metavar="ADDRESS", help="play on a Ray cluster: auto, ray://head:10001, or local (default: none)")
+    add("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    add("--ray", metavar="ADDRESS", help="use a Ray cluster: auto, ray://head:10001, or local (default: none)")
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
         "--policy",
@@ -92,13 +98,19 @@ def _add_gym(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="PATH",
         help="random, or package.module:factory, where factory(env, rng) returns act(observation) -> action",
     )
-    policy.add_argument("--sb3", type=Path, metavar="FILE", help="a stable-baselines3 checkpoint; needs --trust")
-    add("--trust", action="store_true", help="let the checkpoint be unpickled, which can run any code that it holds")
+    policy.add_argument(
+        "--sb3", type=Path, metavar="FILE", help="stable-baselines3 checkpoint in place of --policy; needs --trust"
+    )
+    add("--trust", action="store_true", help="allow unpickling of the checkpoint, which can execute arbitrary code")
     add(
-        "--noise", type=float, default=0.0, metavar="X", help="std of noise on actions, as a fraction of half the range"
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="standard deviation of action noise, as a fraction of half the range",
     )
     _add_picture_every(parser)
-    add("--no-pictures", action="store_true", help="no contact sheet and film beside the dataset")
+    add("--no-pictures", action="store_true", help="write no contact sheet and no film")
 
 
 def _collect_gym(options: argparse.Namespace) -> None:
@@ -125,16 +137,22 @@ def _collect_gym(options: argparse.Namespace) -> None:
 def _add_pairs(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "pairs",
-        help="make evaluation pairs",
-        description="Makes evaluation pairs: starts and goals from held-out episodes, with the actions between.",
+        help="create evaluation pairs",
+        description="Creates evaluation pairs: starts and goals from held-out episodes, with the actions between.",
     )
     parser.set_defaults(main=_pairs)
     add = parser.add_argument
     add("task", metavar="TASK", help=f"one of: {', '.join(TASKS)}")
-    add("--offsets", type=int, nargs="+", metavar="STEPS", help="distances, environment steps (default: the task's)")
+    add(
+        "--offsets",
+        type=int,
+        nargs="+",
+        metavar="STEPS",
+        help="distances from start to goal, environment steps (default: the task's)",
+    )
     add("--count", type=int, default=200, metavar="N", help="pairs per distance (default: %(default)s)")
-    add("--policy", metavar="NAME", help="whose episodes (default: the task's first)")
-    add("--out", type=Path, default=Path("pairs"), metavar="FOLDER", help="where to (default: %(default)s)")
+    add("--policy", metavar="NAME", help="behaviour policy of the episodes (default: the task's first)")
+    add("--out", type=Path, default=Path("pairs"), metavar="FOLDER", help="folder for the files (default: %(default)s)")
 
 
 def _pairs(options: argparse.Namespace) -> None:
@@ -154,11 +172,11 @@ def _pairs(options: argparse.Namespace) -> None:
 def _add_phases(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "phases",
-        help="add their phases to evaluation pairs",
-        description="Writes what lies between start and goal into files of pairs of older versions; all else stays.",
+        help="add phases to evaluation pairs",
+        description="Adds phases to pair files from older versions; everything else is unchanged.",
     )
     parser.set_defaults(main=_phases)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="made by `python -m collect pairs`")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="pair file from `python -m collect pairs`")
 
 
 def _phases(options: argparse.Namespace) -> None:
@@ -203,14 +221,19 @@ def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_render(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "render",
-        help="make the frames of a dataset of states",
-        description="Makes the full dataset from one that was collected with --states-only: the same pixels.",
+        help="render the frames of a states-only dataset",
+        description="Renders the frames of a dataset collected with --states-only; the pixels are the same.",
     )
     parser.set_defaults(main=_render)
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="of the states")
-    add("--out", type=Path, metavar="FOLDER", help="where to (default: FOLDER without '-states', or with '-rendered')")
-    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    add("folder", type=Path, metavar="FOLDER", help="states-only dataset")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="dataset folder (default: FOLDER without '-states', or with '-rendered')",
+    )
+    add("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
     _add_picture_every(parser)
 
 
@@ -220,7 +243,7 @@ def _add_picture_every(parser: Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="draw and store the picture of every N-th frame only; states and actions of all (default: %(default)s)",
+        help="render and store every N-th frame only; states and actions of all steps (default: %(default)s)",
     )
 
 
@@ -234,7 +257,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
         return 2
-    print("sound: " + _summary(Dataset.open(options.folder)))
+    print("valid: " + _summary(Dataset.open(options.folder)))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Playing episodes on a Ray cluster: the same files as local workers write.
+"""Collecting episodes on a Ray cluster, into the same files as local workers write.
 
-A task plays a few episodes in a folder of its own machine and sends the finished parts back, so that the machines
-need not share a file system. A task whose machine dies is run again.
+A task collects a few episodes in a folder of its own machine and returns the finished parts, so the machines need no
+shared file system. A task whose machine dies is run again.
 """
 
 from __future__ import annotations

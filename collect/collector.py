@@ -1,4 +1,4 @@
-"""Collecting a dataset: which episodes are missing, who plays them, and what lies in the folder in the end."""
+"""Collecting a dataset: which episodes are missing, which worker collects them, and the files of the dataset."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def collect(
 ) -> Dataset:
     """Collects episodes `first` to `first + episodes - 1` into a folder and returns the dataset.
 
-    What is there already is kept: an interrupted run resumes, a larger number extends. Episode i is a function of
-    (task, policy, noise, seed, i) alone.
+    Existing episodes are kept: an interrupted collection resumes, a larger number extends it. Episode i is a function
+    of (task, policy, noise, seed, i) only.
 
     Args:
         task: Name of the task.
@@ -55,21 +55,21 @@ def collect(
         episodes: How many; None is the paper's number.
         first: Number of the first episode, for collecting a range on each of several machines.
         seed: Of the whole collection.
-        workers: Processes; None is one per CPU core; 1 plays in this process. With more than one, a script must
-            guard its start by `if __name__ == "__main__":`, since workers are spawned.
-        ray: Address of a Ray cluster to play on instead ("auto", "ray://head:10001"), or "local".
+        workers: Worker processes; None: one per CPU core; 1: this process. With more than one, a script needs
+            `if __name__ == "__main__":`, because workers are spawned.
+        ray: Address of a Ray cluster to use instead ("auto", "ray://head:10001"), or "local".
         policy: Name of the behaviour policy; None is the task's default.
         noise: The policy's noise level, in its own unit; None is its default.
         render_quality: Of the environment; None is its default.
-        states_only: Leave the frames out; `python -m collect render` makes them later.
-        variations: Factors of variation to draw anew for every episode: "all", or names separated by commas.
-        pictures: Whether to put a contact sheet and a film beside the shards.
-        picture_every: N, to draw and store the pictures of frames 0, N, 2N, ... of each episode only; states and
-            actions of all steps stay.
-        progress: Called after every episode with (episodes finished, frames finished, episodes to play).
+        states_only: Store no frames; `python -m collect render` renders them later.
+        variations: Variations to sample for every episode: "all", or names separated by commas.
+        pictures: Whether to write a contact sheet and a film.
+        picture_every: N: render and store frames 0, N, 2N, ... of each episode only; states and actions of all steps
+            are stored.
+        progress: Called after every episode with (episodes finished, frames finished, episodes to collect).
 
     Raises:
-        ValueError: For arguments out of range, a folder with another dataset, a faulty policy.
+        ValueError: For arguments out of range, a folder with another dataset, or an invalid action of the policy.
         OSError: If the folder cannot be written or the disk is full; finished episodes are kept.
         ChildProcessError: If workers keep dying on the same episode.
     """
@@ -111,17 +111,17 @@ def collect_from(
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Returns the dataset of episodes that sources of any kind make; see `collect`.
+    """Returns the dataset of episodes from any kind of source; see `collect`.
 
     Args:
-        make_source: Makes what plays the episodes; picklable, called once in each worker.
+        make_source: Creates the source of episodes; picklable, called once in each worker.
         header: Of the dataset.
         folder: Where to.
         episodes: How many.
         first: Number of the first episode.
         workers: Processes.
         ray: Address of a Ray cluster instead.
-        pictures: Whether to put a contact sheet and a film beside the shards.
+        pictures: Whether to write a contact sheet and a film.
         progress: As in `collect`.
 
     Raises:
@@ -168,7 +168,7 @@ def fill(
     progress: Progress | None,
     ray: str | None = None,
 ) -> None:
-    """Makes the episodes that the writer misses; an interruption leaves what is finished as shards, ready to use."""
+    """Collects the episodes that the writer misses; after an interruption, finished episodes are in usable shards."""
     done = frames = 0
     numbers = list(writer.missing)
     try:

@@ -1,4 +1,4 @@
-"""Playing one episode: a function of (task, policy, seed, number) and of nothing that ran before."""
+"""One episode, as a function of (task, policy, seed, number) only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ATTEMPTS = 100  # to begin an episode whose variations make some starts impossi
 
 
 def episode_rng(task: str, seed: int, number: int) -> np.random.Generator:
-    """Returns the random stream of one episode; the task's number is a checksum of its name, so that it never moves."""
+    """Returns the random stream of one episode; the task's number is a checksum of its name, so it never changes."""
     return np.random.default_rng([zlib.crc32(task.encode()), seed, number])
 
 
@@ -40,7 +40,7 @@ def make_header(
     variations: str | None = None,
     picture_every: int = 1,
 ) -> Header:
-    """Returns the recipe of a collection with every default filled in; columns and versions come with the episodes.
+    """Returns the recipe of a collection with all defaults; columns and versions come with the episodes.
 
     Raises:
         ValueError: For an unknown task or policy, or values out of range.
@@ -70,11 +70,11 @@ def make_header(
 
 
 def check_picture_every(picture_every: int, states_only: bool = False) -> None:
-    """Raises ValueError unless every so many frames' picture can be stored."""
+    """Raises ValueError for an invalid `picture_every`."""
     if picture_every < 1:
         raise ValueError(f"picture_every must be at least 1, got {picture_every}")
     if states_only and picture_every != 1:
-        raise ValueError("states only have no pictures: give picture_every to `render` when it draws them")
+        raise ValueError("states-only datasets have no frames: pass picture_every to `render` instead")
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Played:
 
 
 class Player:
-    """Plays the episodes of one recipe, one after another, with one environment.
+    """Collects the episodes of one recipe, one after another, in one environment.
 
     Args:
         header: From `make_header`.
-        env: Where to play; None is the task's own environment.
-        policy: Who acts; None is the task's policy that the header names.
-        versions: Of what the data depend on; None are the tasks' simulators.
+        env: Environment; None: the task's own.
+        policy: Behaviour policy; None: the task's policy in the header.
+        versions: Versions of the packages that the data depend on; None: those of the tasks' simulators.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Player:
     ) -> None:
         self._header = header
         self._env = make_env(header.task, header.render_quality) if env is None else env
-        if header.states_only:  # nothing looks at the pictures, and for Cube they are nearly all of the time
+        if header.states_only:  # nothing looks at the images, and for Cube they are nearly all of the time
             blank = np.zeros(self._env.observation_space["pixels"].shape, np.uint8)  # type: ignore[index]
             self._env.render_state = lambda state: blank  # type: ignore[attr-defined]
         self._policy = make_policy(header.task, header.policy, header.noise) if policy is None else policy
@@ -113,10 +113,10 @@ class Player:
         self._versions = versions or installed_versions()
 
     def play(self, number: int) -> Played:
-        """Plays the episode of that number.
+        """Collects the episode with this number.
 
         Raises:
-            ValueError: If the policy gives an action that is not a finite vector of the right length.
+            ValueError: If the policy returns an action that is not a finite vector of the right length.
         """
         rng = episode_rng(self._header.task, self._header.seed, number)
         encoder = None if self._header.codec is None else EpisodeEncoder(FrameCodec.from_json(self._header.codec))
@@ -144,7 +144,7 @@ class Player:
         return Played(header, EncodedEpisode(episode, None if encoder is None else encoder.finish()))
 
     def save(self, folder: Path, number: int) -> int:
-        """Plays an episode and writes it as a part of the dataset; returns its number of frames."""
+        """Collects an episode and writes it as a part of the dataset; returns its number of frames."""
         played = self.play(number)
         save_episode(folder, played.header, number, played.encoded)
         return len(played.encoded.states)
@@ -165,7 +165,7 @@ class Player:
         return array
 
     def _begin(self, number: int, rng: np.random.Generator) -> tuple[Obs, dict[str, Any], dict[str, Any]]:
-        """Returns observation and info of the episode's start, and what `render` will need to draw it again."""
+        """Returns observation and info of the episode's start, and the reset options that `render` needs."""
         header, env = self._header, self._env
         if not header.variations:
             return (*self._policy.begin(env, rng), {})
@@ -206,14 +206,14 @@ class Player:
 
 
 def _bounds(low: NDArray[np.float32], high: NDArray[np.float32]) -> str:
-    """Returns bounds in words: one pair of numbers where all coordinates have the same."""
+    """Returns bounds as text: one pair of numbers if all coordinates have the same."""
     if (low == low[0]).all() and (high == high[0]).all():
         return f"[{low[0]:g}, {high[0]:g}]"
     return f"{low.tolist()} to {high.tolist()}"
 
 
 def make_env(task_name: str, render_quality: str | None = None) -> gymnasium.Env[Any, Any]:
-    """Returns a task's bare environment: no time limit, no checks of Gymnasium's on top of its own."""
+    """Returns a task's bare environment, without time limit and Gymnasium's checks."""
     quality: dict[str, Any] = {} if render_quality is None else {"render_quality": render_quality}
     env = gymnasium.make(f"lewm_gym:{get_task(task_name).env_id}", disable_env_checker=True, **quality)
     return env.unwrapped

@@ -1,4 +1,4 @@
-"""The commands that bring datasets in from elsewhere and take them there: import, export, push, pull."""
+"""The commands that exchange datasets with other formats and the Hub: import, export, push, pull."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def add_commands(commands: argparse._SubParsersAction[Parser], bar: Bar, summary
     """Adds the four commands.
 
     Args:
-        commands: Of the parser.
-        bar: Makes a progress bar from a title and a unit.
+        commands: Subparsers of the parser.
+        bar: Creates a progress bar from a title and a unit.
         summary: Describes a dataset in one line.
     """
     for name, help_text, add, main in (
-        ("export", "write a dataset for other programs", _export_options, _export),
-        ("import", "make a dataset from another format", _import_options, _import),
+        ("export", "export a dataset to another format", _export_options, _export),
+        ("import", "import a dataset from another format", _import_options, _import),
         ("push", "upload a dataset to the Hugging Face Hub", _push_options, _push),
         ("pull", "download a dataset from the Hugging Face Hub", _pull_options, _pull),
     ):
@@ -39,12 +39,17 @@ def add_commands(commands: argparse._SubParsersAction[Parser], bar: Bar, summary
 def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
     parser.add_argument(
-        "--format", choices=EXPORTS, default="hdf5", help="of the files (default: hdf5, the reference's)"
+        "--format", choices=EXPORTS, default="hdf5", help="output format (default: hdf5, stable-worldmodel's)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="where to (default: FOLDER.h5, FOLDER-minari or FOLDER-lerobot)"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="output file or folder (default: FOLDER.h5, FOLDER-minari or FOLDER-lerobot)",
     )
-    parser.add_argument("--lossy", action="store_true", help="Minari only: frames as JPEG, a fiftieth of the size")
+    parser.add_argument(
+        "--lossy", action="store_true", help="Minari only: store frames as JPEG, about a fiftieth of the size"
+    )
 
 
 def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
@@ -52,7 +57,7 @@ def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
 
     dataset, folder = Dataset.open(options.folder), options.folder
     if options.lossy and options.format != "minari":
-        raise ValueError("--lossy is for --format minari only: the others are lossless")
+        raise ValueError("--lossy needs --format minari: the other formats are lossless")
     default = (
         folder.with_suffix(".h5") if options.format == "hdf5" else folder.with_name(f"{folder.name}-{options.format}")
     )
@@ -75,19 +80,19 @@ def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
 
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="HDF5 file, or Lance, Minari or LeRobot folder")
+    parser.add_argument("--format", choices=IMPORTS, help="format of SOURCE (default: detected)")
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="an HDF5 file, or a folder of Lance's, Minari's or LeRobot's"
+        "--task", metavar="NAME", help="task name to record, such as pusht; required for HDF5 and Lance"
     )
-    parser.add_argument("--format", choices=IMPORTS, help="of SOURCE (default: seen from it)")
-    parser.add_argument("--task", metavar="NAME", help="name to record; HDF5 and Lance need one, such as pusht")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="dataset folder")
     parser.add_argument(
         "--state",
         metavar="NAME",
         help="column of the state (default: HDF5: state; Lance: state, or qpos,qvel; LeRobot: observation.state)",
     )
     parser.add_argument(
-        "--pixels", metavar="NAME", help="picture or camera to take (Lance, Minari, LeRobot), if there are several"
+        "--pixels", metavar="NAME", help="image column or camera, if there are several (Lance, Minari, LeRobot)"
     )
 
 
@@ -97,7 +102,7 @@ def _import(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
         if getattr(options, name) is not None and kind not in kinds:
             raise ValueError(f"--{name} does not apply to {kind}")
     if kind in ("hdf5", "lance") and options.task is None:
-        raise ValueError(f"{options.source} does not say its task: give --task, such as --task pusht")
+        raise ValueError(f"{options.source} does not contain its task: add --task, such as --task pusht")
     with bar(f"import {options.source}", "episode") as advance:
         if kind == "hdf5":
             from lewm_gym.data.foreign.hdf5 import import_hdf5
@@ -124,7 +129,7 @@ def _import(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
 
 def _kind_of(source: Path) -> str:
     if not source.exists():
-        raise FileNotFoundError(f"there is nothing at {source}")
+        raise FileNotFoundError(f"there is no file or folder {source}")
     if source.is_file():
         return "hdf5"
     if source.suffix == ".lance" or any(source.glob("*.lance")):
@@ -134,8 +139,8 @@ def _kind_of(source: Path) -> str:
 
 def _push_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
-    parser.add_argument("repository", metavar="NAME/REPOSITORY", help="made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="a new repository is visible to you only")
+    parser.add_argument("repository", metavar="NAME/REPOSITORY", help="created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
 
 
 def _push(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
@@ -146,8 +151,8 @@ def _push(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
 
 def _pull_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repository", metavar="NAME/REPOSITORY", help="dataset on the Hub")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: data/REPOSITORY)")
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the newest)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="dataset folder (default: data/REPOSITORY)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the latest)")
 
 
 def _pull(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:

@@ -1,7 +1,7 @@
-"""Collecting from any Gymnasium environment of the user's: `python -m collect gym --env ID`.
+"""Collecting from any Gymnasium environment: `python -m collect gym --env ID`.
 
-The environment needs a bounded Box action and `rgb_array` rendering. Its pictures are resized as `PixelGoal` resizes
-them; its state is its observation, flattened. Actions are recorded in the environment's own units and bounds.
+The environment needs a bounded Box action space and `rgb_array` rendering. Its frames are resized as in `PixelGoal`;
+its state is its flattened observation. Actions are recorded in the environment's own units and bounds.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ PREFIX = "gym:"
 #: For environments that draw with pygame: no window is needed, and SDL must not swallow the signal that ends a process.
 _SDL = {"SDL_VIDEODRIVER": "dummy", "SDL_NO_SIGNAL_HANDLERS": "1"}
 MAX_STEPS = 1000  # of environments that have no limit of their own
-_LARGEST_STATE = 1024  # numbers; a larger observation is a picture, which the frames show anyway
+_LARGEST_STATE = 1024  # numbers; a larger observation is an image, which the frames show anyway
 
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """Who acts.
+    """The policy to collect with.
 
     Attributes:
         name: "random" or "package.module:factory".
         checkpoint: A stable-baselines3 checkpoint instead, or None.
-        noise: Standard deviation of the noise added to its actions, as a fraction of half the range; 0 is none.
-        trust: Whether the checkpoint may be unpickled, which can run any code that it holds.
+        noise: Standard deviation of the noise added to its actions, as a fraction of half the range; 0: none.
+        trust: Whether the checkpoint may be unpickled, which can execute arbitrary code.
     """
 
     name: str = "random"
@@ -64,23 +64,23 @@ def collect_gym(
     picture_every: int = 1,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Collects episodes of an environment of the user's into a folder and returns the dataset.
+    """Collects episodes of your own environment into a folder and returns the dataset.
 
-    An episode ends where the environment ends or truncates it, after 1,000 steps at most if it has no limit of its
-    own. Like `collect`, it resumes and extends; episode i is a function of (environment, policy, seed, i) alone if the
-    environment is one of its seed.
+    An episode ends when the environment terminates or truncates it, and after 1,000 steps if it has no time limit.
+    Like `collect`, it resumes and extends; episode i is a function of (environment, policy, seed, i) only, if the
+    environment is a function of its seed.
 
     Args:
         env_id: Id that `gymnasium.make` understands, such as "Pendulum-v1" or "my_package:MyEnv-v0".
         folder: Where to; made if needed.
         episodes: How many.
-        policy: Who acts; by default uniform random actions.
+        policy: Behaviour policy; by default uniform random actions.
         first: Number of the first episode.
         seed: Of the whole collection.
         workers: Processes; None is one per CPU core; 1 plays in this process.
-        ray: Address of a Ray cluster to play on instead, whose machines need the environment and the policy too.
-        pictures: Whether to put a contact sheet and a film beside the shards.
-        picture_every: N, to draw and store the pictures of frames 0, N, 2N, ... of each episode only.
+        ray: Address of a Ray cluster to use instead; its machines need the environment and the policy.
+        pictures: Whether to write a contact sheet and a film.
+        picture_every: N: render and store frames 0, N, 2N, ... of each episode only.
         progress: As in `collect`.
 
     Raises:
@@ -124,7 +124,7 @@ def collect_gym(
 
 
 def make_player(header: Header, policy: PolicyChoice) -> Player:
-    """Returns what plays the episodes of an environment of the user's."""
+    """Returns what plays the episodes of an environment of the user."""
     env = CollectedEnv(header.task.removeprefix(PREFIX))
     return Player(header, env, _make_policy(policy, env), env.versions)
 
@@ -134,10 +134,10 @@ def _make_policy(policy: PolicyChoice, env: CollectedEnv) -> ForeignPolicy:
 
 
 class CollectedEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], NDArray[np.float32]]):
-    """An environment of the user's as a `Player` needs it.
+    """Your own environment as a `Player` needs it.
 
-    `info` has `state` and `observation`, and `done` where the environment has ended the episode; `is_success` is the
-    environment's own, or False.
+    `info` has `state` and `observation`, and `done` if the episode has ended; `is_success` is the environment's own, or
+    False.
 
     Args:
         env_id: Id that `gymnasium.make` understands.
@@ -178,12 +178,12 @@ class CollectedEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], NDArray[np.float3
 
     @property
     def versions(self) -> dict[str, str]:
-        """Package name -> version, the environment's own package among them."""
+        """Package name -> version, including the environment's own package."""
         return installed_versions((*SIMULATORS, type(self.inner.unwrapped).__module__.partition(".")[0]))
 
     @property
     def draw_observations(self) -> bool:
-        """Whether `pixels` are drawn; otherwise they are black."""
+        """Whether `pixels` are rendered; otherwise they are black."""
         return self._env.draw_observations
 
     @draw_observations.setter
@@ -218,7 +218,7 @@ class CollectedEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], NDArray[np.float3
 
 
 class _Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Remembers the last observation, flat, and the environment's own word on success."""
+    """Stores the last observation, flattened, and the environment's own `is_success`."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -232,7 +232,7 @@ class _Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @property
     def state(self) -> NDArray[np.float64]:
-        """The observation as one vector; the number of steps where it is a picture."""
+        """The observation as one vector; the step number if it is an image."""
         if not self._is_small:
             return np.array([self._elapsed], np.float64)
         return np.asarray(spaces.flatten(self.env.observation_space, self.observation), np.float64).ravel()

@@ -1,4 +1,4 @@
-"""Making the audited evaluation pairs: held out, unsolved, balanced over episodes, replayed."""
+"""Making evaluation pairs: held out, unsolved, balanced over episodes, verified by replay."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def make_pairs(
     progress: Callable[[int, int], None] | None = None,
     policy: str | None = None,
 ) -> PairSet:
-    """Returns `count` pairs, each from an episode of its own, unsolved at the start and checked by replay.
+    """Returns `count` pairs, each from its own episode, unsolved at the start and verified by replay.
 
     Args:
         task_name: Name of the task.
         offset_steps: Environment steps from start to goal.
         count: How many.
-        seed: Of the episodes; the default is reserved, so that no dataset contains them.
+        seed: Of the episodes; the default is reserved, so no dataset contains them.
         progress: Called with (pairs found, count).
-        policy: Whose episodes; None is the task's default.
+        policy: Behaviour policy of the episodes; None: the task's default.
 
     Raises:
         ValueError: For arguments out of range, episodes that are too short, or an environment that does not replay.
@@ -94,7 +94,7 @@ def _choose(
     rng: np.random.Generator,
     hard: Callable[[NDArray[np.float64], NDArray[np.float64]], bool] | None,
 ) -> int | None:
-    """Returns a random step from which the goal `offset` steps on is unsolved (and hard, if asked), or None."""
+    """Returns a random step whose goal, `offset` steps later, is unsolved (and hard, if asked), or None."""
     state = episode.state
     for start in rng.permutation(max(len(state) - offset, 0)).tolist():
         here, there = state[start], state[start + offset]
@@ -115,7 +115,7 @@ def _cut(episode: Episode, start: int, offset: int, number: int, seed: int) -> P
 
 
 def with_phases(pair_set: PairSet, progress: Callable[[int, int], None] | None = None) -> PairSet:
-    """Returns the same pairs with the phases that the environment gives them now; each is checked by replay.
+    """Returns the same pairs with their phases by the current environment; each is verified by replay.
 
     Args:
         pair_set: Any of the task's.
@@ -138,7 +138,7 @@ def with_phases(pair_set: PairSet, progress: Callable[[int, int], None] | None =
 
 
 def _replay(env: Any, pair: Pair) -> NDArray[np.float64]:
-    """Returns the states from start to goal, (D + 1, state_size), in an environment of their own.
+    """Returns the states from start to goal, (D + 1, state_size), in a separate environment.
 
     Raises:
         ValueError: If the pair is solved at its start, or the actions do not lead to the goal bit for bit.

@@ -1,4 +1,4 @@
-"""What a dataset looks like: a contact sheet and a film beside the shards."""
+"""A contact sheet and a film of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FPS = 10  # environment steps per second
 
 
 def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
-    """Writes `contact_sheet.png` and `film.mp4` into the dataset's folder, where missing, not whole or if `redraw`."""
+    """Writes `contact_sheet.png` and `film.mp4` into the dataset's folder, if missing, incomplete or `redraw`."""
     sheet, film = dataset.folder / SHEET_NAME, dataset.folder / FILM_NAME
     if redraw or not _is_whole(sheet, b"\x89PNG", b"IEND\xaeB`\x82"):
         _write_sheet(sheet, contact_sheet(dataset))
@@ -25,25 +25,25 @@ def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
 
 
 def _is_whole(path: Path, head: bytes, tail: bytes = b"") -> bool:
-    """Returns whether there is a file that begins (within 8 bytes) and ends as its format does."""
+    """Returns whether a file exists that begins (within 8 bytes) and ends as its format requires."""
     content = path.read_bytes() if path.is_file() else b""
     return head in content[:8] and content.endswith(tail)
 
 
 def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 8) -> NDArray[np.uint8]:
-    """Returns a picture of (rows x 112, columns x 112, 3): a row per episode, time from left to right."""
+    """Returns an image of (rows x 112, columns x 112, 3): a row per episode, time from left to right."""
     strips = []
     for index in _spread(dataset.n_episodes, rows):
         stored = dataset.picture_steps(index)
         steps = stored[np.linspace(0, len(stored) - 1, columns).round().astype(int)]
         small = dataset.frames(index, steps)[:, ::2, ::2].copy()
-        small[:, :, -1] = small[:, -1] = 128  # a thin line between pictures
+        small[:, :, -1] = small[:, -1] = 128  # a thin line between images
         strips.append(np.concatenate(list(small), axis=1))
     return np.concatenate(strips, axis=0)
 
 
 def film_frames(dataset: Dataset, episodes: int = 3) -> NDArray[np.uint8]:
-    """Returns the stored frames of some episodes side by side, (K, 224, episodes x 224, 3); a shorter one waits."""
+    """Returns the stored frames of some episodes side by side, (K, 224, episodes x 224, 3), padded."""
     indices = _spread(dataset.n_episodes, episodes)
     stored = [dataset.picture_steps(index) for index in indices]
     length = max(map(len, stored))

@@ -1,4 +1,4 @@
-"""Making the frames of a dataset that was collected, or shipped, as states only."""
+"""Rendering the frames of a states-only dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lewm_gym.data.writer import open_writer, save_episode
 
 
 class Renderer:
-    """Draws the recorded states of a dataset; stands where a `Player` stands.
+    """Renders the recorded states of a dataset; an alternative to `Player`.
 
     Args:
         header: Of the dataset to make.
@@ -31,7 +31,7 @@ class Renderer:
         self._header = header.with_columns(header.columns, installed_versions(), drawn_by)
 
     def save(self, folder: Path, number: int) -> int:
-        """Draws an episode and writes it as a part of the dataset; returns its number of frames."""
+        """Renders an episode and writes it as a part of the dataset; returns its number of frames."""
         episode = self._dataset.episode(self._index[number])
         assert self._header.codec is not None
         encoder = EpisodeEncoder(FrameCodec.from_json(self._header.codec))
@@ -55,7 +55,7 @@ def render(
     picture_every: int = 1,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Dataset:
-    """Returns the full dataset made from one of states only; the same pixels as if it had been collected with them.
+    """Returns the full dataset of a states-only one; the same pixels as if it had been collected with frames.
 
     Like `collect`, it resumes and extends.
 
@@ -63,7 +63,7 @@ def render(
         source: Folder of the states.
         folder: Where to.
         workers: Processes; None is one per CPU core.
-        picture_every: N, to draw frames 0, N, 2N, ... of each episode only.
+        picture_every: N: render frames 0, N, 2N, ... of each episode only.
         progress: As in `collect`.
 
     Raises:
@@ -77,7 +77,7 @@ def render(
         raise ValueError(f"workers must be at least 1, got {workers}")
     states = Dataset.open(source)
     if folder.resolve() == source.resolve():
-        raise ValueError(f"cannot render into the folder of the states itself ({folder}): choose another one")
+        raise ValueError(f"cannot render into the folder of the states ({folder}): choose another one")
     header = replace(
         states.header, states_only=False, codec=codec_for(states.task).as_json(), picture_every=picture_every
     )

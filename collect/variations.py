@@ -1,6 +1,6 @@
-"""Factors of variation drawn anew for every episode: colours, sizes, light, densities.
+"""Variations sampled for every episode: colours, sizes, light, densities.
 
-They have a random stream of their own, so that varied colours leave an episode's states and actions as they are.
+They have their own random stream, so varied colours do not change an episode's states and actions.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _STREAM = 1  # beside the episode's own
 
 
 def choose_variations(ranges: Mapping[str, Any], text: str | None) -> tuple[str, ...]:
-    """Returns the names, sorted, that "all" or a list such as "agent_color,block_color" stands for.
+    """Returns the sorted names of "all" or of a list such as "agent_color,block_color".
 
     Args:
         ranges: The environment's `variation_ranges`.
-        text: What was asked for; None or an empty string is none.
+        text: "all" or names; None or an empty string: none.
 
     Raises:
         ValueError: For a name that the environment does not have.
@@ -39,7 +39,7 @@ def draw_variations(
 
     Args:
         ranges: The environment's `variation_ranges`.
-        names: Which to draw.
+        names: Which to sample.
         task: Name of the task.
         seed: Of the collection.
         number: Of the episode.

@@ -1,4 +1,4 @@
-"""Worker processes that play episodes; one that dies is replaced and its episodes are played again."""
+"""Worker processes that collect episodes; one that dies is replaced and its episodes are collected again."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Protocol
 
 from lewm_gym import processes
 
-_MAX_QUEUED = 16  # episodes that a worker has before it, so that it goes on while a shard is written (0.3 s)
+_MAX_QUEUED = 16  # episodes that a worker has before it, so that it continues while a shard is written (0.3 s)
 _MAX_DEATHS = 3  # of workers on the same episode
 
 
 class EpisodeSource(Protocol):
-    """What a worker does: makes episodes and writes them."""
+    """Creates episodes and writes them."""
 
     def save(self, folder: Path, number: int) -> int:
         """Writes the episode of that number as a part of the dataset; returns its number of frames."""
 
     def close(self) -> None:
-        """Lets go of what it holds."""
+        """Releases resources."""
 
 
 def play_in_processes(
@@ -78,7 +78,7 @@ def _note_death(deaths: dict[int, int], worker: _Worker) -> None:
 
 
 class _Worker:
-    """A process and the episodes that it has been given and not answered yet."""
+    """A process and its pending episodes."""
 
     def __init__(self, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
         self.queue: deque[int] = deque()
@@ -89,7 +89,7 @@ class _Worker:
         return self._process.exitcode
 
     def fill(self, waiting: deque[int], share: int) -> None:
-        """Hands out episodes; towards the end one by one, so that all workers finish together."""
+        """Distributes episodes; towards the end one by one, so that all workers finish together."""
         while waiting and len(self.queue) < max(1, min(_MAX_QUEUED, share)):
             with contextlib.suppress(BrokenPipeError):  # it died: receive() will say so
                 self.connection.send(waiting[0])
@@ -113,7 +113,7 @@ class _Worker:
 
 
 def _serve(connection: Connection, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
-    """Plays what comes until the other end closes: a worker whose parent was killed ends by itself."""
+    """Collects requested episodes until the other end closes: a worker whose parent was killed ends by itself."""
     processes.ignore_interrupts()
     source = None
     with contextlib.suppress(EOFError, ConnectionError):

@@ -1,25 +1,25 @@
-"""OGBench-Cube: a robot arm that must bring a cube to where a picture shows it.
+"""OGBench-Cube: a robot arm moves a cube to its position in a goal image.
 
 Physics: cube-single of OGBench (arXiv 2410.20092), read from the installed ogbench: a UR5e arm with a Robotiq 2F-85
-gripper; timestep 0.002 s, 25 of them per step (0.05 s). The action moves the gripper relative to where it is, by up to
+gripper; timestep 0.002 s, 25 of them per step (0.05 s). The action moves the gripper relative to its position, by up to
 0.05 m along x, y and z and 0.3 rad of yaw, and opens or closes it; inverse kinematics and a PD controller do the rest.
 
 State, (61,) float64: positions (21: six arm joints, eight gripper joints, rad; the cube's position, m, and quaternion
 w x y z), velocities (20) and the constraint solver's warm start `qacc_warmstart` (20), on which the next step depends
 because contacts are solved iteratively. Time, the target marker and the last controls do not matter: every step
-overwrites all controls. A state from elsewhere (positions and velocities only) is completed with zeros.
+overwrites all controls. Fill the missing entries of states with positions and velocities only with zeros.
 
-The controller begins from the gripper's pose. OGBench reads it as MuJoCo leaves it, one physics step late, so that a
-restored simulation takes another path than the one that went on. Here it is computed from the positions before every
-step: the step is a function of the state, and replaying is exact. `reference_rules=True` reads the late pose, as
-OGBench and stable-worldmodel do; a state restored in the middle of an episode is then not continued exactly.
+The controller starts from the gripper's pose. OGBench reads it as MuJoCo leaves it, one physics step old, so a
+restored simulation differs from the original one. Here it is computed from the positions before every
+step: the step is a function of the state, and replaying is exact. `reference_rules=True` reads the old pose, as
+OGBench and stable-worldmodel do; restoring a state in the middle of an episode is then inexact.
 
-Success: the cube's centre within 0.04 m of the goal's, at the end of a step; rotation and arm do not count. The camera
-is OGBench's `front_pixels`; the arm is opaque and the target is not drawn.
+Success: the cube's centre within 0.04 m of its goal, at the end of a step; rotation and arm do not count. The camera
+is OGBench's `front_pixels`; the arm is opaque and the target is not rendered.
 
 Variations: `cube_color`, `agent_color` (the gripper's), each (3,), `floor_colors` (2, 3), `light_intensity` and
-`camera_angles` (2,) (degrees of turning about the vertical and of tilting upwards) change the picture; `cube_size`
-(half its width, m) also its mass.
+`camera_angles` (2,) (degrees of rotation about the vertical axis and of upward tilt) change the image; `cube_size`
+(half its width, m) also changes its mass.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class CubeEnv(GoalEnv):
     place_unit = "m"
 
     def placed_states(self, side: int) -> Iterator[Placed]:
-        """Yields places of the cube, the arm as after a reset."""
+        """Yields positions of the cube, with the arm as after a reset."""
         rest = self.reset(seed=0)[1]["state"]
         for x in np.linspace(0.3, 0.55, 2 * side):
             for y in np.linspace(-0.3, 0.3, 2 * side):
@@ -122,7 +122,7 @@ class CubeEnv(GoalEnv):
 
     @property
     def simulation(self) -> Simulation:
-        """The dynamics under the present variations."""
+        """The dynamics under the current variations."""
         size = float(self.variations["cube_size"])
         if self._simulation is None or self._simulation.half_size != size:
             self._simulation = Simulation(size)
@@ -132,7 +132,7 @@ class CubeEnv(GoalEnv):
         return self.simulation.sample_state(rng)
 
     def check_state(self, state: State) -> None:
-        """Raises ValueError for joints beyond their limits, a cube off the table or bodies inside one another."""
+        """Raises ValueError for joints beyond their limits, a cube off the table or overlapping bodies."""
         norm = np.linalg.norm(state[CUBE_QUATERNION])
         if abs(norm - 1.0) > 1e-3:
             raise ValueError(f"Cube's quaternion (state[17:21]) must have norm 1, got {norm:g}")
@@ -163,7 +163,7 @@ class CubeEnv(GoalEnv):
             )
         depth = self.simulation.penetration(state)
         if depth > PENETRATION_TOLERANCE:
-            raise ValueError(f"Cube's state has bodies {1000 * depth:.0f} mm inside one another")
+            raise ValueError(f"Cube's state has bodies that overlap by {1000 * depth:.0f} mm")
 
     def _set_state(self, state: State) -> None:
         self._state = state.copy()
@@ -178,11 +178,11 @@ class CubeEnv(GoalEnv):
         return self.is_goal(self._state, self.goal_state)
 
     def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Returns whether the cube's centre is within 0.04 m of the goal's."""
+        """Returns whether the cube's centre is within 0.04 m of its goal."""
         return np.linalg.norm(achieved - desired, axis=-1) <= SUCCESS_DISTANCE
 
     def is_strict_goal(self, state: State, goal_state: State) -> bool:
-        """Returns whether the cube is at its goal and also turned like it, within 15 degrees of a look-alike turn."""
+        """Returns whether the cube is at its goal with its orientation, within 15 degrees up to symmetry."""
         turned = cube_turn(state[CUBE_QUATERNION], goal_state[CUBE_QUATERNION])
         return self.is_goal(state, goal_state) and turned <= STRICT_ANGLE
 
@@ -197,7 +197,7 @@ class CubeEnv(GoalEnv):
         return "in hand" if self.simulation.holds_cube(states[0]) else "empty hand"
 
     def render_state(self, state: State) -> Frame:
-        """Returns the picture of the scene at `state`; only the positions are seen."""
+        """Returns the image of the scene at `state`; it depends on the positions only."""
         renderer = shared_renderer(("cube", self.render_quality), functools.partial(_renderer, self.render_quality))
         looks = {name: self.variations[name] for name in _LOOKS}
         renderer.dress({name: value.tolist() for name, value in looks.items()}, lambda r: _dress(r, **looks))
@@ -205,10 +205,10 @@ class CubeEnv(GoalEnv):
         return renderer.draw()
 
     def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
-        """Returns what probes look for.
+        """Returns the quantities for probing.
 
-        `cube_position` (3,) m; `cube_yaw` and `effector_yaw` (2,), cosine and sine, the cube's four times over since
-        it looks the same after a quarter turn; `effector_position` (3,) m; `gripper_opening` (1,), 0 open to 1
+        `cube_position` (3,) m; `cube_yaw` and `effector_yaw` (2,), cosine and sine, the cube's of four times
+        the angle because of its symmetry; `effector_position` (3,) m; `gripper_opening` (1,), 0 open to 1
         closed; `joint_angles` (6,) rad.
         """
         yaw, effector = 4.0 * quaternion_yaw(state[CUBE_QUATERNION]), self.simulation.effector(state)

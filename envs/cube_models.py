@@ -1,8 +1,8 @@
-"""The MuJoCo models of OGBench-Cube: OGBench's own for physics, and two for pictures.
+"""The MuJoCo models of OGBench-Cube: OGBench's own for physics, and two for rendering.
 
-`reference` pictures use OGBench's meshes (185,000 triangles), four samples per pixel and a 4096 px shadow map. `fast`
+`reference` images use OGBench's meshes (185,000 triangles), four samples per pixel and a 4096 px shadow map. `fast`
 ones use meshes decimated to 11,000 triangles, one sample and a 512 px map: eight times faster on a software
-rasteriser, and alike to the eye (mean difference of a picture: one grey level of 255).
+rasteriser, with a mean difference of one grey level of 255.
 
 The models are made from the installed ogbench at first use, in about 4 s, and kept in a cache folder:
 `$LEWM_GYM_CACHE`, else `$XDG_CACHE_HOME/lewm_gym`, else `~/.cache/lewm_gym`; it may be deleted at any time. A process
@@ -62,7 +62,7 @@ def arm_model() -> Any:
 
 
 def picture_model(quality: str) -> Any:
-    """Returns a fresh model for pictures: the arm, the cube and the floor, without target marker and collision shapes.
+    """Returns a new model for rendering: the arm, the cube and the floor, without target marker and collision shapes.
 
     Args:
         quality: "fast" or "reference".
@@ -113,7 +113,7 @@ def _make_models() -> dict[str, Any]:
 
 
 def _picture_spec(environment: Any) -> Any:
-    """Returns OGBench's scene as an editable specification, without what is not drawn."""
+    """Returns OGBench's scene as an editable specification, without what is not rendered."""
     utilities = importlib.import_module("ogbench.manipspace.mjcf_utils")
     scene = environment.mjcf_model
     spec = load_mujoco().MjSpec.from_string(utilities.to_string(scene), assets=utilities.get_assets(scene))
@@ -130,7 +130,7 @@ def _decimated(spec: Any, original: Any) -> Any:
         vertices, faces = decimate(*_mesh(original, mesh.name), DECIMATION)
         mesh.file, mesh.scale = "", (1.0, 1.0, 1.0)
         mesh.uservert, mesh.userface = vertices.ravel().tolist(), faces.ravel().tolist()
-        # Volume is undefined for meshes with holes, and the compiler refuses those; masses do not matter here.
+        # Volume is undefined for meshes with holes, and the compiler rejects those; masses do not matter here.
         mesh.inertia = load_mujoco().mjtMeshInertia.mjMESH_INERTIA_SHELL
     return spec.compile()
 
@@ -150,7 +150,7 @@ def _mesh(model: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]
 
 @functools.cache
 def _models() -> dict[str, Any]:
-    """Returns the models `physics`, `arm` and `picture`, from the cache if they are there, else made and kept there."""
+    """Returns the models `physics`, `arm` and `picture`, from the cache, or creates them and stores them there."""
     folder = cache_folder() / f"cube-{_cache_key()}"
     models = {name: _read_model(folder / f"{name}.mjb") for name in ("physics", "arm", "picture")}
     if any(model is None for model in models.values()):
@@ -185,7 +185,7 @@ def _read_model(path: Path) -> Any:
 
 
 def _write_model(path: Path, model: Any) -> None:
-    """Keeps the model at `path`, whole or not at all; a folder that cannot be written is no error."""
+    """Stores the model at `path` atomically; a folder that is not writable is no error."""
     mujoco = load_mujoco()
     buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, buffer)

@@ -1,7 +1,7 @@
 """OGBench-Cube's dynamics as a function of the state: OGBench's controller around MuJoCo's steps.
 
 The controller is written out here, after OGBench's `ManipSpaceEnv` (MIT), with its inverse kinematics and Lie groups,
-because OGBench's environment takes 300 MB more and remembers things between steps. Floating-point operations stand in
+because OGBench's environment takes 300 MB more and keeps state between steps. Floating-point operations are in
 OGBench's order: a test compares the two bit for bit.
 """
 
@@ -62,7 +62,7 @@ def cube_turn(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 class Simulation:
-    """Steps from one state to the next; nothing is remembered in between.
+    """Steps from one state to the next without internal state.
 
     Args:
         half_size: Half the cube's width, m.
@@ -91,7 +91,7 @@ class Simulation:
     def step(
         self, state: State, action: NDArray[np.float32], pose: NDArray[np.float64] | None = None
     ) -> tuple[State, NDArray[np.float64]]:
-        """Returns the state after `action` (5,), and the gripper's pose as MuJoCo leaves it, one physics step late.
+        """Returns the state after `action` (5,), and the gripper's pose as MuJoCo leaves it, one physics step old.
 
         Args:
             state: (61,).
@@ -109,7 +109,7 @@ class Simulation:
         return np.concatenate([data.qpos, data.qvel, data.qacc_warmstart]), late_pose
 
     def sample_state(self, rng: np.random.Generator) -> State:
-        """Returns a random state at rest as OGBench draws them: gripper above the table, pointing down; cube on it."""
+        """Returns a random state at rest as OGBench samples it: gripper above the table, pointing down; cube on it."""
         state = np.zeros(STATE_SIZE)
         position = rng.uniform(*ARM_STARTS)
         turn = self._lie.SO3.from_z_radians(rng.uniform(-np.pi, np.pi)) @ self._down
@@ -148,7 +148,7 @@ class Simulation:
         return all(((bodies == pad).any(1) & (bodies == self._cube).any(1)).any() for pad in self._pads)
 
     def penetration(self, state: State) -> float:
-        """Returns how deep (m) bodies are inside one another where they are deepest, the linkage's own parts aside."""
+        """Returns the deepest overlap (m) of bodies, except between parts of the linkage."""
         self._collide(state)
         distances = self._data.contact.dist
         return max(0.0, -float(distances.min())) if len(distances) else 0.0

@@ -1,6 +1,6 @@
 """The goal-conditioned environment that every task shares: reset options, goal image, success, reward.
 
-A task's own file supplies the simulator through the methods named `_...`; everything that a user sees is here.
+A task's own file implements the simulator in the methods named `_...`; the user interface is here.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ RESET_OPTIONS = ("state", "goal_state", "goal_image", "variations")
 
 
 class Event(NamedTuple):
-    """What violates expectation in a task: its object changes colour, or is elsewhere from one step to the next.
+    """A violation of expectation in a task: an object changes its colour, or is teleported.
 
     Attributes:
-        object: What it happens to, in words.
+        object: Name of the object.
         colour: Variation of the environment that is changed, and its value.
-        place: Coordinates of the state that a teleport draws anew, from a random start state.
-        position: Those among them that are its position, to measure the jump by.
+        place: Coordinates of the state that a teleport takes from a random start state.
+        position: Those among them that are its position, to measure the distance of the teleport.
         stopped: Coordinates that a teleport sets to 0, its velocities.
         min_jump: Least distance of a teleport, in the state's unit.
-        policy: Whose behaviour is disturbed; None is the task's default.
+        policy: Behaviour policy of the trajectories; None is the task's default.
     """
 
     object: str
@@ -46,7 +46,7 @@ class Event(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A state of a grid, and the places by which it is coloured on a map, name -> (x, y)."""
+    """A state of a grid, and the positions by which it is coloured on a map, name -> (x, y)."""
 
     state: State
     places: dict[str, tuple[float, float]]
@@ -55,8 +55,8 @@ class Placed(NamedTuple):
 class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     """Gymnasium environment whose goal is an image.
 
-    Observation: Dict of `pixels` (the present) and `goal` (how it should look), each (224, 224, 3) uint8; with
-    `proprioception=True` also `proprioception` and `goal_proprioception`, what the actor senses of itself now and at
+    Observation: Dict of `pixels` (the current image) and `goal` (the goal image), each (224, 224, 3) uint8; with
+    `proprioception=True` also `proprioception` and `goal_proprioception`, quantities of the agent's body now and at
     the goal, each (k,) float32.
     Action: Box(-1, 1, (action_size,)) float32.
     Reward: -1 per step, 0 at success. `terminated` on success unless `terminate_on_success=False`;
@@ -65,26 +65,26 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
 
     `reset(options=...)` takes:
 
-    - `state`: start here, exactly: what `info["state"]` once gave. Replaying the same actions repeats the
-      same states bit for bit and the same frames pixel for pixel.
-    - `goal_state`: the goal, likewise. Without it a random reachable one is drawn.
-    - `goal_image`: (224, 224, 3) uint8, a picture instead of a goal state; success is then unknown to the
-      environment: `is_success` stays False, `goal_state` is NaN.
+    - `state`: the start, a recorded `info["state"]`. Replaying the same actions repeats the same states bit for bit
+      and the same frames pixel for pixel.
+    - `goal_state`: the goal, likewise. By default a random reachable one is sampled.
+    - `goal_image`: (224, 224, 3) uint8, an image instead of a goal state; success is then unknown:
+      `is_success` stays False, `goal_state` is NaN.
     - `variations`: dict of the task's visual and physical factors of variation, see `variation_ranges`.
 
     Args:
         render_mode: None or "rgb_array"; `gym.make(..., render_mode="human")` adds Gymnasium's own wrapper.
         terminate_on_success: Whether reaching the goal ends the episode.
-        reference_rules: Follow the reference implementation (stable-worldmodel) where ours departs from it,
-            to compare with published numbers. Each task documents what that changes.
-        render_quality: One of `render_qualities`: how carefully pictures are drawn. Pictures of different
-            qualities differ by a little; a dataset and the agents trained on it record which they used.
-        proprioception: Whether observations hold the quantities named in the task's `Task.proprioception`, one after
-            the other. Goals must then be states: nothing is known of what is sensed at a `goal_image`.
+        reference_rules: Follow the reference implementation (stable-worldmodel) where this one differs,
+            to compare with published numbers. Each task documents the differences.
+        render_quality: One of `render_qualities`. Images of different qualities differ slightly; a dataset and the
+            agents trained on it record the quality.
+        proprioception: Whether observations include the quantities in the task's `Task.proprioception`, concatenated.
+            Goals must then be states: the proprioception of a `goal_image` is unknown.
 
     Raises:
-        ValueError: For actions that are not finite numbers of the right shape within the bounds, states that
-            the task cannot be in, and unknown options; before the simulator sees any of them.
+        ValueError: For actions that are not finite numbers of the right shape within the bounds, impossible
+            states, and unknown options.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -111,12 +111,12 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
     event: ClassVar[Event | None] = None
     #: Quantities that probes read off the state besides those of `quantities`: name -> place in the state.
     derived_quantities: ClassVar[dict[str, slice]] = {}
-    #: Unit of the places in `placed_states`, and whether they have y downwards, as pictures do.
+    #: Unit of the places in `placed_states`, and whether they have y downwards, as images do.
     place_unit: ClassVar[str] = ""
     place_y_down: ClassVar[bool] = False
 
     def placed_states(self, side: int) -> Iterator[Placed]:
-        """Yields a grid of states, `side` cells wide, some of which the task may not be in; none by default."""
+        """Yields a grid of states, `side` cells wide, some of which may be impossible; none by default."""
         yield from ()
 
     def __init__(
@@ -144,7 +144,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             shown |= {"proprioception": sensed, "goal_proprioception": sensed}
         self.observation_space: spaces.Dict = spaces.Dict(shown)  # type: ignore[assignment]
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
-        #: False where a wrapper observes states only: pictures are expensive, so that `pixels` and `goal` stay black.
+        #: False where a wrapper observes states only: images are expensive, so that `pixels` and `goal` stay black.
         self.draw_observations = True
         self.variations: dict[str, Any] = {}
         self.goal_state: State = np.full(self.state_size, np.nan)
@@ -163,7 +163,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             goal = self._sample_state(rng)
             if not self.is_goal(state, goal):
                 return goal
-        raise RuntimeError("no unsolved goal in 1000 draws")  # a fault of the task, not of the caller
+        raise RuntimeError("no unsolved goal found in 1000 samples")  # a fault of the task, not of the caller
 
     @abstractmethod
     def check_state(self, state: State) -> None:
@@ -171,26 +171,26 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
 
     @abstractmethod
     def _set_state(self, state: State) -> None:
-        """Puts the simulator exactly into `state`."""
+        """Sets the simulator exactly to `state`."""
 
     @abstractmethod
     def _get_state(self) -> State:
-        """Returns everything that the next step depends on, (state_size,) float64, a fresh array."""
+        """Returns everything that the next step depends on, (state_size,) float64, a new array."""
 
     @abstractmethod
     def _advance(self, action: NDArray[np.float32]) -> bool:
-        """Applies one action; returns whether the goal was met during it or at its end (`self.goal_state`)."""
+        """Applies one action; returns whether the goal (`self.goal_state`) was reached during it or at its end."""
 
     @abstractmethod
     def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Returns the task's success test, (...), of achieved and desired goals, each (..., goal size).
+        """Returns whether achieved goals match desired goals, (...), each (..., goal size).
 
-        It is False where a goal is unknown (NaN).
+        False for an unknown goal (NaN).
         """
 
     @abstractmethod
     def render_state(self, state: State) -> Frame:
-        """Returns the picture of any state, a fresh (224, 224, 3) uint8 array; the simulation is not disturbed."""
+        """Returns the image of any state, a new (224, 224, 3) uint8 array; the simulation is not affected."""
 
     @abstractmethod
     def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
@@ -198,10 +198,10 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
 
     @abstractmethod
     def phase(self, states: NDArray[np.float64]) -> str:
-        """Returns what lies between a start and a goal, one of the task's `phases`.
+        """Returns the phase of a start and a goal, one of the task's `phases`.
 
         Args:
-            states: (n, state_size), from the start to the goal, those between as far as they are known; at least two.
+            states: (n, state_size), from the start to the goal, with known states in between; at least two.
         """
 
     def is_goal(self, state: State, goal_state: State) -> bool:
@@ -209,18 +209,18 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         return bool(self.reached(self.achieved_goal(state), self.achieved_goal(goal_state)))
 
     def is_strict_goal(self, state: State, goal_state: State) -> bool:
-        """Returns whether `state` is the goal in what the picture shows and the task's own test leaves out, too."""
+        """Returns whether `state` is the goal by the strict condition."""
         return self.is_goal(state, goal_state)
 
     def achieved_goal(self, state: State) -> NDArray[np.float64]:
-        """Returns the part of a state that the success test looks at, for hindsight relabelling."""
+        """Returns the part of a state that determines success, for hindsight relabelling."""
         return state
 
     def _apply_variations(self, variations: dict[str, Any]) -> None:
-        """Applies checked variations (all of `variation_ranges`, defaults filled in); called at every reset."""
+        """Applies validated variations (all of `variation_ranges`, with defaults); called at every reset."""
 
     def steer(self, state: State, goal_state: State) -> NDArray[np.float32] | None:
-        """Returns an action towards a goal where plain control gets there; None where that takes a policy."""
+        """Returns an action of a simple controller towards a goal; None if that takes a policy."""
         return None
 
     def sample_walk(self, rng: np.random.Generator, steps: int) -> NDArray[np.float32]:
@@ -255,7 +255,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
             goal = self._checked_state(options["goal_state"], "goal_state") if "goal_state" in options else None
             image = self._checked_image(options["goal_image"]) if "goal_image" in options else None
             if image is not None and self.proprioception:
-                raise ValueError("with proprioception=True give goal_state: what is sensed at a goal_image is unknown")
+                raise ValueError("with proprioception=True give goal_state: a goal_image has no proprioception")
         except ValueError:
             self.variations = before
             raise
@@ -282,11 +282,11 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         return self._observe(), reward, self._success and self.terminate_on_success, False, self._info()
 
     def render(self) -> Frame | None:  # type: ignore[override]
-        """Returns the current picture, (224, 224, 3) uint8, or None without a render mode."""
+        """Returns the current image, (224, 224, 3) uint8, or None without a render mode."""
         return self.render_state(self._get_state()) if self.render_mode == "rgb_array" else None
 
     def set_goal_state(self, goal_state: State) -> Frame:
-        """Changes the goal within an episode (moving targets) and returns its picture."""
+        """Changes the goal within an episode (moving targets) and returns its image."""
         self.goal_state = self._checked_state(goal_state, "goal_state")
         self._goal_image = self.render_state(self.goal_state)
         return self._goal_image.copy()
@@ -300,7 +300,7 @@ class GoalEnv(gymnasium.Env[dict[str, Frame], NDArray[np.float32]]):
         return obs
 
     def sense(self, state: State) -> NDArray[np.float32]:
-        """Returns what the actor senses of itself in a state, (k,) float32: `Task.proprioception`, in that order."""
+        """Returns the proprioception of a state, (k,) float32: `Task.proprioception`, in that order."""
         quantities = self.quantities(state)
         return np.concatenate([quantities[name] for name in self.proprioceptive])
 
@@ -354,23 +354,23 @@ def checked_dict(value: Any, name: str) -> dict[str, Any]:
     """Returns a copy of `options` or `variations`, empty for None.
 
     Raises:
-        ValueError: For what is no dict.
+        ValueError: If it is not a dict.
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict of name and value, got {value!r}")
+        raise ValueError(f"{name} must be a dict, got {value!r}")
     return dict(value)
 
 
 def checked_count(value: Any, name: str) -> int:
-    """Returns a whole number, at least 1.
+    """Returns an integer of at least 1.
 
     Raises:
         ValueError: For anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return int(value)
 
 

@@ -1,8 +1,8 @@
-"""Fewer triangles for a mesh that is seen at a few pixels per centimetre.
+"""Mesh decimation, for rendering at a few pixels per centimetre.
 
-Quadric edge collapse (Garland and Heckbert 1997, by the package fast-simplification) does most of it. It gets stuck on
-thin rings and on meshes with many holes, of which a robot arm's sealing rings and flange are full: those are clustered
-on a grid first and collapsed again.
+Quadric edge collapse (Garland and Heckbert 1997, by the package fast-simplification) does most of it. It fails on
+thin rings and on meshes with many holes, such as a robot arm's sealing rings and flange: these are clustered
+on a grid first and then collapsed again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Decimation:
 
 
 def decimate(vertices: Vertices, faces: Faces, settings: Decimation) -> tuple[Vertices, Faces]:
-    """Returns a mesh that looks alike from afar.
+    """Returns a decimated mesh.
 
     Args:
         vertices: (n, 3), m; may be given several times, as in files with a normal per corner.
@@ -49,7 +49,7 @@ def decimate(vertices: Vertices, faces: Faces, settings: Decimation) -> tuple[Ve
     try:
         from fast_simplification import simplify
     except ModuleNotFoundError as error:
-        raise ImportError('lighter meshes need fast-simplification: pip install "lewm-gym[mujoco]"') from error
+        raise ImportError('mesh decimation needs fast-simplification: pip install "lewm-gym[mujoco]"') from error
 
     def collapse(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
         if len(faces) <= target:

@@ -1,10 +1,10 @@
-"""Off-screen pictures of MuJoCo models: choosing OpenGL, one renderer per model, clear errors where OpenGL is missing.
+"""Off-screen rendering of MuJoCo models: choosing OpenGL, one renderer per model, clear errors where OpenGL is missing.
 
-Everything here draws through MuJoCo's own renderer (`MjrContext`). dm_control's renderer must never be used in the
-same process: under EGL its frames are silently wrong once the other has drawn (dm_control 1.0.50, mujoco 3.17).
+Everything here renders with MuJoCo's own renderer (`MjrContext`). dm_control's renderer must never be used in the
+same process: under EGL its frames are silently wrong once the other has rendered (dm_control 1.0.50, mujoco 3.17).
 
-A renderer belongs to a process and a thread, not to an environment: environments hand it a pose and take a picture, so
-that a hundred environments share one OpenGL context, and an environment that was never rendered needs no OpenGL.
+A renderer belongs to a process and a thread, not to an environment: environments pass it a pose and get an image. A
+hundred environments share one OpenGL context, and an environment that is never rendered needs no OpenGL.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ QUALITIES: dict[str, dict[str, int]] = {
 
 
 def load_mujoco() -> ModuleType:
-    """Returns the module `mujoco`, imported so that it draws off-screen.
+    """Returns the module `mujoco`, imported for off-screen rendering.
 
     Chooses `MUJOCO_GL` if it is unset: EGL where it has a device (a GPU's or Mesa's), else OSMesa, else nothing, in
-    which case simulating works and drawing raises. Never GLFW without a display.
+    which case simulation works and rendering raises an error. Never GLFW without a display.
 
     Raises:
         ImportError: If mujoco or OpenGL is missing, or mujoco is version 4 or later.
@@ -108,12 +108,12 @@ def package_folder(package: str) -> Path:
 
 
 class SceneRenderer:
-    """Draws one model from one of its cameras, 224x224 px, with data of its own: no simulation is disturbed.
+    """Renders one model from one of its cameras, 224x224 px, with its own data: no simulation is affected.
 
-    Set `data.qpos` (and what else moves) and call `draw`. The OpenGL context is made at the first picture.
+    Set `data.qpos` (and what else moves) and call `draw`. The OpenGL context is made at the first image.
 
     Args:
-        model: The model to draw; its `vis` is set according to `quality`.
+        model: The model to render; its `vis` is set according to `quality`.
         camera: Name or number of the camera; -1 is the free camera.
         quality: A key of `QUALITIES`.
     """
@@ -137,7 +137,7 @@ class SceneRenderer:
         self._context: Any = None
 
     def dress(self, look: Any, apply: Callable[[SceneRenderer], None]) -> None:
-        """Calls `apply(self)`, which changes the model's looks, unless it already shows `look` (any comparable key)."""
+        """Calls `apply(self)`, which changes the model's appearance, unless `look` (any comparable key) is current."""
         if look != self.look:
             self.look = None  # until `apply` has succeeded
             apply(self)
@@ -165,7 +165,7 @@ class SceneRenderer:
         mujoco.mju_mulQuat(self.model.cam_quat[camera], turned, tilt)
 
     def draw(self) -> Frame:
-        """Returns the picture of `data`'s positions, a fresh (224, 224, 3) uint8 array.
+        """Returns the image of `data`'s positions, a fresh (224, 224, 3) uint8 array.
 
         Raises:
             ImportError: If there is no OpenGL; the message says what to install.
@@ -230,7 +230,7 @@ def shared_renderer(key: Sequence[Any], make: Callable[[], SceneRenderer]) -> Sc
 
 
 def close_renderers() -> None:
-    """Frees every OpenGL context of this process; rendering afterwards makes new ones."""
+    """Frees every OpenGL context of this process; rendering afterwards creates new ones."""
     for renderer in list(_Contexts.alive):
         renderer.close()
     _Contexts.alive.clear()
@@ -268,7 +268,7 @@ def _close_at_exit() -> None:
     for renderer in list(_Contexts.alive):
         try:
             renderer.close()
-        except Exception:  # somebody terminated EGL all the same; the end of the process frees everything
+        except Exception:  # someone terminated EGL all the same; the end of the process frees everything
             _Contexts.abandoned.append(renderer)
             renderer._gl._context = None  # what the context's destructor looks at
 

@@ -1,4 +1,4 @@
-"""Any environment with a Box action and `rgb_array` rendering as a goal-conditioned pixel environment."""
+"""A wrapper that makes any environment with a Box action and `rgb_array` rendering a goal-conditioned one."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ OPTIONS = ("state", "goal_state", "goal_image")
 
 
 class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Gives an environment the interface of LeWM-Gym's tasks: pictures of the present and of the goal.
+    """Gives an environment the interface of LeWM-Gym's tasks: the current image and a goal image.
 
         env = PixelGoal(gym.make("Pendulum-v1", render_mode="rgb_array"))
 
-    Observation: Dict of `pixels` and `goal`, each (size, size, 3) uint8: what `render` shows, resized. Action: Box(-1,
-    1), stretched to the environment's bounds, as agents and datasets of LeWM-Gym have it; `rescale_action=False` keeps
-    the bounds. Reward: -1 per step, 0 at success; the environment's own is `info["env_reward"]`. `terminated` when the
-    environment does, or on success; `truncated` when the environment does. `info` has `is_success` and, if `get_state`
+    Observation: Dict of `pixels` and `goal`, each (size, size, 3) uint8: what `render` returns, resized. Action:
+    Box(-1, 1), rescaled to the environment's bounds, as in LeWM-Gym's tasks; `rescale_action=False` keeps the bounds.
+    Reward: -1 per step, 0 at success; the environment's own is `info["env_reward"]`. `terminated` when the environment
+    terminates, or on success; `truncated` when the environment truncates. `info` has `is_success` and, if `get_state`
     is given, `state` and `goal_state`.
 
     The goal of an episode is the first of these that is given:
 
-    - `options["goal_image"]`: a picture of any size, resized;
-    - `options["goal_state"]`: a recorded state (needs `set_state`), of which a picture is taken;
-    - `goal(env, rng)`: returns the picture; what it does to the environment is undone by the reset that follows;
-    - by default, what the environment shows after `goal_steps` random actions from the episode's own start: a goal
-      that can be reached, if the environment is deterministic.
+    - `options["goal_image"]`: an image of any size, resized;
+    - `options["goal_state"]`: a recorded state (needs `set_state`), which is rendered;
+    - `goal(env, rng)`: returns the image; it may change the environment, which is reset afterwards;
+    - by default, the image after `goal_steps` random actions from the episode's own start: a reachable goal, if the
+      environment is deterministic.
 
     `options["state"]` starts the episode in a recorded state (needs `set_state`). Other options go to the environment.
 
     Args:
         env: With a bounded Box action, made with `render_mode="rgb_array"`.
-        success: When the goal is reached. A function `success(state, goal_state) -> bool` (needs `get_state`; NaN for
-            the goal's state where only its picture is known), or a number above 0: the mean absolute difference of
-            pixels and goal, in grey levels, below which they are the same; or None: never.
+        success: When the goal is reached. A function `success(state, goal_state) -> bool` (needs `get_state`; the
+            goal state is NaN if only its image is known), or a number above 0: the mean absolute difference of
+            pixels and goal, in grey levels, below which they count as equal; or None: never.
         goal: A function `goal(env.unwrapped, rng) -> picture`, see above.
         get_state: A function `get_state(env.unwrapped) -> 1-D array`.
         set_state: A function `set_state(env.unwrapped, state)`, after which the environment is in that state.
         goal_steps: Random actions to a goal by default, at least 1.
-        size: Height and width of the pictures, px.
+        size: Height and width of the images, px.
         rescale_action: Whether actions are within [-1, 1], see above.
         terminate_on_success: Whether reaching the goal ends the episode.
 
     Raises:
-        ValueError: For an environment without a bounded Box action or `rgb_array` rendering, and for arguments that do
-            not fit together; at `reset`, for options that it cannot follow; at `step`, for bad actions.
+        ValueError: For an environment without a bounded Box action or `rgb_array` rendering, and for inconsistent
+            arguments; at `reset`, for unsupported options; at `step`, for invalid actions.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class PixelGoal(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.set_state(self.env.unwrapped, array)
 
     def _find_goal(self, options: dict[str, Any]) -> Frame:
-        """Returns the goal's picture and notes its state; the environment may be left anywhere."""
+        """Returns the goal image and stores its state; may leave the environment in any state."""
         if "goal_image" in options:
             self._goal_state = self._unknown_state()
             return _resized(options["goal_image"], self.size)
@@ -238,7 +238,7 @@ def _check_environment(env: Env) -> None:
 def _resized(picture: Any, size: int) -> Frame:
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"a picture must be (h, w, 3) uint8, got {array.shape} {array.dtype}")
+        raise ValueError(f"an image must be (h, w, 3) uint8, got {array.shape} {array.dtype}")
     if array.shape[:2] == (size, size):
         return array.copy()
     # Averages over the area when it shrinks, unlike plain interpolation: thin lines do not flicker.

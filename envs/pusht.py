@@ -1,7 +1,7 @@
-"""Push-T: a disc that must push a T-shaped block to a goal pose, as in DINO-WM (arXiv 2411.04983).
+"""Push-T: a disc pushes a T-shaped block to a goal pose, as in DINO-WM (arXiv 2411.04983).
 
-Arena of 512x512 px (origin top left, x right, y down), its walls' inner faces at 7 and 504 px; the picture is
-downsampled to 224x224. The light-green T at (256, 256, pi/4) is an anchor for the eye, not the goal.
+Arena of 512x512 px (origin top left, x right, y down), its walls' inner faces at 7 and 504 px; the image is
+downsampled to 224x224. The light-green T at (256, 256, pi/4) is a fixed visual anchor, not the goal.
 
 State, ten float64, px, rad and seconds; the first seven are the reference's:
 
@@ -12,15 +12,15 @@ Dynamics: the action moves the target of the agent's PD control, target = agent 
 steps of 10 ms per action. The block slides without friction and stops as soon as nothing pushes it. Success:
 the distance over the four coordinates of agent and block is below 20 px and the block's angle within pi/9.
 
-What departs from the reference (stable-worldmodel), and is undone by `reference_rules=True`:
+Differences from the reference (stable-worldmodel), undone by `reference_rules=True`:
 
-- states are restored exactly; there, one physics step runs inside the restore, the block's velocity is lost and a
-  living Space cannot be restored (see `envs.pusht_physics`). The goal's picture shows the goal state itself in both.
-- the agent stops at the walls, and cannot press the block through one; there, both can leave the arena.
+- states are restored exactly; there, a restore runs one physics step, loses the block's velocity and cannot restore
+  a living Space (see `envs.pusht_physics`). The goal image shows the goal state itself in both.
+- the agent stops at the walls and cannot push the block through one; there, both can leave the arena.
 - states are checked: agent and block within the walls (up to 1 and 25 px), the two apart (up to 15 px).
 - random starts have no overlapping bodies.
 
-Step and picture, per second of one core: 3,700 in the expert's episodes, 4,700 under random actions, 2,200 where the
+Step and image, per second of one core: 3,700 in the expert's episodes, 4,700 under random actions, 2,200 where the
 agent never leaves a block at a wall (measured beside another busy process).
 """
 
@@ -92,7 +92,7 @@ class PushTEnv(GoalEnv):
     place_unit, place_y_down = "px of the arena", True
 
     def placed_states(self, side: int) -> Iterator[Placed]:
-        """Yields places of the disc for a few places of the block."""
+        """Yields positions of the disc for a few positions of the block."""
         for block in np.stack(np.meshgrid(*[np.linspace(150, 360, max(2, side // 2))] * 2), -1).reshape(-1, 2):
             for agent in np.stack(np.meshgrid(*[np.linspace(60, 450, side)] * 2), -1).reshape(-1, 2):
                 state = np.array([*agent, *block, np.pi / 4, *np.zeros(5)])
@@ -110,7 +110,7 @@ class PushTEnv(GoalEnv):
 
     @property
     def sizes(self) -> Sizes:
-        """The bodies' sizes under the present variations."""
+        """The bodies' sizes under the current variations."""
         radius = _RADIUS_PER_SCALE * float(self.variations["agent_scale"])
         return Sizes(agent_radius=radius, block_scale=float(self.variations["block_scale"]))
 
@@ -122,7 +122,7 @@ class PushTEnv(GoalEnv):
             inside = wall_overlap(pose, sizes.block_scale) <= 0.0
             if inside and distance(agent, pose, sizes.block_scale) >= sizes.agent_radius:
                 return np.array([*agent, *pose, *np.zeros(5)])
-        raise RuntimeError("no start without overlap in 10,000 draws")  # the largest block has 8 % free starts
+        raise RuntimeError("no start without overlap found in 10,000 samples")  # the largest block has 8 % free starts
 
     def check_state(self, state: State) -> None:
         """Raises ValueError for bodies outside the arena or inside each other, and for impossible speeds."""
@@ -141,9 +141,9 @@ class PushTEnv(GoalEnv):
                 f" walls, to {AGENT_WALL_TOLERANCE:g} px), got {state[:2].tolist()}"
             )
         if wall_overlap(pose, scale) > WALL_TOLERANCE:
-            raise ValueError(f"Push-T's block at (x, y, angle) {pose.tolist()} reaches through a wall of the arena")
+            raise ValueError(f"Push-T's block at (x, y, angle) {pose.tolist()} overlaps a wall of the arena")
         if distance(state[:2], pose, scale) < radius - AGENT_TOLERANCE:
-            raise ValueError(f"Push-T's agent at {state[:2].tolist()} lies inside the block at {pose.tolist()}")
+            raise ValueError(f"Push-T's agent at {state[:2].tolist()} is inside the block at {pose.tolist()}")
 
     def _set_state(self, state: State) -> None:
         self._state = state.copy()
@@ -174,13 +174,13 @@ class PushTEnv(GoalEnv):
         return state[:5].copy()
 
     def phase(self, states: NDArray[np.float64]) -> str:
-        """Returns "contact" if the disc moves the T on the way, else "free"."""
+        """Returns "contact" if the disc moves the T between start and goal, else "free"."""
         moved = np.abs(states[1:, 2:5] - states[0, 2:5])
         moved[:, 2] = np.minimum(moved[:, 2] % (2 * np.pi), -moved[:, 2] % (2 * np.pi))
         return "contact" if (moved > _TOUCHED).any() else "free"
 
     def coverage(self, state: State, goal_state: State) -> float:
-        """Returns the part of the block's goal pose that the block covers, 0..1."""
+        """Returns the share of the block's goal pose that the block covers, 0..1."""
         scale = self.sizes.block_scale
         return coverage(state[2:5], goal_state[2:5], scale, scale)
 
@@ -188,7 +188,7 @@ class PushTEnv(GoalEnv):
         self._picture = None
 
     def render_state(self, state: State) -> Frame:
-        """Returns the picture of agent and block at `state`."""
+        """Returns the image of agent and block at `state`."""
         if self._picture is None:
             self._picture = _picture(self.variations, self.sizes)
         return self._picture.draw((state[0], state[1]), (state[2], state[3], state[4]))

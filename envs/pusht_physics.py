@@ -1,9 +1,9 @@
-"""The physics of Push-T: what one action does to a state. pymunk (Chipmunk) moves the bodies.
+"""The physics of Push-T: one action applied to a state, by pymunk (Chipmunk).
 
 pymunk keeps contact caches and bias velocities that can be neither read nor set, so restoring positions and
 velocities into a living Space repeats a recording exactly in 18 % of cases only. `advance` therefore builds the
 Space afresh at every action: it is a function of state and action, and differs from a continuous Space by 0.12 px in
-the median after 10 steps. `ContinuousSpace` is the reference's way.
+the median after 10 steps. `ContinuousSpace` is the reference's method.
 
 Everything is in px, rad and seconds. A state is ten numbers: agent x, y; block x, y, angle; agent velocity x, y;
 block velocity x, y; block angular velocity.
@@ -45,7 +45,7 @@ _TURN = 2.0 * math.pi
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of the bodies can vary.
+    """The variable sizes of the bodies.
 
     Attributes:
         agent_radius: px.
@@ -62,9 +62,9 @@ DEFAULT_SIZES = Sizes()
 def advance(state: Sequence[float], action: Sequence[float], sizes: Sizes = DEFAULT_SIZES) -> list[float]:
     """Returns the state after one action (100 ms).
 
-    Two things differ from the reference, in which the agent passes through walls and the block can be pressed out
-    of the arena for good: the agent's disc stops at the walls (if it is beyond, it can only come back), and the
-    agent does not push a block further that already reaches 1 px into a wall. Both matter near walls only.
+    Two differences from the reference, in which the agent passes through walls and the block can leave the arena
+    for good: the agent's disc stops at the walls (from beyond, it can only come back), and the agent does not push
+    a block further that already overlaps a wall by 1 px. Both matter near walls only.
     """
     x, y = state[:2]
     centre = centre_of_gravity(state[2:5], sizes.block_scale)
@@ -92,7 +92,7 @@ def advance(state: Sequence[float], action: Sequence[float], sizes: Sizes = DEFA
 
 
 class ContinuousSpace:
-    """One Space for a whole episode, as the reference has: exact neither when restored nor when pickled.
+    """One Space for a whole episode, as in the reference: inexact when restored or pickled.
 
     Restoring takes the reference's seven numbers (the block's velocity is lost) and runs one physics step.
     """
@@ -111,7 +111,7 @@ class ContinuousSpace:
         return self.state()
 
     def state(self) -> list[float]:
-        """Returns the present state."""
+        """Returns the current state."""
         return _read(self._agent, self._block)
 
 
@@ -172,7 +172,7 @@ def _stopped_at_walls(position: float, velocity: float, radius: float) -> float:
 
 
 def _without_jamming(position: Point, velocity: Point, block: pymunk.Body, sizes: Sizes) -> Point:
-    """Returns the agent's velocity less what would press a jammed block further into a wall, or the agent into it."""
+    """Returns the agent's velocity without the part that pushes a jammed block into a wall, or the agent into it."""
     pose = (*block.position, block.angle)
     jammed = wall_overlap(pose, sizes.block_scale) > _JAM
     velocity_x, velocity_y = velocity
@@ -186,7 +186,7 @@ def _without_jamming(position: Point, velocity: Point, block: pymunk.Body, sizes
 
 
 def _slow_down(block: pymunk.Body) -> None:
-    """Caps the block's speed at what pushes can give it; squeezed out like a pip, it would cross a wall at once."""
+    """Limits the block's speed to what pushes can cause; squeezed against a wall, it could otherwise cross it."""
     speed = block.velocity.length
     if speed > _MAX_SPEED:
         block.velocity = block.velocity * (_MAX_SPEED / speed)
@@ -210,7 +210,7 @@ def _move_freely(
 ) -> list[float] | None:
     """Returns the state after an action that keeps the agent `keep_off` px from the block's centre, or None.
 
-    What pymunk would give, at a tenth of its cost: a resting block that nothing touches does not move.
+    The same as pymunk at a tenth of its cost: a resting block without contact does not move.
     """
     x, y, velocity_x, velocity_y = state[0], state[1], state[5], state[6]
     if math.hypot(x - centre[0], y - centre[1]) < keep_off:

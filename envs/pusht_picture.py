@@ -1,6 +1,6 @@
-"""The picture of Push-T: drawn at 448 px with pygame's software surfaces, averaged 2 x 2 to 224 px. Needs no display.
+"""The image of Push-T: rendered at 448 px with pygame's software surfaces, averaged 2 x 2 to 224 px. Needs no display.
 
-The reference draws 512 px and resizes. Twice the picture's size gives as smooth an edge, at a third of the cost, and
+The reference draws 512 px and resizes. Twice the image's size gives as smooth an edge, at a third of the cost, and
 keeps white at 255 (pygame's own `smoothscale` makes it 253).
 """
 
@@ -31,10 +31,10 @@ _HALF = np.uint32(0x00020002)
 
 
 class Picture:
-    """Draws states of Push-T with one set of colours and sizes.
+    """Renders states of Push-T with one set of colours and sizes.
 
-    What never moves (background, walls, goal T) is drawn once; a frame redraws only the surroundings of block and
-    agent, on a canvas that is wiped afterwards. The result is a function of the arguments alone.
+    Static parts (background, walls, goal T) are rendered once; a frame only renders the surroundings of block and
+    agent again, on a canvas that is restored afterwards. The result is a function of the arguments only.
 
     Args:
         colours: "agent", "block", "goal", "background".
@@ -61,7 +61,7 @@ class Picture:
         self._small_backdrop = _halved(self._pixels)[..., :3].copy()
 
     def draw(self, agent: tuple[float, float], block: tuple[float, float, float]) -> NDArray[np.uint8]:
-        """Returns the picture, (224, 224, 3), of an agent at (x, y) and a block at (x, y, angle), in arena px."""
+        """Returns the image, (224, 224, 3), of an agent at (x, y) and a block at (x, y, angle), in arena px."""
         regions = [_even(area) for area in (self._draw_block(*block), self._draw_agent(*agent)) if area.width]
         if len(regions) == 2 and regions[0].colliderect(regions[1]):
             regions = [regions[0].union(regions[1])]
@@ -84,7 +84,7 @@ class Picture:
         pygame.draw.rect(self._canvas, _WALL_COLOUR, frame, width=round(_WALL_WIDTH * _ZOOM))
 
     def _draw_block(self, x: float, y: float, angle: float) -> pygame.Rect:
-        if not (abs(x) < 2 * ARENA and abs(y) < 2 * ARENA):  # far off the picture, under the reference's rules
+        if not (abs(x) < 2 * ARENA and abs(y) < 2 * ARENA):  # far off the image, under the reference's rules
             return pygame.Rect(0, 0, 0, 0)
         corners = _placed(self._block_corners, x, y, angle)
         rim, fill = self._block_colours

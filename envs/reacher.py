@@ -1,18 +1,18 @@
-"""Reacher: a two-link arm in the plane that must reach a joint configuration seen in a picture.
+"""Reacher: a two-link arm in the plane that must reach a joint configuration seen in an image.
 
 Physics: the model of the DeepMind Control Suite (arXiv 1801.00690), read from the installed dm_control: two hinges
-driven by motors, timestep 0.02 s, action repeat 2 (one step is 0.04 s). The suite's target ball is not drawn.
+driven by motors, timestep 0.02 s, action repeat 2 (one step is 0.04 s). The suite's target ball is not rendered.
 
 State, (6,) float64: shoulder and wrist angle (rad), their velocities (rad/s), and the constraint solver's warm start
 `qacc_warmstart` (rad/s^2): the wrist's limit is solved iteratively, so that the next step depends on it. Time does not
 matter. The shoulder turns freely and its angle is not wrapped; the wrist is limited to +-160 degrees, softly.
-A state from elsewhere (angles and velocities only) is completed with zeros.
+Fill the missing entries of states with angles and velocities only with zeros.
 
-Success: both joints within 0.05 rad of the goal's, after either of the two physics steps of a step; velocities do not
+Success: both joints within 0.05 rad of their goal, after either of the two physics steps of a step; velocities do not
 count. The shoulder's difference is wrapped to [-pi, pi]. With `reference_rules=True` it is not, as in
-stable-worldmodel: a configuration that differs by a full turn, and looks the same, does not count.
+stable-worldmodel: a configuration one full turn away looks identical but does not count as success.
 
-Variations: `agent_color` (3,), `floor_colors` (2, 3) and `light_intensity` change the picture; `arm_density` and
+Variations: `agent_color` (3,), `floor_colors` (2, 3) and `light_intensity` change the image; `arm_density` and
 `finger_density` (kg/m^3) the dynamics.
 """
 
@@ -81,7 +81,7 @@ class ReacherEnv(GoalEnv):
     place_unit = "lengths of a link"
 
     def placed_states(self, side: int) -> Iterator[Placed]:
-        """Yields postures, with the place of the finger."""
+        """Yields joint configurations, with the position of the finger."""
         for shoulder in np.linspace(-np.pi, np.pi, 2 * side, endpoint=False):
             for wrist in np.linspace(-2.6, 2.6, side):
                 forearm = shoulder + wrist
@@ -104,7 +104,7 @@ class ReacherEnv(GoalEnv):
         return np.concatenate([angles, np.zeros(4)])
 
     def check_state(self, state: State) -> None:
-        """Raises ValueError for a wrist beyond its limit, impossible velocities and absurd magnitudes."""
+        """Raises ValueError for a wrist beyond its limit, and for values out of range."""
         if abs(state[0]) > MAX_TURN:
             raise ValueError(f"Reacher's shoulder angle must lie within +-{MAX_TURN:g} rad, got {state[0]:g}")
         if abs(state[1]) > WRIST_LIMIT + WRIST_TOLERANCE:
@@ -134,7 +134,7 @@ class ReacherEnv(GoalEnv):
         return reached
 
     def reached(self, achieved: NDArray[np.float64], desired: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Returns whether both joints are within 0.05 rad of the goal's."""
+        """Returns whether both joints are within 0.05 rad of their goal."""
         shoulder, wrist = np.moveaxis(achieved - desired, -1, 0)
         if not self.reference_rules:
             shoulder = (shoulder + np.pi) % (2 * np.pi) - np.pi
@@ -145,19 +145,19 @@ class ReacherEnv(GoalEnv):
         return state[:2].copy()
 
     def phase(self, states: NDArray[np.float64]) -> str:
-        """Returns how far the joint that must turn further must turn at least, in one of three ranges."""
+        """Returns the range, one of three, of the larger of the two rotations that the joints need at least."""
         shoulder, wrist = states[-1, :2] - states[0, :2]
         turn = np.degrees(max(abs((shoulder + np.pi) % (2 * np.pi) - np.pi), abs(wrist)))
         return self.phases[int(np.searchsorted(_TURNS, turn))]
 
     def steer(self, state: State, goal_state: State) -> NDArray[np.float32]:
-        """Returns torques in proportion to what the joints are off: damped as it is, the arm then settles there."""
+        """Returns torques proportional to the joint errors; the damped arm then settles at the goal."""
         shoulder, wrist = goal_state[:2] - state[:2]
         off = np.array([(shoulder + np.pi) % (2 * np.pi) - np.pi, wrist])
         return np.clip(_STEERING * off, -1.0, 1.0).astype(np.float32)
 
     def render_state(self, state: State) -> Frame:
-        """Returns the picture of the arm at `state`; only the angles are seen."""
+        """Returns the image of the arm at `state`; it depends on the angles only."""
         renderer = shared_renderer(("reacher", self.render_quality), functools.partial(_renderer, self.render_quality))
         looks = {name: self.variations[name] for name in ("agent_color", "floor_colors", "light_intensity")}
         renderer.dress({name: value.tolist() for name, value in looks.items()}, lambda r: _dress(r, **looks))
@@ -174,13 +174,13 @@ class ReacherEnv(GoalEnv):
 
 
 def finger_position(state: State) -> NDArray[np.float64]:
-    """Returns where the finger's centre is, (2,) m, the shoulder at the origin."""
+    """Returns the position of the finger's centre, (2,) m, with the shoulder at the origin."""
     shoulder, forearm = state[0], state[0] + state[1]
     return LINK * np.array([np.cos(shoulder) + np.cos(forearm), np.sin(shoulder) + np.sin(forearm)])
 
 
 class Simulation:
-    """The arm's dynamics as a function of the state; nothing is remembered between steps.
+    """The arm's dynamics as a function of the state, without internal state.
 
     Args:
         arm_density: Of the upper arm, kg/m^3.

@@ -1,31 +1,32 @@
-"""Two-Room: a dot that must go through the one door of a wall to the other room.
+"""Two-Room: a dot moves to a goal position in one of two rooms, which are connected by a door in the wall.
 
-Geometry, in px of the 224x224 picture (origin top left, x right, y down): a wall fills x 107..117 but for a door at
-y 35..63; border lines 4 px thick end at 14 px; lines and wall run to the picture's edge. Re-implemented from the
+Geometry, in px of the 224x224 image (origin top left, x right, y down): a wall fills x 107..117 but for a door at
+y 35..63; border lines 4 px thick end at 14 px; lines and wall run to the image's edge. Re-implemented from the
 description of the environment of PLDM (arXiv 2502.14819) as stable-worldmodel configures it.
 
 State, (2,) float64: the dot's centre (x, y), px. Dynamics: (x, y) + 5 px * action, clamped to [21, 203];
 deterministic. Success: the dot's centre is less than 16 px from the goal's at the end of a step.
 
-The wall as the dot's centre meets it is the zone x 100..124 (wall and radius) with a passage at y 33.25..64.75 (the
-door and 1.75 px): whoever would enter the zone elsewhere slides along it, 0.5 px away.
+For the dot's centre, the wall is the zone x 100..124 (wall and radius) with a passage at y 33.25..64.75 (the
+door and 1.75 px). A dot that would enter the zone elsewhere slides along it, 0.5 px away.
 
-With `reference_rules=True` only a step's end point is tested against the zone, as in stable-worldmodel, so that a dot
-can slip past the door's edge, and one that leaves the doorway sideways is thrown out of it; here the whole segment is
-tested, and that dot slides along the passage's side. Nothing else differs but the reference's single precision and its
-pictures, which truncate where ours round: beside stable-worldmodel 0.1.1, 20,000 steps, 8,000 of them under
-random variations, agree to 1e-4 px, every success, and every picture to 2 grey levels.
+With `reference_rules=True`, only the end point of a step is tested against the zone, as in stable-worldmodel, so a dot
+can pass the edge of the door, and one that leaves the doorway sideways is placed outside; here the whole segment is
+tested, and that dot slides along the side of the passage. The remaining differences are the reference's single
+precision and its rendering, which truncates where this one rounds: compared with stable-worldmodel 0.1.1 over 20,000
+steps, 8,000 of them with random variations, positions agree to 1e-4 px, images to 2 grey levels, and success always.
 
 Variations (options of `reset`, with the reference's names and ranges where it has them):
 
-- dynamics and picture: `agent_radius` (px: the drawn dot's standard deviation, and what walls meet),
-  `wall_thickness` (px, whole ones), `wall_axis` ("vertical", "horizontal"), `door_number` (1..3) and for each of
+- dynamics and image: `agent_radius` (px: the rendered dot's standard deviation, and its collision radius),
+  `wall_thickness` (px, an integer), `wall_axis` ("vertical", "horizontal"), `door_number` (1..3) and for each of
   three doors, of which the first `door_number` exist, `door_position` (px along the wall, its centre; reference
-  0..223, where a door can lie in the border) and `door_size` (px, half of its width; reference 1..21, of which
-  one must hold the dot);
+  0..223, where a door can overlap the border) and `door_size` (px, half of its width; reference 1..21, of which
+  one must be wide enough for the dot);
 - dynamics: `agent_speed` (px per step);
-- picture: `agent_color`, `background_color`, `border_color`, `door_color`, `wall_color`, `goal_color` (RGB 0..255);
-  `goal_visible` draws the goal as a dot of `goal_radius` px too; `light_intensity` multiplies all colours (ours).
+- image: `agent_color`, `background_color`, `border_color`, `door_color`, `wall_color`, `goal_color` (RGB 0..255);
+  `goal_visible` also renders the goal as a dot of `goal_radius` px; `light_intensity` multiplies all colours (not in
+  the reference).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ WALL_LEFT, WALL_RIGHT = (
 )  # px, the zone that the dot's centre may enter only through the door
 DOOR_CENTRE = (CENTRE, _DEFAULT.doors[0][0])  # px
 SUCCESS_RADIUS = 16.0  # px
-_LINES = 10, 14  # px from the picture's edge, of the border lines
+_LINES = 10, 14  # px from the image's edge, of the border lines
 _REACH = 3.54  # standard deviations, beyond which a dot's weight is below half a grey level: sqrt(2 ln 510)
 
 
@@ -93,7 +94,7 @@ class TwoRoomEnv(GoalEnv):
     place_unit, place_y_down = "px", True
 
     def placed_states(self, side: int) -> Iterator[Placed]:
-        """Yields places of the dot."""
+        """Yields positions of the dot."""
         for x in np.linspace(24, 200, 2 * side):
             for y in np.linspace(24, 200, 2 * side):
                 yield Placed(np.array([x, y]), {"agent": (x, y)})
@@ -106,7 +107,7 @@ class TwoRoomEnv(GoalEnv):
 
     @property
     def rooms(self) -> Rooms:
-        """Geometry and dynamics under the present variations."""
+        """Geometry and dynamics under the current variations."""
         return _rooms(self.variations)
 
     def _apply_variations(self, variations: dict[str, Any]) -> None:
@@ -123,11 +124,11 @@ class TwoRoomEnv(GoalEnv):
     def check_state(self, state: State) -> None:
         """Raises ValueError for a dot outside the rooms or inside the wall."""
         x, y = state
-        rooms = self.rooms  # of the variations of a reset that is not yet carried out
+        rooms = self.rooms  # of the variations of a reset that is not yet executed
         if not (rooms.low <= x <= rooms.high and rooms.low <= y <= rooms.high):
-            raise ValueError(f"Two-Room state must lie within [{rooms.low:g}, {rooms.high:g}] px, got ({x:g}, {y:g})")
+            raise ValueError(f"Two-Room state must be within [{rooms.low:g}, {rooms.high:g}] px, got ({x:g}, {y:g})")
         if rooms.is_inside_wall(state[None])[0]:
-            raise ValueError(f"Two-Room state ({x:g}, {y:g}) lies inside the wall")
+            raise ValueError(f"Two-Room state ({x:g}, {y:g}) is inside the wall")
 
     def _set_state(self, state: State) -> None:
         self._position = state.copy()
@@ -144,12 +145,12 @@ class TwoRoomEnv(GoalEnv):
         return ((achieved - desired) ** 2).sum(-1) < SUCCESS_RADIUS**2
 
     def phase(self, states: NDArray[np.float64]) -> str:
-        """Returns "same room" or "other room", where the goal is; half of a door belongs to either."""
+        """Returns "same room" or "other room": where the goal is; the door is split in the middle."""
         start, goal = states[[0, -1], 0 if self.rooms.vertical else 1] < CENTRE
         return "same room" if start == goal else "other room"
 
     def render_state(self, state: State) -> Frame:
-        """Returns the picture of the dot at `state`, and of the goal if `goal_visible`."""
+        """Returns the image of the dot at `state`, and of the goal if `goal_visible`."""
         return self._picture.draw(state, self.goal_state)
 
     def quantities(self, state: State) -> dict[str, NDArray[np.float32]]:
@@ -169,7 +170,7 @@ def _rooms(variations: dict[str, Any]) -> Rooms:
 
 
 class Picture:
-    """Draws the rooms under given variations, with a dot or two.
+    """Renders the rooms with given variations, and one or two dots.
 
     Args:
         rooms: The geometry.
@@ -188,7 +189,7 @@ class Picture:
         self._goal = (colours["goal"], float(variations["goal_radius"])) if variations["goal_visible"] else None
 
     def draw(self, position: State, goal: State) -> Frame:
-        """Returns the picture of the dot at `position` above the goal, (224, 224, 3) uint8; an unknown goal is NaN."""
+        """Returns the image of the dot at `position` above the goal, (224, 224, 3) uint8; an unknown goal is NaN."""
         frame = self._background.copy()
         if self._goal is not None and np.isfinite(goal).all():
             _blend_dot(frame, goal, *self._goal)

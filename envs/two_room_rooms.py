@@ -1,6 +1,6 @@
 """Two-Room's geometry and dynamics, for any number of dots at once.
 
-One dot is a batch of one: the environment, the vector environment and the tests run the same lines, so that their
+A single dot is a batch of one: the environment, the vector environment and the tests run the same code, so their
 episodes are equal bit for bit.
 """
 
@@ -23,12 +23,12 @@ SETBACK = 0.5  # px before the wall's zone at which a stopped dot rests
 
 @dataclass(frozen=True)
 class Rooms:
-    """The two rooms, the wall between them and its doors; all lengths in px of the 224x224 picture.
+    """The two rooms, the wall between them and its doors; all lengths in px of the 224x224 image.
 
     Attributes:
-        agent_radius: The dot's radius as walls meet it, and its standard deviation as it is drawn.
+        agent_radius: The dot's collision radius, and its standard deviation when rendered.
         speed: Length of a step along an axis where the action is 1.
-        thickness: Of the wall as it is drawn; fractions count down, as in the reference.
+        thickness: Of the rendered wall; rounded down, as in the reference.
         vertical: Whether the wall is vertical (rooms left and right) or horizontal (rooms above and below).
         doors: Centre along the wall and half width of each door.
 
@@ -82,14 +82,14 @@ class Rooms:
         return (start <= along) & (along <= end)
 
     def is_inside_wall(self, positions: Positions) -> NDArray[np.bool_]:
-        """Returns whether positions (B, 2) are where no dot can be, (B,)."""
+        """Returns whether positions (B, 2) are impossible for a dot, (B,)."""
         across, along = self._axes(positions)
         return self.in_zone(across) & ~self.in_passage(along)
 
     def move(self, positions: Positions, actions: NDArray[np.float32], reference_rules: bool = False) -> Positions:
-        """Returns where dots are one step later, (B, 2).
+        """Returns the positions of dots one step later, (B, 2).
 
-        The whole segment of a step is tested: no dot gets past a door's edge, and what meets the wall slides along it.
+        The whole segment of a step is tested: no dot passes a door's edge; a dot that hits the wall slides along it.
 
         Args:
             positions: (B, 2), outside the wall.

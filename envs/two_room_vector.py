@@ -1,4 +1,4 @@
-"""Thousands of Two-Room agents stepped at once, with the episodes that single environments would have."""
+"""A batched Two-Room environment, with the same episodes as single environments."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
     Environment i has the episodes of a single environment seeded with `seed + i`, whatever the number of environments.
     The interface is Gymnasium's: `step` and `reset` return stacked observations and infos, and autoreset is as in its
     SyncVectorEnv. `reset(options=...)` takes `state` and `goal_state`, each (2,) for all or (num_envs, 2);
-    `variations`, which hold for all environments, autoresets included, until the next reset of all; and `reset_mask`
-    (num_envs,) bool. Pictures as goals need `vectorization_mode="sync"`.
+    `variations`, which apply to all environments, including autoresets, until the next reset of all; and `reset_mask`
+    (num_envs,) bool. Images as goals need `vectorization_mode="sync"`.
 
     Args:
         num_envs: Number of agents B.
         observe: "pixels": Dict of `pixels` and `goal`, each (B, 224, 224, 3) uint8; "state": Dict of `state` and
-            `goal`, each (B, 2) float32, px, without drawing anything.
-        max_episode_steps: Steps after which episodes are truncated; None is never.
-        autoreset_mode: Gymnasium's; a finished environment begins anew at the next step by default.
-        render_mode: None or "rgb_array", with which `render` returns a tuple of pictures.
+            `goal`, each (B, 2) float32, px, without rendering.
+        max_episode_steps: Steps after which episodes are truncated; None: never.
+        autoreset_mode: Gymnasium's; by default, a finished environment resets at the next step.
+        render_mode: None or "rgb_array", with which `render` returns a tuple of images.
         terminate_on_success: See `GoalEnv`.
         reference_rules: See `GoalEnv`.
         render_quality: See `GoalEnv`.
@@ -116,7 +116,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         if mask.all():
             self.task.variations = self.task._checked_variations(given)
         elif given:
-            raise ValueError("variations hold for all environments: reset them all, without reset_mask")
+            raise ValueError("variations apply to all environments: reset them all, without reset_mask")
         try:
             states = self._checked_states(options.get("state"), "state")
             goals = self._checked_states(options.get("goal_state"), "goal_state")
@@ -135,7 +135,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
     def step(
         self, actions: NDArray[np.float32]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        """Applies actions (B, 2); with `AutoresetMode.NEXT_STEP` those of finished environments are not looked at."""
+        """Applies actions (B, 2); with `AutoresetMode.NEXT_STEP` those of finished environments are ignored."""
         if any(generator is None for generator in self._generators):
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         begin = self._finished.copy()
@@ -161,7 +161,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         return self._observation(), rewards, terminations, truncations, info
 
     def render(self) -> tuple[Frame, ...] | None:
-        """Returns the present pictures, or None without a render mode."""
+        """Returns the current images, or None without a render mode."""
         if self.render_mode is None:
             return None
         return tuple(self._draw(position, goal) for position, goal in zip(self._positions, self._goals, strict=True))
@@ -169,7 +169,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
     def _begin(
         self, mask: Mask, states: NDArray[np.float64] | None = None, goals: NDArray[np.float64] | None = None
     ) -> None:
-        """Starts an episode in the environments of `mask`, drawing what is not given as a single environment does."""
+        """Starts an episode in the environments of `mask`; samples what is not given as a single environment does."""
         for index in np.flatnonzero(mask):
             rng = self._generators[index]
             assert rng is not None
@@ -182,7 +182,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         self._finished = self._finished & ~mask
 
     def _begin_at_once(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Restarts the finished environments within their last step; returns the info, with the last of the old."""
+        """Restarts the finished environments within their last step; returns the info, including the final one."""
         finished = self._finished.copy()
         last = self._observation()
         final_obs = np.full(self.num_envs, None, object)
@@ -216,7 +216,7 @@ class TwoRoomVectorEnv(gymnasium.vector.VectorEnv[dict[str, NDArray[Any]], NDArr
         return obs
 
     def _info(self, success: Mask, mask: Mask) -> dict[str, Any]:
-        """Returns Gymnasium's form of infos: arrays, and for each the mask of environments that it speaks of."""
+        """Returns infos in Gymnasium's form: arrays, each with the mask of the environments that have it."""
         values: dict[str, NDArray[Any]] = {"state": self._positions, "goal_state": self._goals, "is_success": success}
         info: dict[str, Any] = {}
         for name, value in values.items():

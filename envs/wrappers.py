@@ -1,8 +1,8 @@
-"""What users put around a task: action blocks, pixel history, states instead of pixels, hindsight goals, variations.
+"""Wrappers for tasks: action blocks, pixel history, states instead of pixels, hindsight goals, variations.
 
 Gymnasium's own wrappers work as well and are not repeated here: TimeLimit, RecordEpisodeStatistics, RecordVideo,
-TransformObservation, ClipAction, RescaleAction. Its FrameStackObservation would stack the goal, too: see
-`PixelHistory`. Whatever else a camera can do (crops, noise) is one line of TransformObservation.
+TransformObservation, ClipAction, RescaleAction. Its FrameStackObservation would also stack the goal: see
+`PixelHistory`. For crops or noise use TransformObservation.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Goals = NDArray[np.floating[Any]]
 
 
 class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Executes blocks of actions, as world models with a frame skip plan them.
+    """Executes action blocks, the unit of plans of world models with a frame skip.
 
-    The action is a block (frame_skip * action_size,): the actions of consecutive steps, one after the other. It ends
-    early where the episode does. The observation is the last one, the reward the sum; `info["steps"]` tells how many
-    actions were carried out. Time limits inside this wrapper count environment steps, those around it blocks.
+    The action is a block (frame_skip * action_size,): the concatenated actions of consecutive steps. It ends
+    early if the episode does. The observation is the last one, the reward the sum; `info["steps"]` is the number of
+    executed actions. Time limits inside this wrapper count environment steps, those around it blocks.
 
     Args:
         env: With a one-dimensional Box action.
@@ -38,7 +38,7 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         ValueError: For another action space or frame skip; at `step`, for a block of another shape, with NaN or
-            outside the bounds, before any of its actions is carried out.
+            outside the bounds, before any of its actions is executed.
     """
 
     def __init__(self, env: Env, frame_skip: int) -> None:
@@ -52,7 +52,7 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.action_space = spaces.Box(low, high, dtype=space.dtype.type)  # type: ignore[arg-type]
 
     def step(self, action: NDArray[Any]) -> StepResult:
-        """Carries out one block."""
+        """Executes one block."""
         block = self._checked_block(action)
         total, steps = 0.0, 0
         for single in np.split(block, self.frame_skip):
@@ -76,8 +76,8 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 class PixelHistory(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Observes the last n frames: `pixels` becomes (n, h, w, 3), oldest first; everything else stays.
 
-    At the start of an episode the first frame fills the history. LeWMAgent keeps its own history and needs single
-    frames; this is for policies that do not.
+    At the start of an episode the first frame fills the history. For policies without a history of their own;
+    LeWMAgent keeps its own and needs single frames.
 
     Args:
         env: With `pixels` among its observations.
@@ -101,7 +101,7 @@ class PixelHistory(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         self._frames: deque[NDArray[np.uint8]] = deque(maxlen=n)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode with a history of its first frame."""
+        """Starts an episode with a history of its first frame."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._frames.extend([obs["pixels"]] * (self._frames.maxlen or 1))
         return self._stacked(obs), info
@@ -117,7 +117,7 @@ class PixelHistory(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
 
 
 class _TaskObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """What StateObservation and HindsightGoal share: observations of the state, without drawing pictures."""
+    """What StateObservation and HindsightGoal share: observations of the state, without drawing images."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -153,8 +153,8 @@ class _TaskObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
 class StateObservation(_TaskObservation, RecordConstructorArgs):
     """Observes a vector: the state's quantities (`GoalEnv.quantities`), then the goal (`GoalEnv.achieved_goal`).
 
-    For agents that learn from states, such as stable-baselines3's SAC. (k,) float32. Pictures are not drawn, except
-    by `render`.
+    For agents that learn from states, such as stable-baselines3's SAC. (k,) float32. Images are rendered by
+    `render` only.
 
     Args:
         env: One of the tasks.
@@ -176,14 +176,14 @@ class StateObservation(_TaskObservation, RecordConstructorArgs):
 
 
 class HindsightGoal(_TaskObservation, RecordConstructorArgs):
-    """The GoalEnv view that hindsight replay needs, for instance stable-baselines3's HerReplayBuffer.
+    """The GoalEnv interface for hindsight experience replay, such as stable-baselines3's HerReplayBuffer.
 
     Observation: Dict of `observation` (the state's quantities, float32), `achieved_goal` and `desired_goal` (float64,
-    what the success test looks at, so that relabelled rewards are exact). `compute_reward` is the task's own reward
-    for any achieved and desired goals. Pictures are not drawn, except by `render`.
+    what determines success, so that relabelled rewards are exact). `compute_reward` is the task's own reward
+    for any achieved and desired goals. Images are rendered by `render` only.
 
-    Reacher also counts what it reaches in the middle of a step, which no achieved goal shows: there, the reward of a
-    step can be 0 where `compute_reward` of its end gives -1.
+    Reacher also counts a goal that is reached in the middle of a step, which the achieved goal does not show: the
+    reward of a step can be 0 although `compute_reward` of its end is -1.
 
     Args:
         env: One of the tasks.
@@ -220,15 +220,16 @@ class HindsightGoal(_TaskObservation, RecordConstructorArgs):
 
 
 class RandomVariations(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Draws the task's variations anew at every reset, uniformly from their ranges.
+    """Samples the task's variations at every reset, uniformly from their ranges.
 
-    What `options["variations"]` gives is kept. `info["variations"]` tells what `reset` drew. The stream is seeded by
-    `reset(seed=)` and is apart from the task's own: the same seed still begins with the same state where sizes allow.
+    Values in `options["variations"]` take precedence. `info["variations"]` has the sampled values. Their random stream
+    is seeded by `reset(seed=)` and separate from the task's own: the same seed still starts in the same state if sizes
+    allow.
 
     Args:
         env: One of the tasks.
-        names: What to draw; None is everything that the task can vary.
-        strength: Part of the range around the default that is drawn from, in (0, 1]; choices are drawn in any case.
+        names: Variations to sample; None: all.
+        strength: Share of the range around the default to sample from, in (0, 1]; choices are always sampled.
 
     Raises:
         ValueError: For an environment without variations, a string instead of a list, unknown names or another
@@ -253,7 +254,7 @@ class RandomVariations(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
         self._rng = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode with fresh variations."""
+        """Starts an episode with new variations."""
         options = checked_dict(options, "options")
         given = checked_dict(options.get("variations"), "variations")
         if seed is not None:

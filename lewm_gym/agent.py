@@ -37,7 +37,7 @@ class Agent(ABC):
         """Forgets plans and buffers; `seeds`, one per environment, begin fresh random streams."""
 
     def select_envs(self, rows: list[int]) -> None:  # noqa: B027  # a default, not a duty
-        """Goes on with these environments only; nothing is remembered of any, unless a subclass does."""
+        """Continues with these environments only; nothing is remembered of any, unless a subclass does."""
 
     def needs_frame(self) -> list[bool] | None:
         """Returns for each environment whether it will look at the next frame; None: at all."""
@@ -61,12 +61,12 @@ class Agent(ABC):
         """Pursues this goal in environments whose observations have none; None ends that.
 
         Args:
-            image: (h, w, 3) uint8, a picture of how it should look.
+            image: (h, w, 3) uint8, an image of how it should look.
             steps_left: Environment steps within which to reach it; counted down as the agent acts, then kept at its
                 floor. None: the agent estimates them, if it needs them.
 
         Raises:
-            ValueError: For a picture of another shape or dtype, or steps that are not positive or not used.
+            ValueError: For an image of another shape or dtype, or steps that are not positive or not used.
         """
         self._goal_steps = None if steps_left is None else float(self._checked_steps(steps_left, 1)[0])
         self._goal = None if image is None else self._checked_frames("goal image", image, (3,))

@@ -75,7 +75,7 @@ def _interrupt(number: int, _: object) -> NoReturn:
 
 
 def raise_if_interrupted() -> None:
-    """Raises KeyboardInterrupt if there was a Ctrl-C that somebody swallowed, as optional imports of libraries do."""
+    """Raises KeyboardInterrupt if there was a Ctrl-C that someone swallowed, as optional imports of libraries do."""
     if _interrupted:
         raise KeyboardInterrupt
 

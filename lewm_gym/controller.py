@@ -20,7 +20,7 @@ class Request(NamedTuple):
     """What a plan is wanted from.
 
     Attributes:
-        frames: (n, h, w, 3) uint8, past frames at the beginnings of the last n - 1 blocks and, last, the present one.
+        frames: (n, h, w, 3) uint8, past frames at the beginnings of the last n - 1 blocks and, last, the current one.
         blocks: (n - 1, A) raw actions taken between them.
         goal: (h, w, 3) uint8.
         generator: The environment's random stream.
@@ -82,7 +82,7 @@ class Slot:
     due: float | None = None
 
     def forget(self) -> None:
-        """Begins anew; the random stream goes on."""
+        """Begins again; the random stream continues."""
         self.queue.clear()
         self.plan = None
         self.steps, self.due = 0, None
@@ -98,7 +98,7 @@ class RecedingHorizon:
     Args:
         search: What plans; called with only those environments that need a plan.
         frame_skip: Actions in a block.
-        context: Frames that a plan may look at, the present one included; 1 as in the paper.
+        context: Frames that a plan may look at, the current one included; 1 as in the paper.
         seed: Seed of the streams of environments for which `reset` names none.
         stream: What makes the random stream of a seed of 64 bits; default torch's generators.
     """

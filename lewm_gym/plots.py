@@ -202,7 +202,7 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path, title: st
     Args:
         rows: Of a `log.jsonl`.
         path: Where to write.
-        title: Heading of the picture.
+        title: Heading of the image.
     """
     panels = []
     for name, heading in COLUMNS.items():

@@ -60,10 +60,10 @@ def commit() -> dict[str, Any] | None:
     """Returns `{"hash": 40 hex digits, "dirty": bool}` of the source tree, or None outside a git checkout.
 
     `dirty` says that a tracked source file (`SOURCES`) differs from the commit. Looked up once per process: what
-    runs is what was imported, even if somebody commits meanwhile.
+    runs is what was imported, even if someone commits meanwhile.
     """
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # an installed package inside somebody else's repository is not that repository
+    if not (root / ".git").exists():  # an installed package inside someone else's repository is not that repository
         return None
     head = _git(root, "rev-parse", "HEAD")
     if head is None:

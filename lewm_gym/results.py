@@ -2,7 +2,7 @@
 
 Every record has the same head (kind, schema, command, commit, versions, hardware, start, seconds) and a body of its
 kind. It is written whole or not at all. A `Result` is the record of one evaluation by planning success; it is read
-strictly: one whose rates do not follow from its outcomes is refused rather than shown.
+strictly: one whose rates do not follow from its outcomes is rejected rather than shown.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Record:
 
     @property
     def folder(self) -> Path:
-        """Where its pictures lie."""
+        """Where its images lie."""
         return Path() if self.path is None else self.path.parent
 
     def save(self, path: str | Path) -> Record:

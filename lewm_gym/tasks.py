@@ -32,7 +32,7 @@ class Task:
         laptop_episodes: Episodes of a dataset for a laptop, for which minutes of training are meant.
         collect_seconds: What an episode takes to collect, seconds: two workers on two cores of an AMD EPYC.
         reference_env: Beginning of stable-worldmodel's id, to be timed beside ours; its versions differ by release.
-        film_note: What a picture shows that could be taken for something else.
+        film_note: What an image shows that could be taken for something else.
         extra: Name of the pip extra that the simulator needs beyond the core, or None.
         vector_entry_point: `module:class` of a batched vector environment, or None.
     """

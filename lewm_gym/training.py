@@ -1,7 +1,7 @@
 """One training loop for every learner.
 
 Everything random in step k is a function of (seed, k): the clips, the directions of SIGReg, dropout. A run that is
-stopped and resumed therefore goes on exactly as if it had not been (bit-equal on the CPU with the same threads).
+stopped and resumed therefore continues exactly as if it had not been (bit-equal on the CPU with the same threads).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def train(
     sinks: Sequence[Sink] = (),
     run: str = "",
 ) -> float:
-    """Trains `learner`, or goes on where the folder's checkpoint stands, and saves its weights.
+    """Trains `learner`, or continues where the folder's checkpoint stands, and saves its weights.
 
     Under `torchrun` every process calls this with the same arguments (but for the device): they share each batch.
 
@@ -134,7 +134,7 @@ def train(
         device: Where to compute.
         on_log: Called after every step with (steps done, steps in all, latest logs).
         sinks: Where else logged rows go, such as TensorBoard.
-        run: Names all that determines the result; a checkpoint of another run is refused.
+        run: Names all that determines the result; a checkpoint of another run is rejected.
 
     Returns:
         Seconds spent in training steps, those before a resume included.

@@ -152,7 +152,7 @@ class Agent(Protocol):
 
 @runtime_checkable
 class BatchAgent(Agent, Protocol):
-    """An agent that can be told which of its environments go on, and says which frames it needs.
+    """An agent that can be told which of its environments continue, and says which frames it needs.
 
     Any other is fed the last observations of finished environments until the batch is over, and every frame is drawn.
     """
@@ -163,7 +163,7 @@ class BatchAgent(Agent, Protocol):
     plans: int
 
     def select_envs(self, rows: list[int]) -> None:
-        """Goes on with these environments only: the observations that follow are theirs, in this order."""
+        """Continues with these environments only: the observations that follow are theirs, in this order."""
 
     def needs_frame(self) -> list[bool] | None:
         """Returns for each environment since the last reset whether it will look at the next frame; None: at all."""

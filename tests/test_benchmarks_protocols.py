@@ -88,7 +88,7 @@ def test_planning_agents_outcomes_are_the_same_in_worker_processes() -> None:
 def test_a_dead_worker_and_an_error_in_one_are_told() -> None:
     task = get_task("two_room")
     with Environments(task, 2, workers=2) as envs:
-        with pytest.raises(ValueError, match="must lie within"):
+        with pytest.raises(ValueError, match="must be within"):
             envs.reset([replace(PAIRS[0], start_state=np.array([1e4, 0.0]))], [0], [False])
         assert envs.reset(PAIRS[:2], [0, 1], [True, False])[0].pixels.shape == (224, 224, 3)
         envs._workers[0][0].kill()

@@ -197,7 +197,7 @@ def test_command_line_collects_and_verifies(dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     assert dataset.content_hash in done.stdout and "6 episodes" in done.stdout
     path = tmp_path / Dataset.open(tmp_path).manifest.shards[0].file
-    assert command("verify", tmp_path).stdout.startswith("sound: ")
+    assert command("verify", tmp_path).stdout.startswith("valid: ")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -32,7 +32,7 @@ def test_every_format_goes_out_and_comes_in(dataset, tmp_path, capsys, name, nee
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "SET", "--lossy"), "for --format minari only"),
+        (("export", "SET", "--lossy"), "needs --format minari"),
         (("import", "nowhere", "--out", "x"), "nothing at nowhere"),
         (("import", "SET/manifest.json", "--out", "x"), "manifest.json does not say its task: give --task"),
         (("import", "SET", "--out", "x", "--state", "pose"), "--state does not apply to minari"),

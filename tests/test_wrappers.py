@@ -243,7 +243,7 @@ def test_wrappers_refuse_what_they_cannot_wrap() -> None:
     for wrap, message in (
         (lambda: FrameSkip(discrete, 2), "Box action"),
         (lambda: FrameSkip(pendulum, 0), "at least 1"),
-        (lambda: FrameSkip(pendulum, 2.5), "whole number"),  # type: ignore[arg-type]
+        (lambda: FrameSkip(pendulum, 2.5), "integer"),  # type: ignore[arg-type]
         (lambda: PixelHistory(pendulum, 2), "pixels"),
         (lambda: PixelHistory(make(), 0), "at least 1"),
         (lambda: StateObservation(pendulum), "tasks"),

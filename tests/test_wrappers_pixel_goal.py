@@ -146,7 +146,7 @@ def test_what_cannot_be_wrapped_is_refused_with_advice() -> None:
         (lambda: PixelGoal(unbounded), "bounded"),
         (lambda: make(success=lambda state, goal: True), "needs get_state"),
         (lambda: make(goal_steps=0), "at least 1"),
-        (lambda: make(goal_steps=2.5), "whole number"),
+        (lambda: make(goal_steps=2.5), "integer"),
         (lambda: make(success=-1.0), "above 0"),
         (lambda: make(success=np.nan), "above 0"),
     ):

@@ -1,8 +1,8 @@
 """Behaviour policies, by task and name.
 
 A module `collect.policies.<task>` has `POLICIES: dict[str, factory]`; a factory takes the noise level (None for its
-default) and returns a `lewm_gym.types.BehaviourPolicy`; the first entry is the task's default. Every task has "random"
-too, its own or the shared one. What else a factory takes is written behind the name, so that a dataset records it:
+default) and returns a `lewm_gym.types.BehaviourPolicy`; the first entry is the task's default. Every task also has
+"random", its own or the shared one. Further options of a factory follow the name, so that a dataset records them:
 "markov:p_random_action=0.1".
 """
 
@@ -38,8 +38,8 @@ def make_policy(task: str, name: str | None = None, noise: float | None = None) 
 
     Args:
         task: Name of the task.
-        name: Name of the policy, and options of its own behind a colon; None is the task's default.
-        noise: Its noise level, in its own unit; None is its default.
+        name: Name of the policy, with its options after a colon; None: the task's default.
+        noise: Its noise level, in its own unit; None: its default.
 
     Raises:
         ValueError: If there is no such task or policy, or for noise or options that the policy does not take.

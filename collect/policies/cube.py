@@ -1,24 +1,22 @@
 """The behaviour policies for Cube: OGBench's scripted oracles, which carry the cube from one random place to the next.
 
 `plan`, the default, is what the published Cube set of LeWM (arXiv 2603.19312) was collected with: OGBench's
-`CubePlanOracle` (arXiv 2410.20092, its `play` sets) draws keyframes about 0.4 s apart from where arm and cube are,
-joins them by straight lines, adds smoothed noise to that plan, and follows it by the clock: a cycle of reaching,
-carrying and leaving takes about 88 steps. When the plan is over, a new target is drawn and the next one is made from
-the state reached. `plan_fixed_target` keeps the first target for the whole episode, as stable-worldmodel did, so that
-the second cycle puts the cube back where it lies.
+`CubePlanOracle` (arXiv 2410.20092, its `play` sets) places keyframes about 0.4 s apart from the positions of arm and
+cube, connects them by straight lines, adds smoothed noise, and follows this plan at fixed times: a cycle of reaching,
+carrying and leaving takes about 88 steps. At its end, a new target is sampled and the next plan starts from the current
+state. `plan_fixed_target` keeps the first target for the whole episode, as stable-worldmodel did, so the second cycle
+puts the cube down where it already is.
 
-`markov` is how OGBench made its `noisy` sets: `CubeMarkovOracle` looks at the present state only and is nearly
-bang-bang, so that a whole pick, carry and place fits into 25 to 50 steps. Each episode draws a noise level from
-U(0, 0.1) and adds Gaussian noise to every action (three times as much to yaw, ten times to the gripper), so that the
-data hold failures and recoveries; when the oracle is done, a new target is drawn. `markov:p_random_action=0.1` takes a
-random action in place of the oracle's in one step of ten, as OGBench's `noisy` sets did besides.
+`markov` is the policy of OGBench's `noisy` sets: `CubeMarkovOracle` uses the current state only and is nearly
+bang-bang, so a whole pick, carry and place fits into 25 to 50 steps. Each episode samples a noise level from
+U(0, 0.1) and adds Gaussian noise to every action (three times as much to yaw, ten times to the gripper), so the
+data contain failures and recoveries; when the oracle is done, a new target is sampled. `markov:p_random_action=0.1`
+replaces one action in ten by a random one, as OGBench's `noisy` sets also did.
 
-`wandering` is for world models that are planned with. The Markov oracle hardly ever closes its gripper on nothing or
-lets go half-way, so that a model of its episodes believes that the cube follows the hand, and a planner makes use of
-that (docs/evaluation.md). This policy leaves the oracle's path again and again for a stretch of other actions.
+`wandering` gives world models for planning more varied data. The Markov oracle rarely closes its gripper on nothing or
+releases the cube half-way. This policy leaves the oracle's path repeatedly for stretches of other actions.
 
-The oracles see what follows from a state, not what the environment remembers: actions are a function of the recorded
-states and the random stream.
+The oracles only see what follows from a state: actions are a function of the recorded states and the random stream.
 """
 
 from __future__ import annotations
@@ -56,11 +54,11 @@ MOST_STRETCHES = 0.125  # of `wandering`: highest probability that a step of the
 
 
 class OraclePolicy(ABC):
-    """What the policies share: an oracle of OGBench's, a target for the cube, and 200 steps.
+    """What the policies share: one of OGBench's oracles, a target for the cube, and 200 steps.
 
     Args:
         noise: Noise level; None for 0.1.
-        p_random_action: Probability that a step's action is a random one, uniform within the bounds.
+        p_random_action: Probability that an action is replaced by a random one, uniform within the bounds.
 
     Raises:
         ValueError: If either is outside [0, 1].
@@ -78,7 +76,7 @@ class OraclePolicy(ABC):
         self.p_random_action = p_random_action
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a random state and draws the first target."""
+        """Resets `env` to a random state and samples the first target."""
         self._prepare(rng)
         self._draw_target()
         return self._started(env, env.reset(seed=int(rng.integers(2**31))))
@@ -86,7 +84,7 @@ class OraclePolicy(ABC):
     def pursue(
         self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
     ) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a start and a goal, (61,); `act` then carries the cube to where it is in the goal."""
+        """Resets `env` to a start and a goal, (61,); `act` then carries the cube to its position in the goal."""
         self._prepare(rng)
         self._set_target(goal[CUBE_POSITION], quaternion_yaw(goal[CUBE_QUATERNION]))
         return self._started(env, env.reset(options={"state": start, "goal_state": goal}))
@@ -104,11 +102,11 @@ class OraclePolicy(ABC):
 
     @abstractmethod
     def _prepare(self, rng: np.random.Generator) -> None:
-        """Makes the oracle of an episode, and keeps its random stream as `_rng`."""
+        """Creates the oracle of an episode, and stores its random stream as `_rng`."""
 
     @abstractmethod
     def _choose(self, state: State) -> NDArray[np.float64]:
-        """Returns the oracle's action (5,), which may leave the bounds; draws a new target when it is done."""
+        """Returns the oracle's action (5,), which may be out of bounds; samples a new target when it is done."""
 
     def _started(self, env: gymnasium.Env[Any, Any], begun: tuple[Obs, dict[str, Any]]) -> tuple[Obs, dict[str, Any]]:
         assert isinstance(env.unwrapped, CubeEnv)
@@ -116,7 +114,7 @@ class OraclePolicy(ABC):
         return begun
 
     def _see(self, state: State) -> dict[str, Any]:
-        """Returns what the oracles look at, in OGBench's words."""
+        """Returns the inputs of the oracles, under OGBench's names."""
         effector = self._simulation.effector(state)
         return {
             "proprio/effector_pos": effector.position,
@@ -138,12 +136,12 @@ class OraclePolicy(ABC):
 
 
 class PlanPolicy(OraclePolicy):
-    """OGBench's plan oracle: a noisy plan through keyframes, followed by the clock, then a new target and a new plan.
+    """OGBench's plan oracle: a noisy plan through keyframes at fixed times, then a new target and a new plan.
 
     Args:
-        noise: Noise level of the plan, of which 1 is a whole action; None for 0.1.
+        noise: Noise level of the plan, in units of a full action; None for 0.1.
         p_random_action: Probability that a step's action is a random one.
-        new_targets: Whether a new target is drawn when a plan is over; else the first one stays.
+        new_targets: Whether a new target is sampled at the end of a plan; else the first one is kept.
     """
 
     def __init__(self, noise: float | None = None, p_random_action: float = 0.0, *, new_targets: bool = True) -> None:
@@ -169,7 +167,7 @@ class PlanPolicy(OraclePolicy):
 
 
 class MarkovPolicy(OraclePolicy):
-    """OGBench's Markov oracle: looks at the present state only; noise on every action."""
+    """OGBench's Markov oracle, a function of the current state, with noise on every action."""
 
     def _prepare(self, rng: np.random.Generator) -> None:
         oracle = importlib.import_module("ogbench.manipspace.oracles.markov.cube_markov").CubeMarkovOracle
@@ -205,11 +203,11 @@ class MarkovPolicy(OraclePolicy):
 
 
 class WanderingPolicy(MarkovPolicy):
-    """The Markov oracle with stretches of 5 to 15 steps in which the hand goes elsewhere, open, closed or as it is.
+    """The Markov oracle with stretches of 5 to 15 steps of other movements and gripper commands.
 
-    In a stretch the movement is constant, uniform within the bounds, the gripper's command -1, 0 or 1, and the oracle's
-    noise comes on top; afterwards the oracle goes on from where it is. An episode draws how often that happens, up to
-    one step in eight that begins a stretch, so that episodes lie between the oracle's own and ones that mostly wander.
+    In a stretch the movement is constant, uniform within the bounds, the gripper's command -1, 0 or 1, plus the
+    oracle's noise; afterwards the oracle continues from the current state. Each episode samples the probability that a
+    step starts a stretch, up to one in eight, so episodes range from the oracle's own to mostly wandering.
     """
 
     def _prepare(self, rng: np.random.Generator) -> None:
@@ -218,7 +216,7 @@ class WanderingPolicy(MarkovPolicy):
         self._left = 0
 
     def _act(self, info: Info) -> NDArray[np.float32]:
-        """Returns the present stretch's action (5,) with noise, or the oracle's."""
+        """Returns the current stretch's action (5,) with noise, or the oracle's."""
         rng = self._rng
         if self._left == 0 and rng.uniform() < self._rate:
             self._left = int(rng.integers(5, 16))
@@ -231,7 +229,7 @@ class WanderingPolicy(MarkovPolicy):
 
 
 class _Workspace:
-    """All that the oracles ask an environment for: where to go when the cube is in place, the clock, and the units."""
+    """What the oracles need of an environment: the next target, the time, and the units."""
 
     unwrapped: ClassVar[Any]
     _arm_sampling_bounds = ARM_STARTS
@@ -248,7 +246,7 @@ _Workspace.unwrapped = _Workspace
 
 @contextlib.contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """Seeds numpy's global generator, from which the oracles draw, and puts it back after."""
+    """Seeds numpy's global generator, which the oracles use, and restores it afterwards."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

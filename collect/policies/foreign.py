@@ -1,8 +1,8 @@
-"""Behaviour policies for environments of the user's: random, an import path, or a stable-baselines3 checkpoint.
+"""Behaviour policies for your own environments: random, an import path, or a stable-baselines3 checkpoint.
 
 An import path "package.module:factory" names a function `factory(env, rng)` that is called for every episode and
 returns `act(observation) -> action`, or an object with `predict(observation)` as in stable-baselines3. All randomness
-must come from `rng`, so that the episode is a function of its seed and number.
+must come from `rng`, so that an episode is a function of its seed and number.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Act = Callable[[Any], Any]
 
 
 def name_of_policy(name: str, checkpoint: Path | None, trust: bool) -> str:
-    """Returns the name to record: a checkpoint's is its file's with a hash, so that another one is told apart.
+    """Returns the name to record; for a checkpoint, its file name with a hash.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it may not be unpickled.
+        ValueError: If unpickling is not allowed.
     """
     if checkpoint is None:
         return name
@@ -39,19 +39,19 @@ def name_of_policy(name: str, checkpoint: Path | None, trust: bool) -> str:
         raise FileNotFoundError(f"no checkpoint {checkpoint}")
     if not trust:
         raise ValueError(
-            f"{checkpoint} is unpickled to be read, which runs any code that it holds: add --trust if you trust its "
-            "origin"
+            f"{checkpoint} is unpickled to be read, which can execute arbitrary code: add --trust if you trust its "
+            "source"
         )
     return f"sb3:{checkpoint.name}@{sha256(checkpoint)[:12]}"
 
 
 class ForeignPolicy:
-    """Acts in an environment of the user's.
+    """A policy for your own environment.
 
     Args:
         name: "random" or "package.module:factory".
         checkpoint: A stable-baselines3 checkpoint instead, or None; it acts deterministically.
-        noise: Standard deviation of the noise added, as a fraction of half the range; the sum is clipped.
+        noise: Standard deviation of added noise, as a fraction of half the range; the sum is clipped.
         env: A `collect.gym_env.CollectedEnv`.
         max_steps: Environment steps per episode at most.
 
@@ -74,7 +74,7 @@ class ForeignPolicy:
             self._make = import_factory(name)
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets the environment with a seed drawn from `rng` and makes the episode's policy."""
+        """Resets the environment with a seed from `rng` and creates the episode's policy."""
         self._rng = rng
         obs, info = env.reset(seed=int(rng.integers(2**31)))
         self._act = _as_function(self._make(env.inner, rng))  # type: ignore[attr-defined]
@@ -142,7 +142,7 @@ def load_sb3(path: Path, env: gymnasium.Env[Any, Any]) -> Any:
 
 
 def _algorithm(path: Path) -> str:
-    """Returns the name of the class that a checkpoint is of, from its text, without unpickling anything."""
+    """Returns the name of a checkpoint's class, without unpickling."""
     try:
         with zipfile.ZipFile(path) as file:
             record = json.loads(file.read("data"))
@@ -154,4 +154,4 @@ def _algorithm(path: Path) -> str:
             return name
     if module == "stable_baselines3.common.policies":
         return "PPO" if "clip_range" in record else "A2C"
-    raise ValueError(f"{path} is of {module}, which cannot be loaded by itself: load it in a --policy module:factory")
+    raise ValueError(f"{path} is of {module}, which is not supported: load it in a --policy module:factory")

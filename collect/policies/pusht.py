@@ -1,15 +1,15 @@
-"""Behaviour policies for Push-T: a scripted expert that stands in for human demonstrations, and a weak one.
+"""Behaviour policies for Push-T: a scripted expert in place of human demonstrations, and a weak one.
 
-The expert knows what some 9,000 short pushes do to the T (`pusht_primitives`). Again and again it takes the one that
-brings the T nearest to its goal, a little discounted by the time it takes (`pusht_planner`), walks to where that push
-begins, around the T (`pusht_routes`), pushes, brakes (`pusht_moves`) and looks anew. When that leads nowhere it tries
-others at random. Like a person it walks now slowly, now fast, has whims and makes detours.
+The expert has a library of the effects of some 9,000 short pushes on the T (`pusht_primitives`). It repeatedly selects
+the one that brings the T nearest to its goal, slightly discounted by its duration (`pusht_planner`), moves around the T
+to the start of that push (`pusht_routes`), pushes and brakes (`pusht_moves`). If this makes no progress, it tries
+random pushes. To resemble human demonstrations, its speed varies and it makes detours.
 
 Measured over 500 episodes, published figures (human demonstrations replayed with noise) in brackets; again with
 `PYTHONPATH=. python tests/test_pusht_expert.py 500`: 98.8 % reach coverage above 0.95 (98.2 % with starts and goals
 uniform over the arena), mean length 179 steps, action std 0.201, 0.194 (0.202, 0.200), velocity std 75, 72 (75, 74),
 state mean 253, 257, 253, 261 (237, 265, 255, 266) and std 92, 87, 53, 60 (101, 87, 53, 58), 3,900 steps per second
-of one core including planning, without pictures. The block moves in 64 % of 25-step windows; 0.7 % of them begin at
+of one core including planning, without rendering. The block moves in 64 % of 25-step windows; 0.7 % of them start at
 their goal.
 """
 
@@ -37,7 +37,7 @@ _AGENTS, _BLOCKS = (50.0, 450.0), (100.0, 400.0)  # px per axis, where the refer
 
 
 class Expert:
-    """Pushes the T to its goal pose, then goes where the goal state wants the agent.
+    """Pushes the T to its goal pose, then moves the agent to its goal position.
 
     Args:
         config: See `ExpertConfig`.
@@ -73,7 +73,7 @@ class Expert:
         return env.reset(options={"state": start, "goal_state": goal})
 
     def act(self, info: Info) -> NDArray[np.float32]:
-        """Returns the next action of the present plan, which is made anew where it ends."""
+        """Returns the next action of the current plan, and replans at its end."""
         state, goal = info["state"], info["goal_state"]
         self._placed = self._placed or coverage(state[2:5], goal[2:5]) > COVERED
         action = self._moves[0].action(state) if self._moves else None
@@ -93,10 +93,10 @@ class Expert:
 
 
 class Weak:
-    """Wanders: at every turn towards a random point, mostly one near the block, which it pushes about by chance.
+    """Moves to random points, mostly near the block, which it pushes by chance.
 
     Args:
-        noise: Standard deviation of what is added to each action.
+        noise: Standard deviation of the noise added to each action.
 
     Raises:
         ValueError: For a negative noise.
@@ -110,14 +110,14 @@ class Weak:
         self.noise = noise
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a random start and a random goal, which the policy does not look at."""
+        """Resets `env` to a random start and a random goal, which the policy ignores."""
         self._rng = rng
         self._left = 0
         start, goal = draw_start_and_goal(ExpertConfig(), rng)
         return env.reset(options={"state": start, "goal_state": goal})
 
     def act(self, info: Info) -> NDArray[np.float32]:
-        """Returns a step towards the present point."""
+        """Returns a step towards the current point."""
         state, rng = info["state"], self._rng
         if self._left == 0:
             self._left = int(rng.integers(4, 16))

@@ -1,4 +1,4 @@
-"""What Push-T's expert does between two decisions: walk along a way, or repeat a simulated push. Arena px and steps."""
+"""The moves of Push-T's expert: following a path, or repeating a simulated push. Arena px and steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Move(Protocol):
     """A part of a plan.
 
     Attributes:
-        succeeded: False if what follows in the plan has lost its ground.
+        succeeded: False if the rest of the plan is no longer valid.
     """
 
     succeeded: bool
@@ -34,10 +34,10 @@ class Move(Protocol):
 
 
 class Walk:
-    """Follows a way and rests at its end; over too, without success, when the block is moved by chance.
+    """Follows a path and rests at its end; ends early, without success, if the block is moved by chance.
 
     Args:
-        way: Its corners, the end last.
+        way: The corners of the path, the end last.
         speed: px per step at most.
         state: At the beginning.
     """
@@ -50,7 +50,7 @@ class Walk:
         self.succeeded = True
 
     def action(self, state: State) -> Points | None:
-        """Returns a step along the way."""
+        """Returns a step along the path."""
         if np.abs(state[2:4] - self._block).max() > _TOUCHED:
             self.succeeded = False
             return None
@@ -84,7 +84,7 @@ class Push:
 
 
 def step_towards(way: list[Points], speed: float, state: State) -> Points:
-    """Returns the action that takes the agent `speed` px along a way; corners passed are taken off it."""
+    """Returns the action that moves the agent `speed` px along a path, from which passed corners are removed."""
     position, left = state[:2], speed
     while True:
         length = math.hypot(*(way[0] - position))
@@ -97,5 +97,5 @@ def step_towards(way: list[Points], speed: float, state: State) -> Points:
 
 
 def action_to(position: Points, state: State) -> Points:
-    """Returns the action after which the agent is at `position`, if that lies within the bounds."""
+    """Returns the action after which the agent is at `position`, if it is within the bounds."""
     return (position - state[:2] - _CARRY * state[5:7]) / _GAIN

@@ -1,4 +1,4 @@
-"""How Push-T's expert decides: which of the known pushes brings the T nearest to its goal, and how to get to it."""
+"""The planner of Push-T's expert: which known push brings the T nearest to its goal, and the path to its start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PLACES = (25.0, 90.0), (485.0, 420.0)  # px, lowest and highest place of a deto
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """How the expert behaves and where its episodes begin and end; chosen to fit the published data's statistics."""
+    """The expert's behaviour, and the starts and goals of its episodes; fitted to the published data's statistics."""
 
     noise: float = 0.03  # std of what is added to each action (0.01 is 1 px of the agent's target)
     careful_noise: float = 0.3  # part of it that remains while the block is nearly in place
@@ -52,13 +52,13 @@ class ExpertConfig:
     wide_goals: float = 0.3  # part of the goals likewise
 
     def __post_init__(self) -> None:
-        """Refuses a negative noise."""
+        """Raises ValueError for a negative noise."""
         if not self.noise >= 0.0:
             raise ValueError(f"noise must be at least 0, got {self.noise}")
 
 
 class Planner:
-    """Chooses moves, and remembers whether they help.
+    """Selects moves, and tracks their progress.
 
     Args:
         config: Of the expert.
@@ -75,10 +75,10 @@ class Planner:
         self._wildness = _CHEAPEST  # pushes among which the last random choice fell
 
     def plan(self, state: State, goal: State, placed: bool, step: int) -> list[Move]:
-        """Returns what to do next.
+        """Returns the next moves.
 
         Args:
-            state: The present.
+            state: The current state.
             goal: The goal state.
             placed: Whether the block is in place, so that only the agent has to go to its goal.
             step: Of the episode.
@@ -107,7 +107,7 @@ class Planner:
         self._speed = float(np.clip(speed, 0.5 * (slowest + fastest) if late else slowest, fastest))
 
     def _choose(self, pose: Pose, routes: Routes, goal: State) -> int | None:
-        """Returns the index of the next push, or None if none can be reached that ends within the walls."""
+        """Returns the index of the next push, or None if no reachable one ends within the walls."""
         library = self._library
         now, middle, turn = misplacement(pose, goal)
         cost = _rms(library.centroid - middle, library.turn - turn)
@@ -131,7 +131,7 @@ class Planner:
         return int(pushes[np.argmin(cost[pushes] + _crowding(overlap, goal))])
 
     def _squeeze(self, pose: Pose, goal: State, cost: Points) -> int | None:
-        """Returns a push for a T against a wall, unknown to the library, that will turn it: a few are simulated."""
+        """Returns a push that rotates a T at a wall, found by simulating some that are not in the library."""
         pushes, _ = self._fitting(pose, np.arange(len(cost)), cost, _SQUEEZE)
         if not len(pushes):
             return None
@@ -151,7 +151,7 @@ class Planner:
         return advance(state, (0.0, 0.0))[2:5]
 
     def _is_stuck(self, now: float) -> bool:
-        """Returns whether to try something at random; from one time to the next among twice as many pushes."""
+        """Returns whether to try a random push; each time from twice as many."""
         if now < self._best - max(0.3, _PROGRESS * now):
             self._best, self._idle = now, 0
             self._wildness = max(self._wildness // 2, _CHEAPEST)
@@ -164,7 +164,7 @@ class Planner:
         return True
 
     def _fitting(self, pose: Pose, pushes: Indices, cost: Points, most: float) -> tuple[Indices, Points]:
-        """Returns those of `pushes` that can be reached and end within the walls, and how far the T then overlaps one.
+        """Returns the reachable ones of `pushes` that end within the walls, and how far the T then overlaps a wall.
 
         Args:
             pose: Of the T.
@@ -194,7 +194,7 @@ def _off_wall(pose: Triple) -> float:
 
 
 def _crowding(overlap: Points, goal: State) -> Points:
-    """Returns what it costs, (n,) px, that a T is near a wall and so hard to push, unless its goal is there."""
+    """Returns the cost, (n,) px, of a T near a wall, where it is hard to push, unless its goal is there."""
     room = max(wall_overlap(goal[2:5]) + _ROOM, 0.0)
     return _CROWDING * np.maximum(np.maximum(overlap + _ROOM, 0.0) - room, 0.0)
 

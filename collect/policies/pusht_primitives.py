@@ -1,6 +1,6 @@
-"""The library of pushes of Push-T's expert: what the T does when a resting agent pushes it from its outline.
+"""The library of pushes of Push-T's expert: the effect of a resting agent that pushes the T at its outline.
 
-Pushing is quasi-static and frictionless, so a push simulated once in the T's own frame does the same at any pose
+Pushing is quasi-static and frictionless, so a push simulated once in the T's own frame has the same effect at any pose
 away from walls. See `envs.pusht_geometry` for that frame; px, rad, steps.
 """
 
@@ -59,7 +59,7 @@ class Primitives:
 
 @functools.cache
 def primitives() -> Primitives:
-    """Returns the library: made once per process (two seconds), always the same."""
+    """Returns the library: built once per process (two seconds), always the same."""
     contacts, normals = _contacts()
     # The T is its own mirror image: simulate one half, reflect the other.
     rows = [
@@ -91,7 +91,7 @@ def primitives() -> Primitives:
 
 
 def _takes(path: Position, steps: int, turn: float, moved: Position, agent: Position) -> bool:
-    """Returns whether a push moves the T as an aimed push does."""
+    """Returns whether a push is useful to the expert."""
     effect = math.hypot(*moved) + abs(turn) * BLOCK_SCALE
     way = math.hypot(*(path[steps - 1] - path[0]))
     return effect > 0.3 and effect > _GRIP * way

@@ -1,7 +1,7 @@
-"""Shortest ways for Push-T's agent around the T: a visibility graph over six way-points, in the T's own frame.
+"""Shortest paths of Push-T's agent around the T: a visibility graph over six way-points, in the T's own frame.
 
-The way-points stand off the T's six convex vertices; which of them see each other never changes, so that a query
-costs one 6 x 6 shortest-path table, without those that lie outside the arena.
+The way-points are at the T's six convex vertices, with a clearance. Their mutual visibility never changes, so a query
+costs one 6 x 6 shortest-path table, without those outside the arena.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NODES = np.array(
 
 
 class Pose:
-    """Where the T is: turns arena coordinates into its own and back.
+    """The T's pose: converts arena coordinates to the T's frame and back.
 
     Args:
         x, y, angle: Pose of the T in the arena, px and rad.
@@ -56,7 +56,7 @@ class Pose:
 
 
 class Routes:
-    """The ways of one moment: from where the agent is, around the T where it is.
+    """The paths for the current positions of agent and T.
 
     Args:
         pose: Of the T.
@@ -75,7 +75,7 @@ class Routes:
         self._back_off = float(np.hypot(*(self._start - pose.local(agent))))
 
     def lengths(self, ends: Points, from_nodes: Points | None = None) -> Points:
-        """Returns the length of the shortest way to each of `ends` (n, 2) in the T's frame; inf where there is none.
+        """Returns the length of the shortest path to each of `ends` (n, 2) in the T's frame; inf where there is none.
 
         Args:
             ends: In the T's frame.
@@ -87,7 +87,7 @@ class Routes:
         return self._back_off + np.minimum(straight, around)
 
     def way(self, end: Points) -> list[Points]:
-        """Returns the corners of the shortest way to `end` (2,) in the T's frame, in arena coordinates, `end` last."""
+        """Returns the corners of the shortest path to `end` (2,) in the T's frame, in arena coordinates, with `end`."""
         ways = [self._start]
         if _blocked(self._start[None], end[None])[0, 0]:
             last = last_legs(end[None])[:, 0]
@@ -108,13 +108,13 @@ def inside_arena(points: Points) -> NDArray[np.bool_]:
 
 
 def last_legs(ends: Points) -> Points:
-    """Returns (6, n): the distance from each way-point to each end in its sight, inf to the others."""
+    """Returns (6, n): the distance from each way-point to each visible end, inf to the others."""
     lengths = np.hypot(ends[None, :, 0] - _NODES[:, None, 0], ends[None, :, 1] - _NODES[:, None, 1])
     return np.where(_blocked(_NODES, ends), np.inf, lengths)
 
 
 def _backed_away(agent: Points) -> Points:
-    """Returns where an agent (T's frame) that touches the T first goes: off the nearest of a box's four lines."""
+    """Returns the first position of an agent (T's frame) that touches the T: away from the nearest line of a box."""
     agent = agent.copy()
     for x, y, half_width, half_height in BOXES:
         off = agent - (x * _S, y * _S)
@@ -126,7 +126,7 @@ def _backed_away(agent: Points) -> Points:
 
 
 def _blocked(starts: Points, ends: Points) -> NDArray[np.bool_]:
-    """Returns (m, n): whether the T, widened by the clearance, stands between each start and each end."""
+    """Returns (m, n): whether the T, widened by the clearance, blocks the line between each start and each end."""
     blocked = np.zeros((len(starts), len(ends)), bool)
     delta = ends[None] - starts[:, None]
     delta = np.where(np.abs(delta) < 1e-9, 1e-9, delta)

@@ -13,7 +13,7 @@ from lewm_gym.types import Info, Obs
 
 
 class RandomPolicy:
-    """Draws every action uniformly from the environment's bounds, for a fixed number of steps.
+    """Samples every action uniformly from the environment's bounds, for a fixed number of steps.
 
     Args:
         max_steps: Environment steps per episode.
@@ -25,7 +25,7 @@ class RandomPolicy:
         self.max_steps = max_steps
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets the environment with a seed drawn from `rng`."""
+        """Resets the environment with a seed from `rng`."""
         self._rng = rng
         self._low, self._high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
         return env.reset(seed=int(rng.integers(2**31)))

@@ -2,14 +2,14 @@
 
 The actor was trained by `python -m collect.policies.reacher_train` on the Control Suite's task reacher-hard (bring the
 finger within 0.025 m of a target, stay there) and is shipped as `reacher_sac.safetensors`; it runs in plain numpy, so
-that workers need no torch. It sees what the suite's observation says, expressed in the upper arm's frame because the
-task looks the same from every angle: see `observe`.
+that workers need no torch. Its observation is the suite's, expressed in the upper arm's frame because the
+task is rotationally symmetric: see `observe`.
 
-An expert that reaches its target parks there: of the windows of 25 steps that it records with one target per episode,
-28 % end where they began. Here the target jumps away soon after the finger has arrived, and noise is added: 0.2 % do
-(40 episodes). The stay is short but random, so that the data also show the arm braking and at rest. The suite's
-targets never need a stretched arm, and the expert hardly ever turns its elbow over: here targets lie wherever the
-finger can reach, and one in five is a spell of constant random torque instead, which swings the elbow through.
+An expert with one target per episode stays there: 28 % of its windows of 25 steps end where they started. Here the
+target moves soon after the finger has arrived, and noise is added: 0.2 % do (40 episodes). The stay is short but
+random, so the data also show the arm braking and at rest. The suite's
+targets never need a stretched arm, and the expert rarely flips its elbow: here targets are anywhere within
+reach, and one in five is a period of constant random torque instead, which flips the elbow.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def sample_target(rng: np.random.Generator, radii: tuple[float, float] = SUITE_R
 
 
 def observe(state: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Returns what the actor sees, (6,) float32, every entry of order one.
+    """Returns the actor's observation, (6,) float32, with entries of order one.
 
     Wrist's cosine and sine, the vector from finger to target in the upper arm's frame (dm), both velocities (5 rad/s).
 
@@ -113,7 +113,7 @@ class SACPolicy:
         self._torque: NDArray[np.float64] | None
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a random pose and draws the first target."""
+        """Resets `env` to a random pose and samples the first target."""
         self._rng = rng
         self._draw_target()
         return env.reset(seed=int(rng.integers(2**31)))
@@ -121,10 +121,10 @@ class SACPolicy:
     def pursue(
         self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
     ) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a start and a goal, (6,); `act` then brings the finger to the goal's finger and stays.
+        """Resets `env` to a start and a goal, (6,); `act` then moves the finger to its goal position and stays.
 
-        The actor knows positions of the finger alone: with the elbow to the wrong side it arrives, but not in the
-        goal's pose.
+        The actor controls the position of the finger only: it can arrive with the elbow on the wrong side, and not in
+        the goal's configuration.
         """
         self._rng, self._torque, self._age = rng, None, 0
         self._target = finger_position(goal)
@@ -132,7 +132,7 @@ class SACPolicy:
         return env.reset(options={"state": start, "goal_state": goal})
 
     def act(self, info: Info) -> NDArray[np.float32]:
-        """Returns a noisy step towards the target, (2,); draws a new target first if the stay on this one is over."""
+        """Returns a noisy step towards the target, (2,); samples a new target first if the stay at this one is over."""
         state = info["state"]
         self._stay -= int(np.linalg.norm(self._target - finger_position(state)) < ARRIVED)
         if self._stay < 0 or self._age >= self._patience:

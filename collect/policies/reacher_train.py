@@ -1,4 +1,4 @@
-"""Trains the Reacher expert: Soft Actor-Critic (arXiv 1801.01290) by stable-baselines3 on states, no pictures.
+"""Trains the Reacher expert: Soft Actor-Critic (arXiv 1801.01290) by stable-baselines3, on states.
 
     python -m collect.policies.reacher_train                   train (or resume), evaluate, export the actor
     python -m collect.policies.reacher_train --evaluate-only   evaluate the exported actor
@@ -7,8 +7,8 @@ The shipped `reacher_sac.safetensors` was made by the first of these. Evaluation
 action repeat 2, 50 seeded episodes of 1,000 physics steps, deterministic actions without noise, rewards summed over
 physics steps (at most 1,000).
 
-Departures from SAC on the suite's reward, which is 1 within 0.025 m of the target and 0 elsewhere: a smooth term is
-added to it, and the observation is turned into the upper arm's frame. So trained, the actor returns 980 after 12,000
+Differences from SAC on the suite's reward, which is 1 within 0.025 m of the target and 0 elsewhere: a smooth term is
+added to it, and the observation is in the upper arm's frame. The trained actor returns 980 after 12,000
 steps (981.2 in the end, lowest episode 966); plain SAC returned 573 after 60,000.
 """
 
@@ -47,7 +47,7 @@ class ReachTarget(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draws a pose, at rest, and a target."""
+        """Samples a pose, at rest, and a target."""
         super().reset(seed=seed)
         angles = self.np_random.uniform((-np.pi, -WRIST_LIMIT), (np.pi, WRIST_LIMIT))
         self._state = np.concatenate([angles, np.zeros(4)])
@@ -111,7 +111,7 @@ def _progress(folder: Path, total: int) -> Any:
     from tqdm import tqdm
 
     class Progress(BaseCallback):
-        """Shows the progress; every 5,000 steps evaluates a little and writes a checkpoint."""
+        """Shows progress; every 5,000 steps runs a short evaluation and writes a checkpoint."""
 
         model: SAC
 
@@ -137,7 +137,7 @@ def _progress(folder: Path, total: int) -> Any:
 
 
 def _save(write: Any, path: Path) -> None:
-    """Writes a file under another name and then renames it, so that a kill leaves the previous one whole."""
+    """Writes a file under another name and then renames it, so that an interruption leaves the previous one intact."""
     temporary = path.with_name(f"new-{path.name}")
     write(temporary)
     temporary.replace(path)

@@ -1,9 +1,9 @@
-"""Behaviour policies for Two-Room: through the door to a target in the other room, with much noise.
+"""Behaviour policies for Two-Room: through the door to a target in the other room, with strong noise.
 
-Of the description of the reference's collector (stable-worldmodel): way-point = the door's centre until within 10.5 px
-of it, then the target; action = unit direction + N(0, 2.0) per axis, clipped; 5 % of actions repeat the previous one;
-at most 100 steps. Targets lie in the opposite room, at least 25 steps' walk away, which gives the paper's mean length
-of 92 frames (targets anywhere would give 60).
+From the description of the reference's collector (stable-worldmodel): way-point = the door's centre until within 10.5
+px of it, then the target; action = unit direction + N(0, 2.0) per axis, clipped; 5 % of actions repeat the previous
+one; at most 100 steps. Targets are in the opposite room, at least 25 steps away, which gives the paper's mean length of
+92 frames (targets anywhere would give 60).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ThroughTheDoor:
     def pursue(
         self, env: gymnasium.Env[Any, Any], rng: np.random.Generator, start: State, goal: State
     ) -> tuple[Obs, dict[str, Any]]:
-        """Resets `env` to a start and a goal, (2,) px; `act` then goes there, straight if it lies in the same room."""
+        """Resets `env` to a start and a goal, (2,) px; `act` then moves there, straight within a room."""
         rooms: Rooms = env.rooms  # type: ignore[attr-defined]
         self._rng = rng
         self._door, self._target = _nearest_door(start, rooms), goal

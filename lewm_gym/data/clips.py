@@ -37,9 +37,9 @@ class ClipSampler:
 
     With `image_size` below 224, frames are averaged down (`box_average`); if all of the episodes then fit into
     `memory_budget`, they are decoded once, by `preload` or at the first batch, and served from memory. If they do not
-    fit, a warning says so, and every batch is decoded anew.
+    fit, a warning says so, and every batch is decoded again.
 
-    Where only every N-th picture is stored (`dataset.picture_every`), clips begin at stored frames.
+    Where only every N-th image is stored (`dataset.picture_every`), clips begin at stored frames.
 
     Args:
         dataset: Where from.
@@ -52,7 +52,7 @@ class ClipSampler:
         memory_budget: Bytes that decoded, averaged frames may take; None is half of the memory that is available
             (`lewm_gym.memory`), shared by the processes of a distributed training.
         proprioception: (n_frames, k) float32 of the whole dataset; batches are then `ProprioceptiveBatch`.
-        frames_every: Take only every so many-th stored picture, as if no other had been collected; saves memory.
+        frames_every: Take only every so many-th stored image, as if no other had been collected; saves memory.
 
     Raises:
         ValueError: For values out of range, a dataset of states only or without the frames at that `frame_skip`, or
@@ -106,7 +106,7 @@ class ClipSampler:
         self._actions, self._proprioception = dataset.actions, proprioception
         self._buffers = _Buffers()
         pictures = count_pictures(dataset.lengths[self.episodes], self.picture_every)
-        self._rows_before = np.concatenate([[0], np.cumsum(pictures)])  # of `_frames`, one for each stored picture
+        self._rows_before = np.concatenate([[0], np.cumsum(pictures)])  # of `_frames`, one for each stored image
         self.pooled_bytes = int(pictures.sum()) * 3 * image_size**2
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         budget = MEMORY_SHARE * available_memory() / processes if memory_budget is None else memory_budget
@@ -225,7 +225,7 @@ class ClipSampler:
             yield frames.transpose(0, 2, 3, 1) if self._frame_shape[0] == 3 else frames
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decodes all frames into memory if they fit, once; otherwise warns that every batch will be decoded anew.
+        """Decodes all frames into memory if they fit, once; otherwise warns that every batch will be decoded again.
 
         At full size nothing is kept, and nothing said.
 
@@ -304,7 +304,7 @@ class ClipSampler:
 def box_average(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Returns (..., h, w) planes averaged down to (..., size, size), half rounded up.
 
-    That is (sum + k*k//2) // (k*k) with k = h / size, in integer arithmetic, so that the same picture gives the same
+    That is (sum + k*k//2) // (k*k) with k = h / size, in integer arithmetic, so that the same image gives the same
     numbers everywhere; Pillow's `Image.reduce` agrees for every k that is a power of two, but takes 4x as long.
     """
     k = planes.shape[-1] // size

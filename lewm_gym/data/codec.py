@@ -2,7 +2,7 @@
 
 A key frame is an ordinary zstd frame; each other one is compressed against its key frame's raw bytes (a raw-content
 dictionary), so that whatever stands still costs nothing. Reading a frame decodes two at most: its key and itself.
-A key serves the whole episode (its first frame), or, where much of the picture moves, a segment of it (the middle
+A key serves the whole episode (its first frame), or, where much of the image moves, a segment of it (the middle
 one). Each frame carries zstd's checksum of its content (XXH64, low 32 bits), which readers verify; only the clips of
 a training at full size leave it out, since it takes a third of their time (`python -m collect verify` checks all).
 """

@@ -29,8 +29,8 @@ class Dataset:
         manifest: What the folder says of itself.
         lengths: (n_episodes,) int64, frames of each episode.
         starts: (n_episodes + 1,) int64, row of each episode's first frame in the columns, and the number of rows.
-        picture_every: N, where only the pictures of frames 0, N, 2N, ... of each episode are stored; 1 where all are.
-        picture_starts: (n_episodes + 1,) int64, as `starts`, counted in stored pictures.
+        picture_every: N, where only the images of frames 0, N, 2N, ... of each episode are stored; 1 where all are.
+        picture_starts: (n_episodes + 1,) int64, as `starts`, counted in stored images.
         episode_numbers: (n_episodes,) int64.
     """
 
@@ -50,7 +50,7 @@ class Dataset:
         self._decoder = FrameDecoder()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns what pickles, as for a DataLoader's workers: the folder and its manifest; files are opened anew."""
+        """Returns what pickles, as for a DataLoader's workers: the folder and its manifest; files are opened again."""
         return Dataset, (self.folder, self.manifest)
 
     @staticmethod
@@ -117,15 +117,15 @@ class Dataset:
 
     @property
     def n_pictures(self) -> int:
-        """Number of pictures of all episodes; 0 where there are states only."""
+        """Number of images of all episodes; 0 where there are states only."""
         return int(self.picture_starts[-1]) if self.has_pixels else 0
 
     def picture_steps(self, index: int) -> NDArray[np.int64]:
-        """Returns the steps of an episode whose pictures are stored."""
+        """Returns the steps of an episode whose images are stored."""
         return np.arange(0, self.lengths[index], self.picture_every)
 
     def require_all_pictures(self, what: str) -> None:
-        """Raises ValueError unless the picture of every frame is stored; `what` needs them."""
+        """Raises ValueError unless the image of every frame is stored; `what` needs them."""
         if self.picture_every != 1 and self.has_pixels:
             raise ValueError(
                 f"{what} needs the picture of every frame, but {self.folder} stores every {self.picture_every}th only: "
@@ -180,7 +180,7 @@ class Dataset:
 
         Raises:
             IndexError: If the episode has no such step.
-            ValueError: If the picture of a step is not stored (`picture_every`), or the file is damaged.
+            ValueError: If the image of a step is not stored (`picture_every`), or the file is damaged.
         """
         steps = np.atleast_1d(np.asarray(steps))
         codec = self._locate(index)[0].codec
@@ -195,7 +195,7 @@ class Dataset:
 
         Raises:
             IndexError: If the episode has no such step.
-            ValueError: If the picture of a step is not stored, or the file is damaged.
+            ValueError: If the image of a step is not stored, or the file is damaged.
         """
         shard, position = self._locate(index)
         starts = shard.frame_starts()[position]

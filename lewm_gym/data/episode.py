@@ -20,7 +20,7 @@ class Episode:
     """T frames and what led from each to the next.
 
     Attributes:
-        pixels: (T, 224, 224, 3) uint8, or None where only states were kept; where only every N-th picture was, those,
+        pixels: (T, 224, 224, 3) uint8, or None where only states were kept; where only every N-th image was, those,
             (ceil(T / N), 224, 224, 3).
         action: (T, action_size) float32; row t leads from frame t to frame t + 1; the last row is NaN.
         state: (T, state_size) float64, the simulator's whole state.
@@ -45,7 +45,7 @@ class Episode:
 
 
 def count_pictures(frames: Any, picture_every: int) -> Any:
-    """Returns how many pictures are stored of an episode (or of each of several) of so many frames."""
+    """Returns how many images are stored of an episode (or of each of several) of so many frames."""
     return -(-frames // picture_every)
 
 

@@ -1,6 +1,6 @@
-"""What a frozen encoder says of every picture of a dataset: computed once, kept in its folder, read instead of pixels.
+"""What a frozen encoder says of every image of a dataset: computed once, kept in its folder, read instead of pixels.
 
-A file `features/<key>.f16` in the dataset's folder holds one row of float16 per picture and nothing else; the key
+A file `features/<key>.f16` in the dataset's folder holds one row of float16 per image and nothing else; the key
 stands for the dataset's content, the encoder's weights and the shape of a row. It is written row after row under a
 temporary name, so that a killed computation goes on where its file ends, and gets its name when it is whole; its
 SHA-256 lies beside it (`<key>.sha256`) and is checked before the features are used.
@@ -38,7 +38,7 @@ Encode = Callable[[Tensor], Tensor]
 def cached_features(
     dataset: Dataset, encoder: nn.Module, encode: Encode, progress: Callable[[int, int], None] | None = None
 ) -> NDArray[np.float16]:
-    """Returns the features of all pictures, (n_pictures, ...), memory-mapped; what is missing is computed first.
+    """Returns the features of all images, (n_pictures, ...), memory-mapped; what is missing is computed first.
 
     Args:
         dataset: Whose frames.

@@ -89,10 +89,10 @@ class Header:
         gl_renderer: What drew the frames, if OpenGL did.
         columns: Name -> column, in the order of the file.
         codec: How frames are stored (`lewm_gym.data.codec`), or None without frames.
-        variations: Names of the factors of variation that were drawn anew for every episode.
+        variations: Names of the factors of variation that were drawn again for every episode.
         action_low: Smallest action, per coordinate, in the environment's units; None is -1, as in all TASKS.
         action_high: Largest action, likewise; None is 1.
-        picture_every: N, where only the pictures of frames 0, N, 2N, ... of each episode are stored.
+        picture_every: N, where only the images of frames 0, N, 2N, ... of each episode are stored.
     """
 
     task: Name
@@ -350,7 +350,7 @@ def _record_batch(number: int, encoded: EncodedEpisode, picture_every: int) -> p
     columns.update({name: _vectors(values) for name, values in states.quantities.items()})
     if encoded.frames is not None:
         frames: list[bytes | None] = [None] * length
-        frames[::picture_every] = encoded.frames  # the other rows have no picture
+        frames[::picture_every] = encoded.frames  # the other rows have no image
         columns["pixels"] = pa.array(frames, pa.binary())
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
@@ -474,7 +474,7 @@ class Shard:
             raise self.damaged("it has no frames")
         _, offsets, data = batch.column("pixels").buffers()
         rows = np.frombuffer(offsets, np.int32, batch.num_rows + 1).astype(np.int64)
-        starts = np.append(rows[: -1 : self.header.picture_every], rows[-1])  # rows without a picture take no bytes
+        starts = np.append(rows[: -1 : self.header.picture_every], rows[-1])  # rows without an image take no bytes
         base = data.address - self._file.address
         if starts[0] < 0 or (np.diff(starts) <= 0).any() or base + starts[-1] > self._file.size:
             raise self.damaged("its frames are not where it says")

@@ -71,7 +71,7 @@ class GoalSampler(ClipSampler):
     """Draws transitions of one environment step, with a value goal and an actor goal for each.
 
     Args:
-        dataset: Where from; with the picture of every frame.
+        dataset: Where from; with the image of every frame.
         episodes: Positions of the episodes to draw transitions and goals from; None for all.
         value_goals: Mixture of the goals of the value function.
         actor_goals: Mixture of the goals of the policy.
@@ -80,7 +80,7 @@ class GoalSampler(ClipSampler):
         options: Others of `ClipSampler`: `threads`, `memory_budget`.
 
     Raises:
-        ValueError: As `ClipSampler`, or if not every frame's picture is stored.
+        ValueError: As `ClipSampler`, or if not every frame's image is stored.
     """
 
     def __init__(

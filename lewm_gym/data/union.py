@@ -26,7 +26,7 @@ class DatasetUnion(Dataset):
         parts: At least two.
 
     Raises:
-        ValueError: If they cannot be one dataset: another task, other columns, pictures drawn or stored otherwise, or
+        ValueError: If they cannot be one dataset: another task, other columns, images drawn or stored otherwise, or
             the same dataset twice.
     """
 

@@ -1,6 +1,6 @@
-"""Pictures from latents: what a latent knows of its frame, as a diagnostic, or as the paper's ablation of the loss.
+"""Images from latents: what a latent knows of its frame, as a diagnostic, or as the paper's ablation of the loss.
 
-Learned queries, one for each patch of the picture, attend to the latent through blocks of cross-attention; each then
+Learned queries, one for each patch of the image, attend to the latent through blocks of cross-attention; each then
 becomes a patch (arXiv 2603.19312: 196 queries, patches of 16x16x3). LeWM itself has no decoder. One is trained on
 frozen latents to look at them, or along with the model (`decoder_weight` in agents/lewm.py); the paper finds that to
 harm control.

@@ -1,7 +1,7 @@
 """DINOv2's ViT-S/14 (arXiv 2304.07193) as a frozen encoder of patches, in this library's own ViT.
 
 The released network scales what attention and MLP add by learned factors (LayerScale). A factor per output of a linear
-layer is part of that layer: they are multiplied in when the weights are loaded. Its positions are those of a picture
+layer is part of that layer: they are multiplied in when the weights are loaded. Its positions are those of an image
 of 518 px; for another size they are interpolated, bicubically.
 """
 
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _convert(tensors: dict[str, Tensor], side: int, source: str) -> dict[str, Tensor]:
-    """Returns our ViT's tensors of the released ones, for a picture of `side` x `side` patches."""
+    """Returns our ViT's tensors of the released ones, for an image of `side` x `side` patches."""
     taken = {name: t.float() for name, t in tensors.items() if name != "mask_token"}  # only its training masks
     _check(taken, source)
     grid = taken["pos_embed"][:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)

@@ -78,7 +78,7 @@ class _AllSum(torch.autograd.Function):
 class _SharedStatistics(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over all processes; within one process, torch's own.
 
-    torch's SyncBatchNorm refuses the CPU; this one is written with plain differentiable operations.
+    torch's SyncBatchNorm rejects the CPU; this one is written with plain differentiable operations.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name

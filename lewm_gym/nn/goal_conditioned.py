@@ -1,4 +1,4 @@
-"""Pieces of goal-conditioned learning from data: value functions, expectiles, advantage weights, slow copies."""
+"""Pieces of goal-conditioned learning from data: value functions, expectiles, advantage weights, target networks."""
 
 from __future__ import annotations
 

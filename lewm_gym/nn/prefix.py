@@ -3,7 +3,7 @@
     tokens    [MLP(z_t), e(a_1), ..., e(a_H)]  through a causal transformer
     z^_{t+k}  = z_t through residual MLPs that token k modulates (AdaLN-zero)       k = 1..H, all in one call
 
-Errors do not compound within H blocks, since no prediction is an input of another. Longer plans begin anew from the
+Errors do not compound within H blocks, since no prediction is an input of another. Longer plans begin again from the
 last prediction. It sees one frame.
 """
 

@@ -187,7 +187,7 @@ class Rollout:
         """Returns predicted latents (R, H, Z), float32.
 
         Args:
-            latents: (R, n, Z), the past and, last, the present; n no more than the context.
+            latents: (R, n, Z), the past and, last, the current one; n no more than the context.
             actions: (R, n - 1 + H, A), z-scored, from the first of these frames on.
         """
         n_given, n_blocks = latents.shape[1], actions.shape[1]

@@ -89,7 +89,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Returns softmax(query key^T / sqrt(width)) value, each (n, heads, tokens, head_width).
 
     On CPUs in bf16 the products are written out: torch's fused attention takes 2.2x as long there, forward and
-    backward (2.13, AVX512-BF16, 257 tokens: 58 against 26 ms for 16 pictures); in float32 it is the faster one.
+    backward (2.13, AVX512-BF16, 257 tokens: 58 against 26 ms for 16 images); in float32 it is the faster one.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)

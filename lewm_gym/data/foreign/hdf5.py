@@ -44,7 +44,7 @@ def import_hdf5(
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If it is not of this layout, or its pictures are not 224 x 224.
+        ValueError: If it is not of this layout, or its images are not 224 x 224.
         ImportError: Without h5py.
     """
     path, folder, h5py = Path(path), Path(folder), _h5py()

@@ -30,7 +30,7 @@ def push(folder: str | Path, repository: str, private: bool = False) -> str:
     Raises:
         FileNotFoundError: If there is no dataset in the folder.
         ValueError: If its collection is not finished, or another process is writing it.
-        OSError: If the Hub cannot be reached or refuses, as without a login.
+        OSError: If the Hub cannot be reached or rejects, as without a login.
         ImportError: Without huggingface_hub.
     """
     hub, folder = _hub(), Path(folder)
@@ -61,7 +61,7 @@ def push(folder: str | Path, repository: str, private: bool = False) -> str:
 
 
 def pull(repository: str, folder: str | Path, revision: str | None = None) -> Dataset:
-    """Returns the dataset downloaded from the Hub; an interrupted download goes on, and every file's hash is checked.
+    """Returns the dataset downloaded from the Hub; an interrupted download continues, and every file's hash is checked.
 
     Args:
         repository: Such as "my-name/pusht-expert".
@@ -70,7 +70,7 @@ def pull(repository: str, folder: str | Path, revision: str | None = None) -> Da
 
     Raises:
         ValueError: If the folder holds another dataset, the repository none, or a file is damaged.
-        OSError: If the Hub cannot be reached or refuses, as for a repository that does not exist.
+        OSError: If the Hub cannot be reached or rejects, as for a repository that does not exist.
         ImportError: Without huggingface_hub.
     """
     hub, folder = _hub(), Path(folder)
@@ -131,7 +131,7 @@ dataset = Dataset.open("data/{repository.rpartition("/")[2]}")
 
 @contextlib.contextmanager
 def _reaching(hub: Any, repository: str) -> Iterator[None]:
-    """Says in one line what the Hub, or the way to it, refuses; leaves errors of our own as they are.
+    """Says in one line what the Hub, or the way to it, rejects; leaves errors of our own as they are.
 
     Failures to connect are those of the library below, requests or httpx by version: its HTTPError is the base of the
     Hub's, and of httpx's ConnectError, which unlike that of requests is no OSError.

@@ -77,7 +77,7 @@ def padded_actions(actions: Any, length: int) -> NDArray[np.float32]:
 
 
 def resized_frames(pictures: Any) -> NDArray[np.uint8]:
-    """Returns (T, 224, 224, 3) uint8 frames of pictures of any size, stretched to the square and smoothed.
+    """Returns (T, 224, 224, 3) uint8 frames of images of any size, stretched to the square and smoothed.
 
     Raises:
         ValueError: If they are not (T, h, w, 3), or (T, 3, h, w), uint8.
@@ -97,7 +97,7 @@ def resized_frames(pictures: Any) -> NDArray[np.uint8]:
 
 
 def vectors(columns: dict[str, Any], length: int) -> dict[str, NDArray[np.float64]]:
-    """Returns the numeric columns as (length, k) float64; those of text, pictures or another length are left out."""
+    """Returns the numeric columns as (length, k) float64; those of text, images or another length are left out."""
     found = {}
     for name, values in columns.items():
         array = np.asarray(values)

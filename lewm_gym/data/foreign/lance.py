@@ -1,6 +1,6 @@
 """Lance tables as stable-worldmodel writes them by default, imported one episode at a time.
 
-A row per step, the rows of an episode behind one another: `episode_idx` and `step_idx`, pictures as JPEG (`pixels`, or
+A row per step, the rows of an episode behind one another: `episode_idx` and `step_idx`, images as JPEG (`pixels`, or
 `pixels_<view>`), everything else as lists of float32. Its recorder leaves the reset frame out: the action of a row
 leads from its frame to the next row's, and that of an episode's last row is another one's and is dropped.
 """
@@ -50,7 +50,7 @@ def import_lance(
         folder: Where to.
         task: Name under which the dataset is recorded, such as "pusht".
         state: Column to take as the state, or several joined by commas (default: `STATES`, the first that is there).
-        pixels: Column of the pictures, if there are several.
+        pixels: Column of the images, if there are several.
         units: Of the other numeric columns, which become quantities.
         progress: Called after every episode.
 
@@ -172,7 +172,7 @@ def _matrix(column: Any) -> NDArray[Any]:
 
 
 def _decoded(blob: bytes | None) -> NDArray[np.uint8]:
-    """Returns the picture of an encoded one."""
+    """Returns the image of an encoded one."""
     from PIL import Image, UnidentifiedImageError
 
     try:

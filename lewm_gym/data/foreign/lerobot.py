@@ -2,7 +2,7 @@
 
 Layout of v3.0: `meta/info.json` (features, fps, patterns of paths), `meta/episodes/*/*.parquet` (a row per episode: its
 length, and where its rows and videos are), `data/*/*.parquet` (many episodes each), `videos/CAMERA/*/*.mp4`. Layout of
-v2.x: a parquet and an mp4 file per episode and `meta/episodes.jsonl`. Pictures are in videos or, as encoded images,
+v2.x: a parquet and an mp4 file per episode and `meta/episodes.jsonl`. Images are in videos or, as encoded images,
 in the tables. The camera's become 224 x 224 (stretched), `observation.state` the state, other numeric columns named
 `observation.` or `next.reward` quantities, `next.success` the success.
 """
@@ -55,12 +55,12 @@ def import_lerobot(
         source: LeRobot's folder of it, with `meta/info.json`.
         folder: Where to.
         task: Name to record; None is "lerobot:" and the folder's name.
-        camera: Feature to take the pictures from; None is the only one, or the one that we export.
+        camera: Feature to take the images from; None is the only one, or the one that we export.
         state: Feature to take as the state.
         progress: Called after every episode.
 
     Raises:
-        ValueError: If it is no LeRobot dataset of a known version, or without pictures or actions.
+        ValueError: If it is no LeRobot dataset of a known version, or without images or actions.
     """
     robot, source = LeRobotFolder(Path(source)), Path(source)
     camera = robot.choose_camera(camera)
@@ -125,7 +125,7 @@ class LeRobotFolder:
         return rows
 
     def choose_camera(self, wanted: str | None) -> str:
-        """Returns the feature to take pictures from.
+        """Returns the feature to take images from.
 
         Raises:
             ValueError: If there is none, or more than one and none is chosen.
@@ -227,7 +227,7 @@ class LeRobotFolder:
         try:
             with Image.open(source) as picture:
                 return np.asarray(picture.convert("RGB"))
-        except Exception as error:  # Pillow's readers raise whatever a damaged picture provokes
+        except Exception as error:  # Pillow's readers raise whatever a damaged image provokes
             where = "in its table" if cell.get("bytes") else str(cell["path"])
             raise ValueError(f"a picture, {where}, cannot be read ({error}): copy it anew") from None
 

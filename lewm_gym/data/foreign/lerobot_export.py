@@ -1,4 +1,4 @@
-"""Writing a dataset as a LeRobot dataset, v3.0: lossless pictures (PNG) in the tables, no videos.
+"""Writing a dataset as a LeRobot dataset, v3.0: lossless images (PNG) in the tables, no videos.
 
 LeRobot has an action in every row; that of an episode's last frame repeats the one before. States are float32 there.
 """
@@ -222,7 +222,7 @@ def _statistics(dataset: Dataset) -> dict[str, Any]:
 
 
 def _moments(values: NDArray[np.float64], axes: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the statistics over `axes`; those of pictures keep their shape (3, 1, 1), as LeRobot has them."""
+    """Returns the statistics over `axes`; those of images keep their shape (3, 1, 1), as LeRobot has them."""
     keep = len(axes) > 1
     reduced = {name: getattr(values, name)(axis=axes, keepdims=keep) for name in ("min", "max", "mean", "std")}
     return {**{k: (v[0] if keep else v).tolist() for k, v in reduced.items()}, "count": [len(values)]}

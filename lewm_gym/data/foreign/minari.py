@@ -1,6 +1,6 @@
 """Minari datasets (farama.org), both ways.
 
-Import: a folder of Minari's with pictures among its observations. The pictures become 224 x 224 (stretched), "state"
+Import: a folder of Minari's with images among its observations. The images become 224 x 224 (stretched), "state"
 or, without one of that name, all other observations together the state, and each of them a quantity.
 Export: observations are a dictionary of `pixels`, `state` and the quantities; `infos` has `success`.
 """
@@ -39,18 +39,18 @@ def import_minari(
         source: Minari's folder of it, with `data/` inside, or that `data/` folder itself.
         folder: Where to.
         task: Name to record; None is the one that we exported, or "gym:" and its environment's id.
-        pixels: Name of the observation that is the picture ("camera/front" where dictionaries are nested); None is
+        pixels: Name of the observation that is the image ("camera/front" where dictionaries are nested); None is
             the only one that can be.
         progress: Called after every episode.
 
     Raises:
-        ValueError: If it is no Minari dataset, has no pictures, or actions that are not a bounded vector.
+        ValueError: If it is no Minari dataset, has no images, or actions that are not a bounded vector.
         ImportError: Without minari.
     """
     (minari, h5py), source = _minari(), Path(source)
     data = source / "data" if (source / "data").is_dir() else source
     for path in data.glob("*.hdf5"):
-        with reading(path, h5py):  # which refuses data outside the file
+        with reading(path, h5py):  # which rejects data outside the file
             pass
     try:
         opened = minari.MinariDataset(data)
