@@ -2,7 +2,7 @@
 
 A file `features/<key>.f16` in the dataset's folder holds one row of float16 per image and nothing else; the key
 stands for the dataset's content, the encoder's weights and the shape of a row. It is written row after row under a
-temporary name, so that a killed computation goes on where its file ends, and gets its name when it is whole; its
+temporary name, so that a killed computation continues where its file ends, and gets its name when it is whole; its
 SHA-256 lies beside it (`<key>.sha256`) and is checked before the features are used.
 
 Size: 2 bytes per number. DINOv2's 16 patches of a frame of 56 px take 12 KiB, 1.1 GiB for 1,000 episodes of Two-Room;
