@@ -3,7 +3,8 @@
 Every command of a page, in ```bash blocks and in indented ones, is checked: targets against the Makefile,
 `python -m ...` against that program's own parser. On the pages of `RUN`, those about Two-Room are then run in order,
 with `SMALLER` appended, in one folder; its `runs/demo` is a copy of the first run. Every ```python block of these pages
-is executed there, in order and in one interpreter per page, with `SHORTER` applied.
+is executed there, in order and in one interpreter per page, with `SHORTER` applied; a block whose fence says `no-run`,
+which has a test of its own, is only compiled.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ OTHERS = {"apt-get", "cd", "cp", "git", "ls", "open", "pip", "python", "source",
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the line on which its text begins, the text."""
+    """A fenced block: its language, whether it is run, the line on which its text begins, the text."""
 
     language: str
+    run: bool
     line: int
     text: str
 
@@ -59,7 +61,7 @@ def blocks(markdown: str, *languages: str) -> list[Block]:
         words = match[1].split()
         if words and words[0] in languages:
             line = markdown.count("\n", 0, match.start()) + 2
-            found.append(Block(words[0], line, match[2]))
+            found.append(Block(words[0], "no-run" not in words, line, match[2]))
     return found
 
 
@@ -177,7 +179,8 @@ def test_code_of_a_page_runs(page: Path, folder: Path) -> None:
         for long, short in SHORTER.items():
             text = text.replace(long, short)
         compile("\n" * (block.line - 1) + text, str(page), "exec")  # a traceback then has the page's line numbers
-        texts.append((block.line, text))
+        if block.run:
+            texts.append((block.line, text))
     script = folder / f"{page.stem}_blocks.py"
     script.write_text(
         f"namespace = {{'__name__': 'page'}}\n"
