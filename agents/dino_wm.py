@@ -303,19 +303,19 @@ class DinoWMAgent(PlanningAgent):
         dino.load_weights(model.encoder, model.config.dino_weights)
 
     @classmethod
-    def complete(cls, config: DinoWMConfig, dataset: Dataset) -> DinoWMConfig:
+    def resolve_config(cls, config: DinoWMConfig, dataset: Dataset) -> DinoWMConfig:
         """Returns the configuration with the sizes of actions and of what is sensed.
 
         Raises:
             ValueError: If proprioception is asked for and the dataset has none.
         """
         size = dataset.proprioception.shape[1] if config.proprioception else 0
-        return dataclasses.replace(super().complete(config, dataset), proprioception_size=size)
+        return dataclasses.replace(super().resolve_config(config, dataset), proprioception_size=size)
 
     @classmethod
-    def take_statistics(cls, model: DinoWM, dataset: Dataset) -> None:
+    def set_normalization(cls, model: DinoWM, dataset: Dataset) -> None:
         """Gives a fresh model the statistics of actions and of what is sensed; what never changes is not scaled."""
-        super().take_statistics(model, dataset)
+        super().set_normalization(model, dataset)
         if model.config.proprioception:
             sensed = dataset.proprioception.astype(np.float64)
             std = sensed.std(axis=0)

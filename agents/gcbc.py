@@ -31,7 +31,7 @@ from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import GoalBatch
 from lewm_gym.data.hindsight import HindsightBatch, HindsightClips
 from lewm_gym.nn.actor import GoalActor, frame_pairs
-from lewm_gym.nn.goal_conditioned import join, log_likelihood
+from lewm_gym.nn.goal_conditioned import concat_goal, log_likelihood
 from lewm_gym.planning import RecedingHorizon
 from lewm_gym.training import TrainingConfig
 
@@ -91,8 +91,8 @@ class GCBC(GoalPolicy):
             # Distances are to be read off the encodings, not to shape them.
             distance = self.actor.distance_loss(pairs.latents.detach(), pairs.goals.detach(), pairs.steps)
             return imitation + distance, {"imitation": imitation, "distance": distance}
-        now, goal = self.encodings(torch.cat([batch.pixels, batch.actor_goals])).chunk(2)
-        mean, actions = self.actor(join(now, goal)), self.normalize_actions(batch.actions)
+        obs, goal = self.encodings(torch.cat([batch.pixels, batch.actor_goals])).chunk(2)
+        mean, actions = self.actor(concat_goal(obs, goal)), self.normalize_actions(batch.actions)
         return -log_likelihood(mean, actions).mean(), {"action_error": (mean - actions).square().mean()}
 
     def encodings(self, pixels: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ class GCBC(GoalPolicy):
 
         Beside them, the steps left that they were chosen for: as given, or as the actor estimates them.
         """
-        now, goal = self.encodings(torch.stack([pixels, goals])).split(1)
-        left = self.actor.steps_left(now, goal) if steps_left is None else torch.tensor([steps_left]).to(now)
-        return self.denormalize_actions(self._single(self.actor(now, goal, left).mean)[0]), left.item()
+        obs, goal = self.encodings(torch.stack([pixels, goals])).split(1)
+        left = self.actor.steps_left(obs, goal) if steps_left is None else torch.tensor([steps_left]).to(obs)
+        return self.denormalize_actions(self._single(self.actor(obs, goal, left).mean)[0]), left.item()
 
     def _single(self, blocks: Tensor) -> Tensor:
         """Returns blocks (..., A) as their actions, (..., frame_skip, action_size)."""

@@ -16,8 +16,8 @@ and with an actor goal g:
 
 Differences: OGBench extracts the policy by default with the critic's gradient (DDPG+BC); here advantage-weighted
 regression, as in the LeWM paper. One encoder for all networks, as in agents/gcivl.py; BatchNorm sees two groups of
-frames in its target network. Preset `laptop` keeps 0.95 of the slow critics per step and weighs by exp(A - mean A):
-values come from the slow critics, so they fall by at most 1 - 0.995 per step, to -3 after 600 steps, and A = Q - V
+frames in its target network. Preset `laptop` keeps 0.95 of the target critics per step and weighs by exp(A - mean A):
+values come from the target critics, so they fall by at most 1 - 0.995 per step, to -3 after 600 steps, and A = Q - V
 stays near -1 meanwhile, which exp(10 A) turns into no weights at all. docs/baselines.md has the measurement.
 """
 
@@ -31,10 +31,17 @@ from torch import Tensor
 
 from agents import gcbc
 from agents.gcivl import GCIVLConfig
-from agents.policy import GoalPolicy, PolicyAgent, slow_copy
+from agents.policy import GoalPolicy, PolicyAgent, target_copy
 from agents.trainable import Preset
 from lewm_gym.data.goals import GoalBatch
-from lewm_gym.nn.goal_conditioned import Values, expectile_loss, follow, join, log_likelihood, regression_weights
+from lewm_gym.nn.goal_conditioned import (
+    Values,
+    concat_goal,
+    expectile_loss,
+    log_likelihood,
+    polyak_update,
+    regression_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -54,53 +61,53 @@ class GCIQL(GoalPolicy):
         width = 3 * self.observer.output_width
         self.value = Values(width, config.hidden_widths, members=1)
         self.critic = Values(width + config.action_size, config.hidden_widths, members=2)
-        self.slow = slow_copy(self.observer.trained, self.critic)
+        self.target = target_copy(self.observer.trained, self.critic)
 
     def loss(self, batch: GoalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of value, critics and policy together, and its parts."""
         frames = self.observer.prepare(
             torch.cat([batch.pixels, batch.value_goals, batch.next_pixels, batch.actor_goals])
         )
-        now, value_goal, after, actor_goal = self.observer.trained(frames).chunk(4)
+        obs, value_goal, next_obs, actor_goal = self.observer.trained(frames).chunk(4)
         actions = self.normalize_actions(batch.actions)
         with torch.no_grad():
-            slow_now, slow_goal = self.slow[0](frames[: 2 * len(now)]).chunk(2)
-            judged = self.slow[1](join(slow_now, slow_goal), actions).amin(dim=0)
-        values = self.value(join(now, value_goal))[0]
+            target_obs, target_goal = self.target[0](frames[: 2 * len(obs)]).chunk(2)
+            judged = self.target[1](concat_goal(target_obs, target_goal), actions).amin(dim=0)
+        values = self.value(concat_goal(obs, value_goal))[0]
         delta = judged - values
         value_loss = expectile_loss(delta, delta, self.config.expectile).mean()
-        critic_loss = self.critic_loss(now, after, value_goal, actions, batch.reached)
-        actor_loss, advantage = self.actor_loss(now, actor_goal, actions)
+        critic_loss = self.critic_loss(obs, next_obs, value_goal, actions, batch.reached)
+        actor_loss, advantage = self.actor_loss(obs, actor_goal, actions)
         logs = {"value": value_loss, "critic": critic_loss, "actor": actor_loss}
         logs |= {"mean_value": values.mean(), "mean_advantage": advantage.mean()}
         return value_loss + critic_loss + actor_loss, logs
 
-    def critic_loss(self, now: Tensor, after: Tensor, goal: Tensor, actions: Tensor, reached: Tensor) -> Tensor:
+    def critic_loss(self, obs: Tensor, next_obs: Tensor, goal: Tensor, actions: Tensor, reached: Tensor) -> Tensor:
         """Returns the squared Bellman error of both critics.
 
         Args:
-            now: (B, width) encodings of the present.
-            after: (B, width) of the next frame.
+            obs: (B, width) encodings of the present.
+            next_obs: (B, width) of the next frame.
             goal: (B, width) of the value goals.
             actions: (B, action_size), z-scored.
             reached: (B,), 1 where the present is the goal.
         """
         with torch.no_grad():
-            future = self.value(join(after, goal))[0]
+            future = self.value(concat_goal(next_obs, goal))[0]
             returns = (reached - 1) + self.config.discount * (1 - reached) * future
-        return (returns - self.critic(join(now, goal), actions)).square().mean(dim=1).sum()
+        return (returns - self.critic(concat_goal(obs, goal), actions)).square().mean(dim=1).sum()
 
-    def actor_loss(self, now: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def actor_loss(self, obs: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss of the policy, and the advantages (B,) that weigh it; arguments as for `critic_loss`."""
         with torch.no_grad():
-            advantage = self.critic(join(now, goal), actions).amin(dim=0) - self.value(join(now, goal))[0]
+            advantage = self.critic(concat_goal(obs, goal), actions).amin(dim=0) - self.value(concat_goal(obs, goal))[0]
         weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
-        return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
+        return -(weights * log_likelihood(self.actor(concat_goal(obs, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
         """Moves the target networks."""
-        follow(self.slow[0], self.observer.trained, self.config.target_rate)
-        follow(self.slow[1], self.critic, self.config.target_rate)
+        polyak_update(self.target[0], self.observer.trained, self.config.target_rate)
+        polyak_update(self.target[1], self.critic, self.config.target_rate)
 
 
 class GCIQLAgent(PolicyAgent):

@@ -16,7 +16,7 @@ and with an actor goal g (arXiv 1910.00177):
     L = L_value + L_actor;     V- <- 0.995 V- + 0.005 V after each step
 
 Differences: OGBench gives every network its own encoder of the two frames together; here one encoder of single
-frames serves them all (a third of the work), and the target network has a slow encoder too. Encoders as in
+frames serves them all (a third of the work), and the target network has an encoder of its own. Encoders as in
 agents/gcbc.py. BatchNorm, which one trained jointly has, sees four groups of frames in the encoder, and three in its
 target network.
 """
@@ -31,10 +31,17 @@ import torch
 from torch import Tensor
 
 from agents import gcbc
-from agents.policy import GoalPolicy, PolicyAgent, PolicyConfig, slow_copy
+from agents.policy import GoalPolicy, PolicyAgent, PolicyConfig, target_copy
 from agents.trainable import Preset
 from lewm_gym.data.goals import GoalBatch
-from lewm_gym.nn.goal_conditioned import Values, expectile_loss, follow, join, log_likelihood, regression_weights
+from lewm_gym.nn.goal_conditioned import (
+    Values,
+    concat_goal,
+    expectile_loss,
+    log_likelihood,
+    polyak_update,
+    regression_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -64,18 +71,18 @@ class GCIVL(GoalPolicy):
     def __init__(self, config: GCIVLConfig, observer: Any = None) -> None:
         super().__init__(config, observer)
         self.values = Values(3 * self.observer.output_width, config.hidden_widths, members=2)
-        self.slow = slow_copy(self.observer.trained, self.values)
+        self.target = target_copy(self.observer.trained, self.values)
 
     def loss(self, batch: GoalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of values and policy together, and its parts."""
         frames = self.observer.prepare(
             torch.cat([batch.pixels, batch.next_pixels, batch.value_goals, batch.actor_goals])
         )
-        now, after, value_goal, actor_goal = self.observer.trained(frames).chunk(4)
-        slow = self.slow[0](frames[: 3 * len(now)]).chunk(3)
-        value_loss, values = self.value_loss(now, value_goal, slow, batch.reached)
+        obs, next_obs, value_goal, actor_goal = self.observer.trained(frames).chunk(4)
+        target = self.target[0](frames[: 3 * len(obs)]).chunk(3)
+        value_loss, values = self.value_loss(obs, value_goal, target, batch.reached)
         actions = self.normalize_actions(batch.actions)
-        actor_loss, advantage = self.actor_loss(now, after, actor_goal, actions)
+        actor_loss, advantage = self.actor_loss(obs, next_obs, actor_goal, actions)
         logs = {
             "value": value_loss,
             "actor": actor_loss,
@@ -84,41 +91,43 @@ class GCIVL(GoalPolicy):
         }
         return value_loss + actor_loss, logs
 
-    def value_loss(self, now: Tensor, goal: Tensor, slow: tuple[Tensor, ...], reached: Tensor) -> tuple[Tensor, Tensor]:
+    def value_loss(
+        self, obs: Tensor, goal: Tensor, target: tuple[Tensor, ...], reached: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Returns the loss of the values, and the values (2, B).
 
         Args:
-            now: (B, width) encodings of the present.
+            obs: (B, width) encodings of the present.
             goal: (B, width) of the value goals.
-            slow: The slow encoder's of present, next frame and value goals.
+            target: The target encoder's of present, next frame and value goals.
             reached: (B,), 1 where the present is the goal.
         """
-        slow_now, slow_after, slow_goal = slow
+        target_obs, target_next_obs, target_goal = target
         with torch.no_grad():
-            future = self.slow[1](join(slow_after, slow_goal))
+            future = self.target[1](concat_goal(target_next_obs, target_goal))
             returns = (reached - 1) + self.config.discount * (1 - reached) * future
-            advantage = returns.amin(dim=0) - self.slow[1](join(slow_now, slow_goal)).mean(dim=0)
-        values = self.values(join(now, goal))
+            advantage = returns.amin(dim=0) - self.target[1](concat_goal(target_obs, target_goal)).mean(dim=0)
+        values = self.values(concat_goal(obs, goal))
         return expectile_loss(advantage, returns - values, self.config.expectile).mean(dim=1).sum(), values
 
-    def actor_loss(self, now: Tensor, after: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def actor_loss(self, obs: Tensor, next_obs: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss of the policy, and the advantages (B,) that weigh it.
 
         Args:
-            now: (B, width) encodings of the present.
-            after: (B, width) of the next frame.
+            obs: (B, width) encodings of the present.
+            next_obs: (B, width) of the next frame.
             goal: (B, width) of the actor goals.
             actions: (B, action_size), z-scored.
         """
         with torch.no_grad():
-            advantage = (self.values(join(after, goal)) - self.values(join(now, goal))).mean(dim=0)
+            advantage = (self.values(concat_goal(next_obs, goal)) - self.values(concat_goal(obs, goal))).mean(dim=0)
         weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
-        return -(weights * log_likelihood(self.actor(join(now, goal)), actions)).mean(), advantage
+        return -(weights * log_likelihood(self.actor(concat_goal(obs, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
         """Moves the target networks."""
-        follow(self.slow[0], self.observer.trained, self.config.target_rate)
-        follow(self.slow[1], self.values, self.config.target_rate)
+        polyak_update(self.target[0], self.observer.trained, self.config.target_rate)
+        polyak_update(self.target[1], self.values, self.config.target_rate)
 
 
 class GCIVLAgent(PolicyAgent):

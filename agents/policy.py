@@ -27,7 +27,7 @@ from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalSampler
 from lewm_gym.nn import dino
 from lewm_gym.nn.conv import ConvEncoder
 from lewm_gym.nn.frozen import freeze
-from lewm_gym.nn.goal_conditioned import MLP, PatchReader, join
+from lewm_gym.nn.goal_conditioned import MLP, PatchReader, concat_goal
 from lewm_gym.nn.images import to_network
 
 ENCODERS = ("scratch", "lewm", "dino", "auto")
@@ -122,11 +122,11 @@ class GoalPolicy(ActionModel):
 
     def act(self, pixels: Tensor, goals: Tensor) -> Tensor:
         """Returns raw actions (n, action_size), the policy's means, for frames and goals (n, h, w, 3) uint8."""
-        now, goal = self.observer.trained(self.observer.prepare(torch.cat([pixels, goals]))).chunk(2)
-        return self.denormalize_actions(self.actor(join(now, goal)))
+        obs, goal = self.observer.trained(self.observer.prepare(torch.cat([pixels, goals]))).chunk(2)
+        return self.denormalize_actions(self.actor(concat_goal(obs, goal)))
 
 
-def slow_copy(*modules: nn.Module) -> nn.ModuleList:
+def target_copy(*modules: nn.Module) -> nn.ModuleList:
     """Returns a copy of modules that no gradient reaches, for targets."""
     return copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
 
@@ -184,14 +184,14 @@ class PolicyAgent(Trainable, Agent):
     # Training (see Trainable) --------------------------------------------------------------------------------
 
     @classmethod
-    def complete(cls, config: Any, dataset: Dataset) -> Any:
+    def resolve_config(cls, config: Any, dataset: Dataset) -> Any:
         """Returns the configuration with the action size, and with the encoder that there is.
 
         Raises:
             FileNotFoundError: If there is no run in `encoder_run`.
             ValueError: If that run is another agent's or another task's, or cannot be read.
         """
-        config = super().complete(config, dataset)
+        config = super().resolve_config(config, dataset)
         if config.encoder == "auto":
             found = dino.available() or config.dino_weights
             if not found:

@@ -186,7 +186,7 @@ def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset
         _check_type(name, value, getattr(recipe.model if name in of_model else recipe.training, name))
     model = {k: v for k, v in overrides.items() if k in of_model}
     return (
-        agent_class.complete(dataclasses.replace(recipe.model, **model), dataset),
+        agent_class.resolve_config(dataclasses.replace(recipe.model, **model), dataset),
         recipe.planning,
         dataclasses.replace(recipe.training, **{k: v for k, v in overrides.items() if k in of_training}),
     )
@@ -315,5 +315,5 @@ def _make_model(agent_class: Any, config: Any, seed: int, dataset: Dataset) -> A
     torch.manual_seed(training.step_seed(seed, -1 % 2**32))  # a stream that no step uses
     model = agent_class.model_class(config)
     agent_class.initialise(model)
-    agent_class.take_statistics(model, dataset)
+    agent_class.set_normalization(model, dataset)
     return model

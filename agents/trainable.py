@@ -62,7 +62,7 @@ class Trainable:
         return cls.presets[name]
 
     @classmethod
-    def complete(cls, config: Any, dataset: Dataset) -> Any:
+    def resolve_config(cls, config: Any, dataset: Dataset) -> Any:
         """Returns the model's configuration with what the dataset, or files that it names, determine filled in."""
         return dataclasses.replace(config, action_size=dataset.action_size)
 
@@ -71,7 +71,7 @@ class Trainable:
         """Loads weights that do not come from this training (a frozen encoder's) into a fresh model: none."""
 
     @classmethod
-    def take_statistics(cls, model: Any, dataset: Dataset) -> None:
+    def set_normalization(cls, model: Any, dataset: Dataset) -> None:
         """Gives a fresh model the means and standard deviations of its training set: those of actions."""
         model.action_mean.copy_(torch.from_numpy(dataset.action_mean))
         model.action_std.copy_(torch.from_numpy(dataset.action_std))

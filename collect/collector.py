@@ -74,7 +74,7 @@ def collect(
         ChildProcessError: If workers keep dying on the same episode.
     """
     episodes = get_task(task).collect_episodes if episodes is None else episodes
-    from collect.episodes import Player, make_header
+    from collect.episodes import EpisodeRunner, make_header
 
     header = make_header(
         task,
@@ -87,7 +87,7 @@ def collect(
         picture_every=picture_every,
     )
     return collect_from(
-        partial(Player, header),
+        partial(EpisodeRunner, header),
         header,
         folder,
         episodes,

@@ -85,7 +85,7 @@ class Played:
     encoded: EncodedEpisode
 
 
-class Player:
+class EpisodeRunner:
     """Collects the episodes of one recipe, one after another, in one environment.
 
     Args:

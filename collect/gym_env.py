@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from collect.collector import Progress, collect_from
-from collect.episodes import Player, check_picture_every
+from collect.episodes import EpisodeRunner, check_picture_every
 from collect.policies.foreign import ForeignPolicy, name_of_policy
 from envs.pixel_goal import PixelGoal
 from lewm_gym.data import Dataset
@@ -109,7 +109,7 @@ def collect_gym(
         action_high=tuple(high),
         picture_every=picture_every,
     )
-    make_source = partial(make_player, header, policy)
+    make_source = partial(make_runner, header, policy)
     return collect_from(
         make_source,
         header,
@@ -123,10 +123,10 @@ def collect_gym(
     )
 
 
-def make_player(header: Header, policy: PolicyChoice) -> Player:
+def make_runner(header: Header, policy: PolicyChoice) -> EpisodeRunner:
     """Returns what plays the episodes of an environment of the user."""
     env = CollectedEnv(header.task.removeprefix(PREFIX))
-    return Player(header, env, _make_policy(policy, env), env.versions)
+    return EpisodeRunner(header, env, _make_policy(policy, env), env.versions)
 
 
 def _make_policy(policy: PolicyChoice, env: CollectedEnv) -> ForeignPolicy:
@@ -134,7 +134,7 @@ def _make_policy(policy: PolicyChoice, env: CollectedEnv) -> ForeignPolicy:
 
 
 class CollectedEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], NDArray[np.float32]]):
-    """Your own environment as a `Player` needs it.
+    """Your own environment as an `EpisodeRunner` needs it.
 
     `info` has `state` and `observation`, and `done` if the episode has ended; `is_success` is the environment's own, or
     False.

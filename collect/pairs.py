@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collect.collector import RESERVED_SEED
-from collect.episodes import Player, make_env, make_header
+from collect.episodes import EpisodeRunner, make_env, make_header
 from lewm_gym.data.episode import Episode
 from lewm_gym.data.format import installed_versions
 from lewm_gym.pairs import Pair, PairSet
@@ -59,13 +59,13 @@ def make_pairs(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     header = make_header(task.name, seed=seed, policy=policy, states_only=True)
-    player, env = Player(header), make_env(task.name)
+    runner, env = EpisodeRunner(header), make_env(task.name)
     env.draw_observations = False  # type: ignore[attr-defined]  # a replay needs no pictures, and Cube's take long
     pairs: list[Pair] = []
     number = fruitless = 0
     try:
         while len(pairs) < count:
-            episode = player.play(number).encoded.states
+            episode = runner.play(number).encoded.states
             rng = np.random.default_rng([zlib.crc32(task.name.encode()), seed, number, offset_steps])
             hard = HARD.get(task.name) if len(pairs) % QUOTA == 0 else None
             start = _choose(env, episode, offset_steps, rng, hard)
@@ -82,7 +82,7 @@ def make_pairs(
                 )
             number += 1
     finally:
-        player.close()
+        runner.close()
         env.close()
     return PairSet(task.name, offset_steps, tuple(pairs), seed, header.policy, installed_versions())
 

@@ -16,7 +16,7 @@ from lewm_gym.data.writer import open_writer, save_episode
 
 
 class Renderer:
-    """Renders the recorded states of a dataset; an alternative to `Player`.
+    """Renders the recorded states of a dataset; an alternative to `EpisodeRunner`.
 
     Args:
         header: Of the dataset to make.

@@ -23,7 +23,7 @@ from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import ACTOR_GOALS, VALUE_GOALS, GoalBatch, GoalMixture, GoalSampler
 from lewm_gym.nn import dino
 from lewm_gym.nn.frozen import freeze
-from lewm_gym.nn.goal_conditioned import expectile_loss, follow, log_likelihood, regression_weights
+from lewm_gym.nn.goal_conditioned import expectile_loss, log_likelihood, polyak_update, regression_weights
 from lewm_gym.nn.images import average_down
 from lewm_gym.nn.vicreg import batch_moments, time_moments
 from lewm_gym.types import Batch
@@ -166,14 +166,14 @@ def test_expectile_loss_weights_and_slow_copies():
     assert log_likelihood(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).item() == -12.5
     slow, fast = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     before = slow.weight.item()
-    follow(slow, fast, 0.995)
+    polyak_update(slow, fast, 0.995)
     assert slow.weight.item() == pytest.approx(0.995 * before + 0.005 * fast.weight.item())
 
 
 def test_slow_copies_get_no_gradient_and_move_after_a_step(folder, tmp_path):
     agent = train_run(GCIVLAgent, folder, tmp_path, "laptop", {**POLICY, "target_rate": 0.5}, "cpu")
-    assert not any(p.requires_grad for p in agent.model.slow.parameters())
-    slow, fast = next(agent.model.slow[1].parameters()), next(agent.model.values.parameters())
+    assert not any(p.requires_grad for p in agent.model.target.parameters())
+    slow, fast = next(agent.model.target[1].parameters()), next(agent.model.values.parameters())
     assert not torch.equal(slow, fast) and (slow - fast).abs().max() < 0.1
 
 
@@ -205,7 +205,7 @@ WIDTH, SIZE = 3, 256  # of features; of a batch
 
 
 def policy(name: str, trained: torch.nn.Module):
-    """Returns a model whose twins, and whose slow copies, differ; values spread over some units around -40."""
+    """Returns a model whose twins, and whose target networks, differ; values spread over some units around -40."""
     torch.manual_seed(0)
     kind = agent_class(name)
     model = kind.model_class(kind.config_class(hidden_widths=(16, 16)), Shown(trained))
@@ -214,11 +214,11 @@ def policy(name: str, trained: torch.nn.Module):
     if name == "gcbc":
         return model
     heads = (model.values,) if name == "gcivl" else (model.value, model.critic)
-    for head in (*heads, model.slow[1]):
+    for head in (*heads, model.target[1]):
         for member in head.members:
             torch.nn.init.normal_(member.layers[-1].weight, std=0.5)
             torch.nn.init.normal_(member.layers[-1].bias, mean=-40.0, std=0.5)
-    for parameter in model.slow[0].parameters():
+    for parameter in model.target[0].parameters():
         parameter += 0.3 * torch.randn_like(parameter)
     return model
 
@@ -254,8 +254,8 @@ def expected_of_gcivl(model, batch, fast, slow, actions) -> dict[str, float]:
     now, after, value_goal, actor_goal = map(fast, batch[:4])
     slow_now, slow_after, slow_goal = map(slow, batch[:3])
     reached = batch.reached.numpy()
-    q = -(1 - reached) + 0.99 * (1 - reached) * computed(model.slow[1], slow_after, slow_goal)
-    delta = q.min(axis=0) - computed(model.slow[1], slow_now, slow_goal).mean(axis=0)
+    q = -(1 - reached) + 0.99 * (1 - reached) * computed(model.target[1], slow_after, slow_goal)
+    delta = q.min(axis=0) - computed(model.target[1], slow_now, slow_goal).mean(axis=0)
     values = computed(model.values, now, value_goal)
     ahead = computed(model.values, after, actor_goal).mean(axis=0)
     advantage = ahead - computed(model.values, now, actor_goal).mean(axis=0)
@@ -270,7 +270,7 @@ def expected_of_gcivl(model, batch, fast, slow, actions) -> dict[str, float]:
 def expected_of_gciql(model, batch, fast, slow, actions) -> dict[str, float]:
     now, after, value_goal, actor_goal = map(fast, batch[:4])
     reached = batch.reached.numpy()
-    judged = computed(model.slow[1], slow(batch.pixels), slow(batch.value_goals), actions).min(axis=0)
+    judged = computed(model.target[1], slow(batch.pixels), slow(batch.value_goals), actions).min(axis=0)
     values = computed(model.value, now, value_goal)[0]
     target = -(1 - reached) + 0.99 * (1 - reached) * computed(model.value, after, value_goal)[0]
     critics = computed(model.critic, now, value_goal, actions)
@@ -288,7 +288,7 @@ def expected_of_gciql(model, batch, fast, slow, actions) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["gcivl", "gciql"])
 def test_losses_of_values_and_policies_equal_a_direct_computation(name):
     model, batch = policy(name, torch.nn.Linear(WIDTH, WIDTH)), transitions()
-    fast, slow = (lambda x, m=m: m(x).detach().numpy() for m in (model.observer.trained, model.slow[0]))
+    fast, slow = (lambda x, m=m: m(x).detach().numpy() for m in (model.observer.trained, model.target[0]))
     actions = (batch.actions.numpy() - np.float32([0.5, -0.5])) / np.float32([0.5, 2.0])
     expected = (expected_of_gcivl if name == "gcivl" else expected_of_gciql)(model, batch, fast, slow, actions)
     loss, parts = model.loss(batch)

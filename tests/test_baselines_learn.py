@@ -14,7 +14,7 @@ from agents import agent_class
 from agents.dino_wm import DinoWM, DinoWMConfig
 from agents.pldm import PLDM, PLDMConfig
 from lewm_gym.data.goals import GoalBatch
-from lewm_gym.nn.goal_conditioned import join
+from lewm_gym.nn.goal_conditioned import concat_goal
 from lewm_gym.planning.cem import CEM, CEMConfig
 from lewm_gym.types import Batch
 
@@ -209,9 +209,11 @@ def test_values_reach_the_expectile_fixed_point_of_the_behaviour(name):
     goals = torch.eye(n).repeat(n, 1)
     with torch.no_grad():
         head = model.values if name == "gcivl" else model.value
-        learned = head(join(states, goals)).mean(dim=0).view(n, n).numpy()
+        learned = head(concat_goal(states, goals)).mean(dim=0).view(n, n).numpy()
         if name == "gciql":
-            inputs = join(torch.eye(n)[batch.pixels.flatten().long()], torch.eye(n)[batch.value_goals.flatten().long()])
+            inputs = concat_goal(
+                torch.eye(n)[batch.pixels.flatten().long()], torch.eye(n)[batch.value_goals.flatten().long()]
+            )
             judged = model.critic(inputs, batch.actions).mean(dim=0).numpy()
     expected = expectile_fixed_point(n, discount, expectile)
     np.testing.assert_allclose(learned, expected, atol=0.1)

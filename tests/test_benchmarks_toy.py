@@ -90,7 +90,7 @@ class Walk:
         return bool(info["is_success"])
 
 POLICIES = {"walk": Walk}
-PURSUER = lambda: Walk(0.0)
+goal_expert = lambda: Walk(0.0)
 '''
 AGENT = '''
 import dataclasses

@@ -13,7 +13,7 @@ import collect.episodes
 from collect.__main__ import main
 from collect.collector import RESERVED_SEED
 from collect.collector import collect as run_collect
-from collect.episodes import Player, make_env, make_header
+from collect.episodes import EpisodeRunner, make_env, make_header
 from collect.policies import make_policy, policies_of
 from collect.render import render
 from lewm_gym.data import Dataset
@@ -102,8 +102,8 @@ def test_pictures_lie_beside_the_dataset(tmp_path):
 
 
 def test_two_room_episodes_have_the_papers_mean_length():
-    player = Player(make_header("two_room", states_only=True))
-    lengths = [len(player.play(number).encoded.states) for number in range(400)]
+    runner = EpisodeRunner(make_header("two_room", states_only=True))
+    lengths = [len(runner.play(number).encoded.states) for number in range(400)]
     assert abs(np.mean(lengths) - 92) < 0.03 * 92
 
 
@@ -116,7 +116,7 @@ def test_two_room_targets_lie_in_the_other_room():
 
 def test_every_task_has_a_random_policy():
     assert list(policies_of("two_room")) == ["heuristic", "random"]
-    played = Player(make_header("two_room", policy="random", states_only=True)).play(0).encoded.states
+    played = EpisodeRunner(make_header("two_room", policy="random", states_only=True)).play(0).encoded.states
     assert len(played) == get_task("two_room").max_episode_steps + 1
     assert 0.5 < played.action[:-1].std() < 0.65  # of a uniform distribution: 0.577
 

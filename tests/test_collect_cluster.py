@@ -10,7 +10,7 @@ import pytest
 
 from collect.cluster import play_on_ray
 from collect.collector import collect as run_collect
-from collect.episodes import Player, make_header
+from collect.episodes import EpisodeRunner, make_header
 from lewm_gym.data.format import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 
@@ -28,16 +28,16 @@ class DiesOnce:
     """Plays, but the first attempt kills its process, as a machine that is switched off."""
 
     def __init__(self, header, marker):
-        self._player, self._marker = Player(header), Path(marker)
+        self._runner, self._marker = EpisodeRunner(header), Path(marker)
 
     def save(self, folder, number):
         if number == 11 and not self._marker.exists():
             self._marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return self._player.save(folder, number)
+        return self._runner.save(folder, number)
 
     def close(self):
-        self._player.close()
+        self._runner.close()
 
 
 class Faulty:

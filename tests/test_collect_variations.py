@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from collect.collector import collect as run_collect
-from collect.episodes import Player, make_env, make_header
+from collect.episodes import EpisodeRunner, make_env, make_header
 from collect.policies import policies_of
 from collect.render import render
 from lewm_gym.data import Dataset
@@ -72,8 +72,8 @@ def test_unknown_variations_are_named_and_leave_nothing(tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_policy_copes_with_all_variations_of_its_task(task):
     for policy in policies_of(task):
-        player = Player(make_header(task, policy=policy, states_only=True, variations="all"))
-        player._policy.max_steps = min(player._policy.max_steps, 30)
+        runner = EpisodeRunner(make_header(task, policy=policy, states_only=True, variations="all"))
+        runner._policy.max_steps = min(runner._policy.max_steps, 30)
         for number in range(3):
-            assert player.play(number).encoded.states.reset_options["variations"]
-        player.close()
+            assert runner.play(number).encoded.states.reset_options["variations"]
+        runner.close()

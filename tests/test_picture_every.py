@@ -58,13 +58,13 @@ def test_states_and_actions_of_all_steps_stay_and_every_fifth_picture(full, spar
 
 @pytest.mark.parametrize("task", ["pusht", pytest.param("reacher", marks=pytest.mark.gl)])
 def test_pictures_that_are_not_stored_are_not_drawn(task, tmp_path, monkeypatch):
-    from collect.episodes import Player, make_header
+    from collect.episodes import EpisodeRunner, make_header
 
-    player = Player(make_header(task, policy="random", picture_every=7))
+    runner = EpisodeRunner(make_header(task, policy="random", picture_every=7))
     drawn = []
-    render_state = player._env.render_state
-    monkeypatch.setattr(player._env, "render_state", lambda state: drawn.append(1) or render_state(state))
-    played = player.play(0)
+    render_state = runner._env.render_state
+    monkeypatch.setattr(runner._env, "render_state", lambda state: drawn.append(1) or render_state(state))
+    played = runner.play(0)
     assert len(played.encoded.frames) == len(range(0, len(played.encoded.states), 7))
     assert len(drawn) <= len(played.encoded.frames) + 1  # and the goal
 

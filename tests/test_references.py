@@ -9,7 +9,7 @@ from agents import load_agent
 from benchmarks.evaluation.evaluate import evaluate
 from benchmarks.experiments.references import expert_actions, make_reference
 from collect.episodes import make_env
-from collect.policies import make_pursuer
+from collect.policies import make_goal_expert
 from envs.goal_env import GoalEnv
 from lewm_gym.pairs import load_shipped
 from lewm_gym.tasks import TASKS
@@ -48,7 +48,7 @@ def test_policies_pursue_the_goal_they_are_told(task):
     env: GoalEnv = make_env(task)
     env.draw_observations = False
     pair = load_shipped(task, 25).pairs[0]
-    policy = make_pursuer(task)
+    policy = make_goal_expert(task)
     _, info = policy.pursue(env, np.random.default_rng(0), pair.start_state, pair.goal_state)
     np.testing.assert_array_equal(info["state"], pair.start_state)
     np.testing.assert_array_equal(info["goal_state"], pair.goal_state)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collect.episodes import make_env
-from collect.policies import make_pursuer
+from collect.policies import make_goal_expert
 from lewm_gym.pairs import FoundPair, load_shipped, stream_seed
 from lewm_gym.tasks import Task
 
@@ -77,7 +77,7 @@ def _uniform(env: Any, task: Task, seed: int, budget: int, found: Sampled) -> It
             _, info = env.reset(seed=(stream if attempt == 0 else stream_seed(stream, attempt)) % 2**32)
             start, goal = info["state"], info["goal_state"]
             rng = np.random.default_rng([seed, index, attempt])
-            actions, reached = pursue(make_pursuer(task.name), env, start, goal, rng, budget, steer=True)
+            actions, reached = pursue(make_goal_expert(task.name), env, start, goal, rng, budget, steer=True)
             if reached:
                 yield FoundPair(start, goal, actions, phase=env.phase(np.stack([start, goal])))
                 break

@@ -22,7 +22,7 @@ from agents import agent_class, references
 from benchmarks.evaluation.envs import PairLike
 from benchmarks.evaluation.sampled import pursue
 from collect.episodes import make_env
-from collect.policies import make_pursuer
+from collect.policies import make_goal_expert
 from lewm_gym import checkpoint
 from lewm_gym.files import make_folder
 from lewm_gym.pairs import stream_seed
@@ -58,5 +58,5 @@ def expert_actions(task: str, pairs: Sequence[PairLike], seed: int, budget_steps
     with contextlib.closing(env):
         for index, pair in enumerate(pairs):
             rng = np.random.default_rng([seed, index])
-            plans.append(pursue(make_pursuer(task), env, pair.start_state, pair.goal_state, rng, budget_steps)[0])
+            plans.append(pursue(make_goal_expert(task), env, pair.start_state, pair.goal_state, rng, budget_steps)[0])
     return plans

@@ -69,7 +69,7 @@ def _options(name: str, factory: Factory, written: str) -> dict[str, float]:
     return options
 
 
-def make_pursuer(task: str) -> Any:
+def make_goal_expert(task: str) -> Any:
     """Returns the task's policy without its noise, with `pursue(env, rng, start, goal)` in place of `begin`."""
     get_task(task)
-    return importlib.import_module(f"collect.policies.{task}").PURSUER()
+    return importlib.import_module(f"collect.policies.{task}").goal_expert()

@@ -262,4 +262,4 @@ POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {
     "wandering": WanderingPolicy,
 }
 #: What pursues a goal as well as it can.
-PURSUER = partial(MarkovPolicy, noise=0.0)
+goal_expert = partial(MarkovPolicy, noise=0.0)

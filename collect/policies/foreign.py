@@ -84,7 +84,7 @@ class ForeignPolicy:
         """Returns the policy's action, with noise if asked."""
         action = np.asarray(self._act(info["observation"]), np.float32)
         if self.noise is None or action.shape != self._low.shape or not np.isfinite(action).all():
-            return action  # the player says what is wrong with it
+            return action  # the runner says what is wrong with it
         noisy = action + self._rng.normal(0.0, self.noise, action.shape) * 0.5 * (self._high - self._low)
         return np.clip(noisy, self._low, self._high).astype(np.float32)
 

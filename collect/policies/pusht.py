@@ -164,6 +164,6 @@ def _weak(noise: float | None = None) -> Weak:
 #: name -> factory of (noise); the first is the default.
 POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"expert": _expert, "weak": _weak}
 #: What pursues a goal as well as it can: at full speed, without noise, whims and detours.
-PURSUER = partial(
+goal_expert = partial(
     Expert, ExpertConfig(noise=0.0, whim=0.0, detours=0.0, leisure=0, speeds=(17.0, 17.0), speed_drift=0.0)
 )

@@ -156,4 +156,4 @@ class SACPolicy:
 
 POLICIES: dict[str, Callable[..., BehaviourPolicy]] = {"sac": SACPolicy}
 #: What pursues a goal as well as it can.
-PURSUER = partial(SACPolicy, noise=0.0)
+goal_expert = partial(SACPolicy, noise=0.0)

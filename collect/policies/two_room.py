@@ -105,4 +105,4 @@ def _random_position(rng: np.random.Generator, rooms: Rooms) -> State:
 
 POLICIES: dict[str, Callable[[float | None], BehaviourPolicy]] = {"heuristic": ThroughTheDoor}
 #: What pursues a goal as well as it can.
-PURSUER = partial(ThroughTheDoor, noise=0.0)
+goal_expert = partial(ThroughTheDoor, noise=0.0)

@@ -112,10 +112,10 @@ class GoalSampler(ClipSampler):
         pixels = self.frames_at(*(np.stack(part, axis=1) for part in zip(*frames, strict=True)))
         actions = self._actions[self.dataset.starts[self.episodes[which]] + steps]
         reached = (value[0] == which) & (value[1] == steps)
-        now, after, value_goals, actor_goals = pixels.unbind(1)
+        obs, next_obs, value_goals, actor_goals = pixels.unbind(1)
         return GoalBatch(
-            now,
-            after,
+            obs,
+            next_obs,
             value_goals,
             actor_goals,
             torch.from_numpy(np.ascontiguousarray(actions)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 MAX_WEIGHT = 100.0  # of one transition in advantage-weighted regression (OGBench)
 
 
-def join(frames: Tensor, goals: Tensor) -> Tensor:
+def concat_goal(frames: Tensor, goals: Tensor) -> Tensor:
     """Returns encodings of frames and goals side by side with how far they are apart, (n, 3 width) of (n, width) each.
 
     Values turn on whether the goal is reached. Without |s - g| an MLP has to build that comparison from two layers,
@@ -102,7 +102,7 @@ def log_likelihood(mean: Tensor, actions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
+def polyak_update(target: nn.Module, source: nn.Module, rate: float) -> None:
     """Moves the target's parameters: target <- rate target + (1 - rate) source."""
     for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
         slow.lerp_(fast, 1 - rate)
