@@ -115,6 +115,11 @@ class Job:
     settings: Settings
     rules: Rules
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what a record says of it."""
+        distances = {"offset_steps": self.offset_steps, "budget_steps": self.settings.budget_steps}
+        return {"task": self.task.name, "seed": self.settings.seed, **distances, "pairs": self.source}
+
     def identity(self) -> dict[str, Any]:
         """Returns, ready for JSON, what outcomes are a function of, the agent aside; speed is not among it."""
         speed = ("n_envs", "workers")

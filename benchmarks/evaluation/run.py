@@ -370,6 +370,12 @@ def describe_run(run: Path, description: Json, weights: str) -> Json:
     return {"folder": str(run), "weights": weights, **known, "curves": read_curves(rows)}
 
 
+def describe_agent(run: Path, description: Json) -> Json:
+    """Returns what other records say of it: agent, preset, folder and weights' hash."""
+    folder = {"folder": str(run), "weights": weights_hash(run)}
+    return {"agent": description["agent"], "preset": description.get("preset"), "run": folder}
+
+
 def weights_hash(run: Path) -> str:
     """Returns the SHA-256 of the weights, or of `run.json` for an agent without any: what acts."""
     weights = run / checkpoint.WEIGHTS

@@ -16,7 +16,7 @@ from agents import load_agent
 from agents.random import RandomAgent
 from benchmarks.evaluation.envs import Environments, PairLike, Rules
 from benchmarks.evaluation.protocols import Asked, make_job
-from benchmarks.evaluation.run import Session, load_description, weights_hash
+from benchmarks.evaluation.run import Session, describe_agent, load_description, weights_hash
 from benchmarks.options import Evaluating
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.records import Measurement
@@ -59,18 +59,8 @@ class Shift(Evaluating, Measurement):
             }
             rates = {who: asdict(Rate.of(outcomes)) for who, outcomes in changed.items()}
             changes.append({"name": name, "variations": variations, **rates})
-        return {
-            "task": job.task.name,
-            "agent": description["agent"],
-            "preset": description.get("preset"),
-            "run": {"folder": str(self.run), "weights": weights},
-            "seed": self.seed,
-            "offset_steps": job.offset_steps,
-            "budget_steps": job.settings.budget_steps,
-            "pairs": job.source,
-            "unchanged": asdict(Rate.of(before)),
-            "changes": changes,
-        }
+        unchanged = {"unchanged": asdict(Rate.of(before)), "changes": changes}
+        return {**job.describe(), **describe_agent(self.run, description), **unchanged}
 
     def record(self, bars: Any = None, **given: Any) -> Record:
         """Measures, writes the record, and removes what a killed call would have gone on from."""

@@ -20,7 +20,7 @@ from agents.planning import PRECISIONS
 from benchmarks.evaluation.envs import Environments
 from benchmarks.evaluation.evaluate import ActClock, evaluate
 from benchmarks.evaluation.protocols import Asked, Job, make_job
-from benchmarks.evaluation.run import Plan, counter, load_description, planner_of, weights_hash
+from benchmarks.evaluation.run import Plan, counter, describe_agent, load_description, planner_of, weights_hash
 from benchmarks.options import Evaluating
 from benchmarks.report.plots import rate_series
 from benchmarks.report.records import Measurement
@@ -218,16 +218,8 @@ class EqualFlops(Evaluating, Measurement):
         """Returns the success of each run at each budget."""
         check_same_scene({run: load_description(run) for run in self.runs})
         subjects = [Subject.of(run, self) for run in self.runs]
-        job = subjects[0].job
-        return {
-            "task": job.task.name,
-            "seed": self.seed,
-            "offset_steps": job.offset_steps,
-            "pairs": job.source,
-            "iterations": ITERATIONS,
-            "budgets": list(self.flops),
-            "models": [self._measure_model(subject, bars) for subject in subjects],
-        }
+        models = [self._measure_model(subject, bars) for subject in subjects]
+        return {**subjects[0].job.describe(), "iterations": ITERATIONS, "budgets": list(self.flops), "models": models}
 
     def _measure_model(self, subject: Subject, bars: Any) -> Json:
         cost = cost_of_plan(subject.agent, subject.first_observation())
@@ -240,14 +232,8 @@ class EqualFlops(Evaluating, Measurement):
                 success, seconds = subject.measure(cem(n_samples, ITERATIONS), name, bars)
                 point |= {"success": success, "seconds_per_plan": seconds}
             points.append(point)
-        return {
-            "agent": subject.description["agent"],
-            "preset": subject.description.get("preset"),
-            "run": {"folder": str(subject.run), "weights": weights_hash(subject.run)},
-            "flops_fixed": cost.fixed,
-            "flops_per_candidate": cost.per_candidate,
-            "points": points,
-        }
+        costs = {"flops_fixed": cost.fixed, "flops_per_candidate": cost.per_candidate}
+        return {**describe_agent(subject.run, subject.description), **costs, "points": points}
 
     @staticmethod
     def show(record: Record) -> Section:

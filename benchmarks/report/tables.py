@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,7 +16,14 @@ from lewm_gym.plots import Figure
 from lewm_gym.results import part_of
 from lewm_gym.tasks import TASKS
 
-_TAGS = {"strong": ("**", "b"), "theirs": ("*", "i"), "code": ("`", "code")}
+#: style -> its signs in Markdown, and its tags in HTML
+STYLES = {
+    "plain": ("", "{text}"),
+    "strong": ("**", "<b>{text}</b>"),
+    "theirs": ("*", "<i>{text}</i>"),
+    "code": ("`", "<code>{text}</code>"),
+    "link": ("", '<a href="#{to}">{text}</a>'),
+}
 
 
 class Mark(NamedTuple):
@@ -40,41 +47,33 @@ def theirs(value: float | None, form: str = "g") -> Cell:
     return "" if value is None else Mark(format(value, form), "theirs")
 
 
-def _pieces(cell: Cell) -> Iterator[tuple[str, Mark | None]]:
-    for piece in (cell,) if isinstance(cell, str | Mark) else cell:
-        yield (piece, None) if isinstance(piece, str) else (piece.text, piece)
+def _pieces(cell: Cell) -> list[Mark]:
+    pieces = (cell,) if isinstance(cell, str | Mark) else cell
+    return [piece if isinstance(piece, Mark) else Mark(piece, "plain") for piece in pieces]
 
 
 def to_text(cell: Cell) -> str:
     """Returns a cell without its marks."""
-    return "".join(text for text, _ in _pieces(cell))
+    return "".join(piece.text for piece in _pieces(cell))
 
 
 def to_markdown(cell: Cell) -> str:
     """Returns a cell on one line; what means something in Markdown or HTML is shown as it is."""
     words = []
-    for text, mark in _pieces(cell):
-        plain = re.sub(r"\s+", " ", text)
-        if mark is not None and mark.style == "code":  # where all but a backtick stands for itself
-            words.append("`" + plain.replace("`", "'").replace("|", "\\|") + "`")
-            continue
-        plain = re.sub(r"([\\`*_\[\]|])", r"\\\1", plain)
-        sign = _TAGS[mark.style][0] if mark is not None and mark.style in _TAGS else ""
-        words.append(f"{sign}{plain.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}{sign}")
+    for text, style, _ in _pieces(cell):
+        plain, sign = re.sub(r"\s+", " ", text), STYLES[style][0]
+        if style == "code":  # where all but a backtick stands for itself
+            plain = plain.replace("`", "'").replace("|", "\\|")
+        else:
+            plain = re.sub(r"([\\`*_\[\]|])", r"\\\1", plain)
+            plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        words.append(f"{sign}{plain}{sign}")
     return "".join(words)
 
 
 def to_html(cell: Cell) -> str:
     """Returns a cell as HTML."""
-    words = []
-    for text, mark in _pieces(cell):
-        if mark is None:
-            words.append(escape(text))
-        elif mark.style == "link":
-            words.append(f'<a href="#{escape(mark.to, quote=True)}">{escape(text)}</a>')
-        else:
-            words.append("<{0}>{1}</{0}>".format(_TAGS[mark.style][1], escape(text)))
-    return "".join(words)
+    return "".join(STYLES[style][1].format(text=escape(text), to=escape(to)) for text, style, to in _pieces(cell))
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,9 @@ class Table:
         """Returns aligned columns for a terminal."""
         lines = [[to_text(cell) for cell in row] for row in (self.header, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = [
-            "  ".join(
-                t.ljust(w) if i < self.words else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in lines
-        ]
-        return "\n".join(
-            line.rstrip() for line in (aligned[0], "  ".join("-" * width for width in widths), *aligned[1:])
-        )
+        sides = [str.ljust if column < self.words else str.rjust for column in range(len(widths))]
+        aligned = [[side(t, w) for side, t, w in zip(sides, line, widths, strict=True)] for line in lines]
+        return "\n".join("  ".join(row).rstrip() for row in (aligned[0], ["-" * w for w in widths], *aligned[1:]))
 
     def markdown(self) -> str:
         """Returns a Markdown table."""
