@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lewm_gym.commands import Command, option
+from lewm_gym.tasks import TASKS, get_task
 
 BUDGET_MIN = 10.0  # of a training, unless something else is asked for
 
@@ -32,6 +33,19 @@ class OnDevice(Command):
     """The option of everything that computes with a model."""
 
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU if there is one)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTasks(Command):
+    """The option of what is done for several tasks; a call without names is of all."""
+
+    tasks: tuple[str, ...] = option(("all",), "all, or a list of names")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "tasks", tuple(TASKS) if self.tasks == ("all",) else self.tasks)
+        for task in self.tasks:
+            get_task(task)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ left out. Without a GPU everything runs at toy size on the CPU.
 from __future__ import annotations
 
 import importlib.util
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.devices import choose_device
-from benchmarks.experiments.suite import collected
-from benchmarks.options import OnDevice
+from benchmarks.experiments.suite import Stage, collected
+from benchmarks.options import OnDevice, OnTasks
 from benchmarks.report.tables import duration
 from lewm_gym import provenance
 from lewm_gym.commands import option
 from lewm_gym.files import parse_json
 from lewm_gym.results import Json, write_json
-from lewm_gym.tasks import TASKS, get_task
+from lewm_gym.tasks import get_task
 
 TESTS = Path(__file__).parents[2] / "tests"
 BATCH_SIZES = (128, 256, 512)  # of the timed training step
@@ -48,39 +47,14 @@ _TOY = [
 Say = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command, in turns of limited length.
-
-    Attributes:
-        name: Of its file.
-        words: `python -m` and these.
-        minutes: What it is expected to take, where that follows from what is asked; None if not.
-        resumes: Whether it goes on in another turn; a stage that does not has failed if one is not enough.
-        allowed: Exit statuses that count as done.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    minutes: float | None = None
-    resumes: bool = False
-    allowed: tuple[int, ...] = (0,)
-
-    @property
-    def command(self) -> str:
-        """What a user would type."""
-        return f"python -m {shlex.join(self.words)}"
-
-
 @dataclass(frozen=True, kw_only=True)
-class Gpu(OnDevice):
+class Gpu(OnTasks, OnDevice):
     """Measures what only a GPU can show: its tests, rendering, training and planning speed, then training and success
     of the preset `paper` and of `guided` on each task. Runs in short stages, each with its JSON; the same command
     resumes. Without a GPU it runs at toy size on the CPU.
     """  # noqa: D205
 
     minutes: float = option(8.0, "of optimiser steps for each preset on each task", least=1e-6)
-    tasks: tuple[str, ...] = option(("all",), "all, or a list of names")
     episodes: int | None = option(None, "of each dataset that is not there yet (default: the task's for a laptop)")
     data: Path = option(Path("data"), "folder of datasets; <task>-states is rendered", metavar="FOLDER")
     runs: Path = option(Path("runs/gpu"), "run folders", metavar="FOLDER")
@@ -94,10 +68,6 @@ class Gpu(OnDevice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tasks == ("all",):
-            object.__setattr__(self, "tasks", tuple(TASKS))
-        for task in self.tasks:
-            get_task(task)
         device = choose_device(self.device)
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "toy", self.toy or device == "cpu")
@@ -189,7 +159,7 @@ class Gpu(OnDevice):
             count = self.episodes or (6 if self.toy else task.laptop_episodes)
             count = max(count, collected(folder))
             words = ("collect", name, "--episodes", str(count), "--out", str(folder), "--no-pictures")
-        return Stage(f"data-{name}", words, count * task.collect_seconds / 60, resumes=True)
+        return Stage(f"data-{name}", words, minutes=count * task.collect_seconds / 60, resumes=True)
 
     def _training(self, preset: str, task: str) -> Stage:
         """Returns the training of LeWM by a preset on a task, and its evaluation beside the references."""
@@ -202,7 +172,7 @@ class Gpu(OnDevice):
             words += ["--preset", size, "--steps", "2", "--n-pairs", "2", "--set", *_TOY, *actor]
             return Stage(name, tuple(words), resumes=True)
         words += ["--preset", preset, "--budget-min", f"{self.minutes:g}"]
-        return Stage(name, tuple(words), self.minutes, resumes=True)
+        return Stage(name, tuple(words), minutes=self.minutes, resumes=True)
 
     # Running them --------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from agents import agent_class
 from benchmarks.evaluation.run import weights_hash
-from benchmarks.options import BUDGET_MIN, Training
+from benchmarks.options import BUDGET_MIN, OnTasks, Training
 from benchmarks.registry import load_command
 from benchmarks.report.tables import duration
 from lewm_gym.commands import option
@@ -42,11 +42,17 @@ class Stage:
         name: What it does, in words.
         words: `python -m` and these.
         done: Whether what it would leave is there already.
+        minutes: What it is expected to take, where that follows from what is asked; None if not.
+        resumes: Whether it goes on in another turn; one that does not has failed if its time is over.
+        allowed: Exit statuses that count as done.
     """
 
     name: str
     words: tuple[str, ...]
     done: bool = False
+    minutes: float | None = None
+    resumes: bool = False
+    allowed: tuple[int, ...] = (0,)
 
     @property
     def command(self) -> str:
@@ -55,13 +61,12 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite(Training):
+class Suite(OnTasks, Training):
     """The paper's comparison in one command: collects or reuses a dataset of each task, trains and evaluates every
     agent with every seed, adds more distant goals, the published protocol, latent analysis and `shift`, and writes the
     report. Prints the estimated cost first. Run the same command again to resume.
     """  # noqa: D205
 
-    tasks: tuple[str, ...] = option(("all",), "all, or a list of names")
     preset: str = option("laptop", "preset of every agent", choices=PRESETS)
     steps: int | None = option(None, "optimiser steps for every agent, in place of --budget-min", least=1)
     episodes: int | None = option(
@@ -74,10 +79,6 @@ class Suite(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tasks == ("all",):
-            object.__setattr__(self, "tasks", tuple(TASKS))
-        for task in self.tasks:
-            get_task(task)
         if self.budget_min is not None and self.steps is not None:
             raise ValueError("give --budget-min or --steps, not both")
         _ = self.compared  # raises where the options do not fit

@@ -17,12 +17,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from benchmarks.options import OnTasks
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, task_title
 from benchmarks.speed.timing import Speed, measure, spread, use_one_core
 from lewm_gym.commands import option
 from lewm_gym.results import Json, Record
-from lewm_gym.tasks import TASKS, Task, get_task
+from lewm_gym.tasks import Task, get_task
 
 BATCH = 4_096  # agents of a batched environment
 WHAT = {
@@ -33,14 +34,13 @@ WHAT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Envs(Measurement):
+class Envs(OnTasks, Measurement):
     """Times stepping and rendering of each task at 224 px on one core, in its own process: the median of five
     repetitions, compared with stable-worldmodel in the same run if it is installed.
     """  # noqa: D205
 
     kind = "speed envs"
 
-    tasks: tuple[str, ...] = option(("all",), "all, or a list of names")
     seconds: float = option(5.0, "seconds per measurement", least=1e-6)
     quality: str | None = option(None, "render quality: fast or reference (default: fast)")
 
@@ -50,7 +50,7 @@ class Envs(Measurement):
         A row has the task, `what` (one of WHAT), the `Speed` (None where it could not be measured, and then `why_not`),
         and in `detail` the environment's id and how pictures are drawn.
         """
-        tasks = map(get_task, TASKS if self.tasks == ("all",) else self.tasks)
+        tasks = map(get_task, self.tasks)
         jobs = [(task, what) for task in tasks for what in WHAT if what != "batched" or task.vector_entry_point]
         rows = []
         for done, (task, what) in enumerate(jobs):
