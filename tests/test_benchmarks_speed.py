@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,6 @@ from benchmarks.speed.timing import Speed, measure
 from collect import collect
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.results import Record
-from lewm_gym.tasks import TASKS
 from lewm_gym.types import Batch
 
 FAST = {"median": 2_000.0, "low": 1_900.0, "high": 2_100.0, "repeats": 5, "core_share": 0.99}
@@ -101,16 +99,6 @@ def test_the_table_compares_and_explains() -> None:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return collect("two_room", tmp_path_factory.mktemp("data") / "two_room", 2, workers=1, pictures=False)
-
-
-def test_the_speeds_of_the_docs_are_those_of_the_stored_measurement() -> None:
-    root = Path(__file__).parent.parent
-    page = (root / "docs" / "datasets.md").read_text(encoding="utf-8")
-    rows = json.loads((root / "results" / "speed-data.json").read_text(encoding="utf-8"))["rows"]
-    for name, task in TASKS.items():
-        of_task = {row["reader"]: row for row in rows if row["task"] == name}
-        speeds = " | ".join(f"{of_task[reader]['speed']['median']:,.0f}" for reader in ("ours", "raw", "hdf5", "png"))
-        assert f"| {task.title.removeprefix('OGBench-')} | {speeds} | {of_task['ours']['episodes']:,} |" in page
 
 
 @pytest.mark.parametrize("name", WRITERS)
