@@ -99,7 +99,7 @@ class Plan(Asked):
         if known is not None:
             return self._filmed(known, out, job, agent, progress)
         session = Session(job, out, weights, progress, agent, {"planning": self.planning} if self.planning else {})
-        blind = {"workers": 1, "steps_left": None}  # references look at no frame, and are told nothing
+        blind: Json = {"workers": 1, "steps_left": None}  # references look at no frame, and are told nothing
         random = session.outcomes("random", RandomAgent(job.task.action_size), **blind)
         replay = session.outcomes("replay", _replay(job), **blind) if len(job.pairs[0].actions) else ()
         outcomes = session.outcomes("agent", agent)

@@ -153,8 +153,9 @@ class Gpu(OnTasks, OnDevice):
         """Returns what renders the states that are there, or collects the dataset."""
         task, folder = get_task(name), self.data / name
         states = folder.with_name(f"{name}-states")
+        words: tuple[str, ...] = ("collect", "render", str(states), "--out", str(folder))
         if collected(states):
-            words, count = ("collect", "render", str(states), "--out", str(folder)), collected(states)
+            count = collected(states)
         else:
             count = self.episodes or (6 if self.toy else task.laptop_episodes)
             count = max(count, collected(folder))
@@ -202,7 +203,7 @@ class Gpu(OnTasks, OnDevice):
             state = "done" if status in stage.allowed else "failed"
             if status is None:
                 state = "no time" if cut_short else "stopped"
-            said = {"stage": stage.command, "state": state, "status": status, "turns": turn}
+            said: Json = {"stage": stage.command, "state": state, "status": status, "turns": turn}
             said |= {"seconds": round(time.monotonic() - began, 1), "device": self.device, "toy": self.toy}
             write_json(self._path(stage), {**said, **provenance.describe(), "output": tail})
             say(f"--- {stage.name}: {state}, {duration(round(time.monotonic() - began))}")
