@@ -19,7 +19,7 @@ ALL = python=$$(sh bootstrap.sh all)
 DOCS = python=$$(sh bootstrap.sh docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gpu setup setup-gl test test-slow fuzz lint types docs format hooks clean
+.PHONY: help demo gpu bundle setup setup-gl test test-slow fuzz lint types docs format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ demo: ## collect, train, evaluate and film an agent on Two-Room, into runs/demo
 
 gpu: ## measure what only a GPU can show, in stages of minutes that resume; without one, at toy size
 	@$(ALL) && "$$python" -m benchmarks gpu $(ARGS)
+
+bundle: ## pack what make gpu needs on a machine without a network, into dist/bundle.tar.gz
+	@$(ALL) && "$$python" -m benchmarks bundle $(ARGS)
 
 setup: ## install everything, and do nothing else
 	@$(ALL) && echo "$$python"

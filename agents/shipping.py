@@ -114,6 +114,8 @@ def _result_of(run: Path, path: Path) -> Result:
         raise ValueError(f"{path} is the result of other weights than those in {run}: python -m benchmarks plan {run}")
     if result.protocol != "heldout" or result.pairs.get("source") != "shipped":
         raise ValueError(f"{path} is not on the task's own held-out pairs: python -m benchmarks plan {run}")
+    if "steps_left" in result.metrics:
+        raise ValueError(f"{path} was told the steps left, a shipped agent estimates them: leave out --steps-left")
     return result
 
 

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "compare": Entry("experiments.compare:Compare", "train, evaluate and tabulate agents side by side", COMPARISON),
     "suite": Entry("experiments.suite:Suite", "collect, train, measure and report in one command"),
     "gpu": Entry("experiments.gpu:Gpu", "measure what only a GPU can show, in short stages that resume"),
+    "bundle": Entry("experiments.bundle:Bundle", "pack what `gpu` needs on a machine without a network"),
     "tradeoff": Entry("experiments.search:Tradeoff", "measure success against latency", LATENCY),
     "equal-flops": Entry("experiments.search:EqualFlops", "measure success at equal operations per plan", LATENCY),
     "precision": Entry("experiments.search:Precision", "measure planning in bf16 against float32"),

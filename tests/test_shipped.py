@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,11 @@ def test_what_cannot_be_shipped_is_refused_and_leaves_what_was_there(
     tiny.planning_run(other)
     with pytest.raises(ValueError, match="is the result of other weights than those in"):
         Ship(run=other, result=result, out=out).ship()
+    told = Result.load(result)
+    replace(told, metrics={**told.metrics, "steps_left": 25}).save(tmp_path / "told.json")
+    with pytest.raises(ValueError, match="was told the steps left"):
+        Ship(run=run, result=tmp_path / "told.json", out=out).ship()
+    (tmp_path / "told.json").unlink()
     assert (out / "run.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["box", "other", "result.json", "run"]
 
