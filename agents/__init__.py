@@ -14,8 +14,8 @@ class Known(NamedTuple):
 
     Attributes:
         path: `module:class`; imported only when asked for.
-        title: Name in tables and drawings.
-        learns: Whether it is trained; the others are references beside which agents are measured.
+        title: Name in tables and plots.
+        learns: Whether it is trained; the others are references.
     """
 
     path: str
@@ -44,12 +44,12 @@ def learning() -> tuple[str, ...]:
 
 
 def references() -> tuple[str, ...]:
-    """Returns the names of the others, beside which those are measured."""
+    """Returns the names of the references, which are not trained."""
     return tuple(name for name, known in AGENTS.items() if not known.learns)
 
 
 def agent_title(name: str) -> str:
-    """Returns an agent's name in tables; of one that is not in AGENTS its name."""
+    """Returns an agent's name in tables; its own name if it is not in AGENTS."""
     return AGENTS[name].title if name in AGENTS else name
 
 
@@ -66,7 +66,7 @@ def agent_class(name: str) -> Any:
 
 
 def load_agent(folder: str | Path, **options: Any) -> Any:
-    """Returns the trained agent of a run folder, whichever it is.
+    """Returns the trained agent of a run folder, of any class.
 
     Args:
         folder: A run folder.

@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _next_step(task: str, folder: Path) -> str:
-    """Returns what to do with a finished run; success is measured on our tasks only."""
+    """Returns the next step for a finished run; success is only measured on LeWM-Gym's tasks."""
     if task in TASKS:
         return f"python -m benchmarks plan {folder}"
     return f"agent = agents.load_agent({str(folder)!r}) in Python, then agent.act(obs)"
@@ -133,7 +133,7 @@ def _next_step(task: str, folder: Path) -> str:
 
 @contextmanager
 def _processes(device: str | None) -> Iterator[tuple[str | None, bool]]:
-    """Joins the processes that `torchrun` started, if it did; yields this one's device and whether it is the first."""
+    """Joins the processes of `torchrun`, if there are any; yields this one's device and whether it is the first."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device, True
         return
@@ -152,10 +152,10 @@ def _processes(device: str | None) -> Iterator[tuple[str | None, bool]]:
 
 
 def _beginning(args: argparse.Namespace, kind: Any, folder: Path) -> Callable[[dict[str, Any]], list[Any]]:
-    """Returns what is called as training begins: it says what an agent's features are, and where else logs go."""
+    """Returns a callback for the start of training: it prints the agent's features and returns further log sinks."""
 
     def begin(description: dict[str, Any]) -> list[Any]:
-        """Returns the further places that a training of this description logs to."""
+        """Returns the further log sinks of a training with this description."""
         from agents import sinks
 
         if description["preset"] == "guided":

@@ -1,4 +1,4 @@
-"""What the models of all agents share: they see actions z-scored by the statistics of their training set."""
+"""What the models of all agents share: actions z-scored by the statistics of their training set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ActionModel(nn.Module):
         self.register_buffer("action_std", torch.ones(action_size))
 
     def normalize_actions(self, actions: Tensor, missing: float = 0.0) -> Tensor:
-        """Returns z-scored action blocks (..., A) of raw ones; one not recorded (NaN) becomes `missing`, the mean."""
+        """Returns z-scored action blocks (..., A) of raw ones; NaN (not recorded) becomes `missing`."""
         mean, std = self._block_statistics()
         return ((actions - mean) / std).nan_to_num(nan=missing)
 
@@ -34,14 +34,14 @@ class ActionModel(nn.Module):
         return actions * std + mean
 
     def after_step(self) -> None:
-        """Nothing, where there is no target network."""
+        """Does nothing: there is no target network."""
 
     def _block_statistics(self) -> tuple[Tensor, Tensor]:
         return self.action_mean.repeat(self._block_length), self.action_std.repeat(self._block_length)
 
 
 def candidate_blocks(actions: Tensor, past_actions: Tensor | None) -> Tensor:
-    """Returns all blocks of each candidate plan, (B S, n - 1 + H, A): those taken, then those planned.
+    """Returns all blocks of each candidate plan, (B S, n - 1 + H, A): the executed, then the planned ones.
 
     Args:
         actions: (B, S, H, A), z-scored.

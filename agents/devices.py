@@ -6,7 +6,7 @@ import torch
 
 
 def choose_device(device: str | None = None) -> str:
-    """Returns `device`, or the best one present: a CUDA GPU, Apple's GPU (`mps`, never tried), else the CPU.
+    """Returns `device`, or the best one available: a CUDA GPU, an Apple GPU (`mps`, untested), else the CPU.
 
     Raises:
         ValueError: For a device that torch does not know or cannot use.

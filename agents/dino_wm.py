@@ -1,4 +1,4 @@
-"""DINO-WM (arXiv 2411.04983): a world model over the patches of a frozen DINOv2, planned in as LeWM's is.
+"""DINO-WM (arXiv 2411.04983): a world model over the patches of a frozen DINOv2, with LeWM's planning.
 
     z_t      = DINOv2(o_t)                                       patches, frozen           encode
     z^_{t+1} = pred(z_{t-2..t}, a_{t-2..t})                      causal over frames        predict
@@ -7,8 +7,8 @@
 An embedding of the action block is appended to every patch of its frame. The cost of a plan is the squared distance
 over all patches.
 
-With `proprioception`, what the actor senses of itself, p_t (z-scored), is embedded linearly to 10 numbers, e_t = E p_t,
-appended to every patch too, and predicted jointly. A target passes no gradient on:
+With `proprioception`, the proprioception p_t (z-scored) is embedded linearly into 10 numbers, e_t = E p_t, which are
+also appended to every patch and predicted. Targets have no gradient:
 
     L    = (384 mean((z^_{t+1} - z_{t+1})^2) + 10 mean((e^_{t+1} - e_{t+1})^2)) / 394
     cost = mean((z^ - z_goal)^2) + alpha mean((e^ - e_goal)^2),   alpha = 1     (of a plan)
@@ -16,15 +16,15 @@ appended to every patch too, and predicted jointly. A target passes no gradient 
 Differences:
 
 - paper: 196 patches, of frames scaled to 196 px; here 256, of frames of 224 px, as LeWM sees them; preset `laptop` 16.
-- paper: proprioception always; here an option, off by default: pixels alone are "DINO-WM, pixels" in the LeWM paper's
-  table, and what every other agent gets.
-- authors' code: each patch continues with its own prediction of e, and the cost reads the first patch's; here e^ is the
+- paper: always with proprioception; here optional, off by default: pixels alone are "DINO-WM, pixels" in the LeWM
+  paper's table, and the observation of every other agent.
+- authors' code: each patch continues with its own prediction of e, and the cost uses the first patch's; here e^ is the
   mean over patches.
-- authors' code: the predictor's last LayerNorm gives the prediction; here a linear layer follows it, `out`, which also
-  drops the numbers that say the action.
+- authors' code: the predictor's last LayerNorm gives the prediction; here a linear layer `out` follows it, which also
+  drops the action's numbers.
 - paper: one block of 5 actions embedded linearly to 10 numbers; here z-scored first, as everywhere.
-- `random_vit` is the same with random weights in DINOv2's place: for tests, for timing, and as a control. Its runs and
-  results bear that name, never DINO-WM's.
+- `random_vit` is the same with random weights in place of DINOv2's: for tests, for timing, and as a control. Its runs
+  and results always have that name.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class DinoWM(ActionModel):
         self.out = nn.Linear(width + config.action_width, width)
 
     def encode(self, pixels: Tensor, proprioception: Tensor | None = None) -> Tensor:
-        """Returns latents (..., Z) of frames (..., h, w, 3) uint8, or of their features as the cache holds them.
+        """Returns latents (..., Z) of frames (..., h, w, 3) uint8, or of their cached features.
 
         Args:
             pixels: Frames or features.
@@ -156,7 +156,7 @@ class DinoWM(ActionModel):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """Returns the patches (..., P x 384) of frames (..., h, w, 3) uint8; those of the cache are that already."""
+        """Returns the patches (..., P x 384) of frames (..., h, w, 3) uint8; cached features are returned unchanged."""
         if pixels.is_floating_point():
             return pixels.float()
         images = to_network(pixels.flatten(0, -4), self.config.image_size)
@@ -182,7 +182,7 @@ class DinoWM(ActionModel):
         return latents.split([self.config.n_patches * dino.WIDTH, self.sensed_width], dim=-1)  # type: ignore[return-value]
 
     def loss(self, batch: Batch | ProprioceptiveBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the prediction error of a batch of clips, and beside it that of predicting no change."""
+        """Returns the prediction error of a batch of clips, and that of predicting no change."""
         latents = self.encode(batch.pixels, *batch[2:])
         predicted = self.predict(latents[:, :-1], self.normalize_actions(batch.actions))
         errors = self.split((predicted - latents[:, 1:].detach()).float().square())
@@ -196,7 +196,7 @@ class DinoWM(ActionModel):
         return (dino.WIDTH * prediction + self.sensed_width * sensed) / (dino.WIDTH + self.sensed_width), logs
 
     def weigh(self, cost: LatentCost) -> LatentCost:
-        """Returns a cost that gives the embedded proprioception its weight: `proprioception_weight` of the patches'.
+        """Returns a cost in which the embedded proprioception has the weight `proprioception_weight`.
 
         Args:
             cost: A sum over numbers, each of equal weight.
@@ -261,14 +261,14 @@ class DinoWMAgent(PlanningAgent):
 
     @property
     def proprioception(self) -> bool:  # type: ignore[override]
-        """Whether its observations must hold what is sensed."""
+        """Whether its observations must include proprioception."""
         return bool(self.model.config.proprioception)
 
     def _named_cost(self) -> LatentCost:
         return self.model.weigh(super()._named_cost())  # type: ignore[no-any-return]
 
     def _checked(self, obs: Any) -> tuple[NDArray[Any], NDArray[Any], bool]:
-        """Returns what is seen now and at the goal, each (B, h, w, 3); with proprioception, (B,) records of both."""
+        """Returns the current and the goal frames, each (B, h, w, 3); with proprioception, (B,) records."""
         pixels, goals, single = super()._checked(obs)
         if self.proprioception:
             pixels = _records(pixels, self._sensed(obs, "proprioception", len(pixels)))
@@ -298,23 +298,23 @@ class DinoWMAgent(PlanningAgent):
         """Loads DINOv2's weights.
 
         Raises:
-            FileNotFoundError: If there are none; the message says what to fetch and where to put it.
+            FileNotFoundError: If there are none; the message names the file to download and its folder.
         """
         dino.load_weights(model.encoder, model.config.dino_weights)
 
     @classmethod
     def resolve_config(cls, config: DinoWMConfig, dataset: Dataset) -> DinoWMConfig:
-        """Returns the configuration with the sizes of actions and of what is sensed.
+        """Returns the configuration with the sizes of actions and of proprioception.
 
         Raises:
-            ValueError: If proprioception is asked for and the dataset has none.
+            ValueError: If proprioception is required and the dataset has none.
         """
         size = dataset.proprioception.shape[1] if config.proprioception else 0
         return dataclasses.replace(super().resolve_config(config, dataset), proprioception_size=size)
 
     @classmethod
     def set_normalization(cls, model: DinoWM, dataset: Dataset) -> None:
-        """Gives a fresh model the statistics of actions and of what is sensed; what never changes is not scaled."""
+        """Gives a new model the statistics of actions and of proprioception; constant entries are not scaled."""
         super().set_normalization(model, dataset)
         if model.config.proprioception:
             sensed = dataset.proprioception.astype(np.float64)
@@ -343,7 +343,7 @@ class DinoWMAgent(PlanningAgent):
 
     @classmethod
     def describe(cls, config: DinoWMConfig) -> dict[str, Any]:
-        """Returns which features the run's results rest on."""
+        """Returns the features that the run uses."""
         return describe_dino(config.dino_weights)
 
 
@@ -351,7 +351,7 @@ _RECORD = ("pixels", "proprioception")
 
 
 def _records(pixels: NDArray[np.uint8], sensed: NDArray[np.float32]) -> NDArray[Any]:
-    """Returns (B,) records of frames (B, h, w, 3) and what was sensed with them (B, k), for planning to pass on."""
+    """Returns (B,) records of frames (B, h, w, 3) and their proprioception (B, k)."""
     kind = np.dtype([(_RECORD[0], pixels.dtype, pixels.shape[1:]), (_RECORD[1], sensed.dtype, sensed.shape[1:])])
     records = np.empty(len(pixels), kind)
     records[_RECORD[0]], records[_RECORD[1]] = pixels, sensed
@@ -362,13 +362,13 @@ RANDOM_VIT_SEED = 0
 
 
 class RandomViTAgent(DinoWMAgent):
-    """The same on the features of a random ViT-S: a control, and what runs where there are no DINOv2 weights."""
+    """DINO-WM on the features of a random ViT-S: a control, and a substitute without DINOv2 weights."""
 
     name = "random_vit"
 
     @classmethod
     def initialise(cls, model: DinoWM) -> None:
-        """Sets the random weights: one network for every seed of training, so that all share its features.
+        """Sets the random weights: one network for all training seeds, which share its features.
 
         Raises:
             ValueError: If weights are named.
@@ -381,5 +381,5 @@ class RandomViTAgent(DinoWMAgent):
 
     @classmethod
     def describe(cls, config: DinoWMConfig) -> dict[str, Any]:
-        """Returns which features the run's results rest on."""
+        """Returns the features that the run uses."""
         return {"features": "random-ViT"}

@@ -136,7 +136,7 @@ def _networks(agent: LeWMAgent) -> dict[str, _Network]:
 
 
 class _Encoder(nn.Module):
-    """`LeWM.encode` of frames of one size, in operations that ONNX has: float32 holds these whole numbers exactly."""
+    """`LeWM.encode` of frames of one size, in operations that ONNX has: float32 holds these integers exactly."""
 
     mean: Tensor
     std: Tensor

@@ -1,6 +1,6 @@
-"""What `run.json` says of a frozen encoder: what its features are called, and which file it was loaded from.
+"""What `run.json` records about a frozen encoder: the name of its features, and the file of its weights.
 
-The file's SHA-256 belongs to what makes a run this one and no other: none is resumed on another encoder's features.
+The file's SHA-256 is part of the run's identity: a run is never resumed on another encoder's features.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SOURCE = "features_source"
 
 
 def describe_dino(weights: str) -> dict[str, Any]:
-    """Returns what is said of DINOv2's weights. That they are DINOv2's is taken from who handed them in.
+    """Returns the record of DINOv2's weights. Weights are not verified.
 
     Args:
-        weights: The file named, or empty (`lewm_gym.nn.dino.find_file`).
+        weights: The given file, or empty (`lewm_gym.nn.dino.find_file`).
 
     Raises:
         FileNotFoundError: If the file named does not exist.
@@ -33,7 +33,7 @@ def describe_dino(weights: str) -> dict[str, Any]:
 
 
 def describe_run(folder: str | Path) -> dict[str, Any]:
-    """Returns what is said of the encoder of a run of one of ENCODER_AGENTS.
+    """Returns the record of the encoder of a run of one of ENCODER_AGENTS.
 
     Raises:
         FileNotFoundError: If there is no run in the folder, or an unfinished one.

@@ -1,15 +1,15 @@
-"""GCBC: goal-conditioned behaviour cloning (arXiv 1903.01973, 2410.20092), the policy that imitates towards a goal.
+"""GCBC: goal-conditioned behaviour cloning (arXiv 1903.01973, 2410.20092): imitation of the data towards a goal.
 
     L = -mean log pi(a | s, g),    pi = N(mu(s, g), 1),    g a later frame of the episode, uniformly
 
 with s and g as encodings of frames and a z-scored. Differences from the LeWM paper's baseline: it reads frozen
 DINOv2 patches through a transformer; here an MLP of OGBench's size reads DINOv2 patches (preset `paper`), LeWM's
 latents, or a convolutional encoder trained jointly (preset `laptop`: DINOv2 needs weights and a GPU). The networks get
-|s - g| besides s and g. OGBench's pixel tasks have another encoder (impala_small), and half of their batches are
-cropped at random; here nothing is augmented.
+|s - g| in addition to s and g. OGBench's pixel tasks have another encoder (impala_small), and half of their batches are
+randomly cropped; here there is no augmentation.
 
-With `steps_left` it is LeWM's actor (lewm_gym/nn/actor.py) without a world model: goals lie at most `goal_steps` away,
-the policy is told how many steps are left, and gives a block of `frame_skip` actions. So the two can be compared.
+With `steps_left` it is LeWM's actor (lewm_gym/nn/actor.py) without a world model, for comparison: goals are at most
+`goal_steps` away, the number of steps left is an input, and the output is a block of `frame_skip` actions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PAPER: dict[str, Any] = {"encoder": "auto", "image_size": 224, "cache_features":
 
 @dataclass(frozen=True)
 class GCBCConfig(PolicyConfig):
-    """The policy's, and whether it is told how many steps are left."""
+    """The policy's settings, and whether the steps left are an input."""
 
     steps_left: bool = False  # paper: no
     frame_skip: int = 5  # with steps_left: actions in a block, and steps between the frames of a training clip
@@ -60,7 +60,7 @@ class GCBCConfig(PolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps_left and self.encoder != "scratch":
-            raise ValueError(f"steps_left trains the encoder along: it needs encoder scratch, not {self.encoder!r}")
+            raise ValueError(f"steps_left trains the encoder jointly: it needs encoder scratch, not {self.encoder!r}")
         if min(self.frame_skip, self.goal_steps) < 1:
             raise ValueError(
                 f"frame_skip and goal_steps must be at least 1, got {self.frame_skip} and {self.goal_steps}"
@@ -102,7 +102,7 @@ class GCBC(GoalPolicy):
     def act_block(self, pixels: Tensor, goals: Tensor, steps_left: float | None) -> tuple[Tensor, float]:
         """Returns the next raw actions (frame_skip, action_size) for a frame and a goal (h, w, 3) uint8.
 
-        Beside them, the steps left that they were chosen for: as given, or as the actor estimates them.
+        And the steps left, as given or as estimated by the actor.
         """
         obs, goal = self.encodings(torch.stack([pixels, goals])).split(1)
         left = self.actor.steps_left(obs, goal) if steps_left is None else torch.tensor([steps_left]).to(obs)
@@ -114,7 +114,7 @@ class GCBC(GoalPolicy):
 
 
 class GCBCAgent(PolicyAgent):
-    """GCBC as a Gymnasium policy; with `steps_left` it takes a block of actions before it looks again."""
+    """GCBC as a Gymnasium policy; with `steps_left` it executes a block of actions per observation."""
 
     name = "gcbc"
     presets = {
@@ -131,7 +131,7 @@ class GCBCAgent(PolicyAgent):
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
-        """Returns transitions with goals found in hindsight, or, with `steps_left`, clips with later frames."""
+        """Returns transitions with hindsight goals, or, with `steps_left`, clips with later frames."""
         config = model.config
         if not config.steps_left:
             return super().samplers(dataset, model, seed, on_load)

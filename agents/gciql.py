@@ -1,6 +1,6 @@
 """GCIQL (OGBench, arXiv 2410.20092): implicit Q-learning (arXiv 2110.06169) towards goals.
 
-Rewards as in agents/gcivl.py. Here actions have values of their own, and the state's value is an expectile of them.
+Rewards as in agents/gcivl.py. Here actions have values, and the state's value is an expectile of them.
 With twin critics Q_i, their target networks Q-_i, and a value goal g:
 
     delta    = min_i Q-_i(s, a, g) - V(s, g)
@@ -46,7 +46,7 @@ from lewm_gym.nn.goal_conditioned import (
 
 @dataclass(frozen=True)
 class GCIQLConfig(GCIVLConfig):
-    """As GCIVL's, but for the temperature."""
+    """GCIVL's settings, with another temperature."""
 
     temperature: float = 10.0
 
@@ -86,11 +86,11 @@ class GCIQL(GoalPolicy):
         """Returns the squared Bellman error of both critics.
 
         Args:
-            obs: (B, width) encodings of the present.
+            obs: (B, width) encodings of the current frame.
             next_obs: (B, width) of the next frame.
             goal: (B, width) of the value goals.
             actions: (B, action_size), z-scored.
-            reached: (B,), 1 where the present is the goal.
+            reached: (B,), 1 where the current frame is the goal.
         """
         with torch.no_grad():
             future = self.value(concat_goal(next_obs, goal))[0]
@@ -98,14 +98,14 @@ class GCIQL(GoalPolicy):
         return (returns - self.critic(concat_goal(obs, goal), actions)).square().mean(dim=1).sum()
 
     def actor_loss(self, obs: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss of the policy, and the advantages (B,) that weigh it; arguments as for `critic_loss`."""
+        """Returns the loss of the policy, and its advantages (B,); arguments as for `critic_loss`."""
         with torch.no_grad():
             advantage = self.critic(concat_goal(obs, goal), actions).amin(dim=0) - self.value(concat_goal(obs, goal))[0]
         weights = regression_weights(advantage, self.config.temperature, self.config.centred_weights)
         return -(weights * log_likelihood(self.actor(concat_goal(obs, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
-        """Moves the target networks."""
+        """Updates the target networks."""
         polyak_update(self.target[0], self.observer.trained, self.config.target_rate)
         polyak_update(self.target[1], self.critic, self.config.target_rate)
 

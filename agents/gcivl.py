@@ -1,4 +1,4 @@
-"""GCIVL (OGBench, arXiv 2410.20092): the value of the best behaviour in the data, and a policy that improves on it.
+"""GCIVL (OGBench, arXiv 2410.20092): an expectile value function, and a policy by advantage-weighted regression.
 
 Implicit Q-learning without a Q (arXiv 2110.06169). Rewards are -1 per step until the goal, r = -1(s != g), and 0 at the
 goal, where the episode ends: the optimal value of a goal d steps away is -(1 - gamma^d) / (1 - gamma). With twin values
@@ -46,7 +46,7 @@ from lewm_gym.nn.goal_conditioned import (
 
 @dataclass(frozen=True)
 class GCIVLConfig(PolicyConfig):
-    """The policy's sizes, and how values are learned."""
+    """The policy's settings, and those of the values."""
 
     discount: float = 0.99  # gamma
     expectile: float = 0.9  # tau
@@ -97,10 +97,10 @@ class GCIVL(GoalPolicy):
         """Returns the loss of the values, and the values (2, B).
 
         Args:
-            obs: (B, width) encodings of the present.
+            obs: (B, width) encodings of the current frame.
             goal: (B, width) of the value goals.
             target: The target encoder's of present, next frame and value goals.
-            reached: (B,), 1 where the present is the goal.
+            reached: (B,), 1 where the current frame is the goal.
         """
         target_obs, target_next_obs, target_goal = target
         with torch.no_grad():
@@ -111,10 +111,10 @@ class GCIVL(GoalPolicy):
         return expectile_loss(advantage, returns - values, self.config.expectile).mean(dim=1).sum(), values
 
     def actor_loss(self, obs: Tensor, next_obs: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss of the policy, and the advantages (B,) that weigh it.
+        """Returns the loss of the policy, and its advantages (B,).
 
         Args:
-            obs: (B, width) encodings of the present.
+            obs: (B, width) encodings of the current frame.
             next_obs: (B, width) of the next frame.
             goal: (B, width) of the actor goals.
             actions: (B, action_size), z-scored.
@@ -125,7 +125,7 @@ class GCIVL(GoalPolicy):
         return -(weights * log_likelihood(self.actor(concat_goal(obs, goal)), actions)).mean(), advantage
 
     def after_step(self) -> None:
-        """Moves the target networks."""
+        """Updates the target networks."""
         polyak_update(self.target[0], self.observer.trained, self.config.target_rate)
         polyak_update(self.target[1], self.values, self.config.target_rate)
 

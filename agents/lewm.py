@@ -378,7 +378,7 @@ class LeWMAgent(LatentAgent):
             action_mean: (action_size,).
             action_std: (action_size,).
             dataset: A dataset of `python -m collect` whose statistics to use instead.
-            device: Where to compute; the best one present by default.
+            device: Device; by default the best one available.
             seed: Seed of the planner's random streams.
 
         Raises:

@@ -1,13 +1,12 @@
-"""The oracle: takes recorded actions again, whatever is seen. The ceiling over every success rate.
+"""The oracle: replays recorded actions, whatever the observation. An upper reference for success rates.
 
-It needs what no agent has, the actions that led from the start to the goal, so they are handed in, by the seed that
-`reset` names for an environment:
+It needs the actions that led from the start to the goal, for each seed that `reset` names for an environment:
 
     seeds = [stream_seed(seed, index) for index in range(len(pairs))]           # benchmarks.plan
     oracle = OracleAgent({s: pair.actions for s, pair in zip(seeds, pairs)})
 
-Where an environment restores its states exactly, every pair is solved after as many steps as were recorded. A rate
-below 1 speaks of the environment or the pairs, not of an agent.
+If an environment restores its states exactly, every pair is solved after the recorded number of steps. A rate
+below 1 indicates a problem of the environment or the pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lewm_gym.types import Obs
 
 
 class OracleAgent:
-    """Replays actions; after the last one it takes zeros.
+    """Replays actions, then takes zero actions.
 
     Attributes:
         name: The agent's name in AGENTS and in run folders.
@@ -53,7 +52,7 @@ class OracleAgent:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> Self:
-        """Returns the oracle that `save` wrote; `device` and `seed` are without effect.
+        """Returns the oracle that `save` wrote; `device` and `seed` have no effect.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -75,7 +74,7 @@ class OracleAgent:
         checkpoint.save_description(folder, {"agent": self.name, "task": get_task(task).name, "finished": True})
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Begins the plan of each environment.
+        """Starts the plan of each environment.
 
         Raises:
             ValueError: If a seed has no plan.
@@ -90,11 +89,11 @@ class OracleAgent:
         self._queues = [self._queues[row] for row in rows]
 
     def needs_frame(self) -> list[bool]:
-        """Returns that it looks at no frame of any of its environments."""
+        """Returns that it needs no frames."""
         return [False] * len(self._queues)
 
     def share_rng(self) -> None:
-        """Does nothing: what it does in one environment never depends on another."""
+        """Does nothing: environments are independent."""
 
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
@@ -120,9 +119,9 @@ class OracleAgent:
 
 
 class ExpertAgent(OracleAgent):
-    """Replays what the collector's policy did to get from the same start to the same goal (benchmarks/references.py).
+    """Replays the actions of the collection policy from the same start to the same goal (benchmarks/references.py).
 
-    A second ceiling: what can be reached by someone who sees states, knows the task and was not told the way.
+    A second upper reference: a policy that sees states and knows the task, but not the recorded actions.
     """
 
     name = "expert"

@@ -33,12 +33,12 @@ def terminal_cost(predicted: Tensor, goal: Tensor) -> Tensor:
 
 
 def sum_cost(predicted: Tensor, goal: Tensor) -> Tensor:
-    """Returns the squared distance to the goal summed over all predicted latents, (B, S): early is better."""
+    """Returns the squared distance to the goal summed over all predicted latents, (B, S): prefers early arrival."""
     return (predicted - goal[:, None, None]).square().sum(dim=(-2, -1))
 
 
 def closest_cost(predicted: Tensor, goal: Tensor) -> Tensor:
-    """Returns the least squared distance of any predicted latent to the goal's, (B, S)."""
+    """Returns the minimum over predicted latents of the squared distance to the goal's, (B, S)."""
     return (predicted - goal[:, None, None]).square().sum(dim=-1).amin(dim=-1)
 
 
@@ -89,31 +89,31 @@ class PlanningConfig:
             raise ValueError(f"cuda_graph cannot be used with the planner {self.planner_name}: it needs gradients")
         if self.cuda_graph and getattr(planner, "searches_residuals", False):
             raise ValueError(
-                f"cuda_graph cannot be used with the planner {self.planner_name}: it asks the actor along each rollout"
+                f"cuda_graph cannot be used with the planner {self.planner_name}: its rollouts query the actor"
             )
 
     @property
     def needs_actor(self) -> bool:
-        """Whether the planner begins with what an actor proposes."""
+        """Whether the planner starts from an actor's proposal."""
         return bool(getattr(PLANNERS[self.planner_name][0], "needs_actor", False))
 
     @property
     def planner_name(self) -> str:
-        """Name in PLANNERS of the planner whose settings `search` holds."""
+        """Name in PLANNERS of the planner that `search` configures."""
         for name, (_, config) in PLANNERS.items():
             if type(self.search) is config:
                 return name
         raise ValueError(f"search must be the configuration of a planner ({', '.join(PLANNERS)}), got {self.search!r}")
 
     def changed(self, settings: Mapping[str, Any]) -> PlanningConfig:
-        """Returns this with some settings in place of its own.
+        """Returns a copy with changed settings.
 
         Args:
-            settings: Fields of this or of the planner's configuration (`n_samples`, ...); `planner` names another
-                planner, which has its own defaults, some of them for fields of this (`Guided.planning_defaults`).
+            settings: Fields of this or of the planner's configuration (`n_samples`, ...); `planner` selects another
+                planner, whose defaults apply, some of them for fields of this class (`Guided.planning_defaults`).
 
         Raises:
-            ValueError: If a name is unknown or a value is not of its kind.
+            ValueError: If a name is unknown or a value has the wrong type.
         """
         own = {f.name for f in dataclasses.fields(self)} - {"search"}
         search = self.search
@@ -128,12 +128,12 @@ class PlanningConfig:
         unknown = sorted(set(settings) - own - of_search - {"planner"})
         if unknown:
             known = ", ".join(sorted({"planner"} | own | of_search))
-            raise ValueError(f"unknown settings of planning {', '.join(unknown)}; expected some of: {known}")
+            raise ValueError(f"unknown planning settings {', '.join(unknown)}; expected some of: {known}")
         try:
             search = dataclasses.replace(search, **{k: v for k, v in settings.items() if k in of_search})
             return dataclasses.replace(self, search=search, **{k: v for k, v in settings.items() if k in own})
         except TypeError as error:
-            raise ValueError(f"a setting of planning is not of its kind: {error}") from None
+            raise ValueError(f"a planning setting has the wrong type: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads."""
@@ -150,15 +150,15 @@ class PlanningConfig:
 
 
 class Plan(NamedTuple):
-    """A plan, for those who want to look inside.
+    """A plan and its search.
 
     Attributes:
         actions: (H * frame_skip, action_size) raw actions, within the environment's bounds.
         latents: (H, Z), predicted after each block.
-        start: (Z,), latent of the present.
+        start: (Z,), latent of the current frame.
         goal: (Z,), latent of the goal.
         cost: (iterations,), mean cost of the elites, or the best cost, after each iteration.
-        spread: (iterations,), mean standard deviation of the proposal, in those of the training set's actions.
+        spread: (iterations,), mean standard deviation of the proposal, z-scored.
         steps_left: Environment steps that the actor was told are left; None for planners without an actor.
     """
 
@@ -174,7 +174,7 @@ class Plan(NamedTuple):
 class PlanningAgent(Trainable, Agent):
     """Receding-horizon planning in the latent space of a world model.
 
-    `on_candidates` may be set to look into searches.
+    Set `on_candidates` to inspect searches.
 
     Subclasses name their parts: `name`, `presets`, `config_class` and `model_class`. A model offers `encode`,
     `rollout`, `normalize_actions`, `denormalize_actions` and a `config` with `frame_skip` and `action_block_size`.
@@ -182,12 +182,12 @@ class PlanningAgent(Trainable, Agent):
     Args:
         model: The world model; used in evaluation mode.
         planning: How to plan.
-        description: What the run folder says of the environment: `action_low`, `action_high`, `frame_size`, and more.
+        description: The environment in the run folder: `action_low`, `action_high`, `frame_size`, and more.
         device: Where to compute.
-        seed: Seed of the planner's random streams where `reset` names none.
+        seed: Seed of the planner's random streams, unless `reset` gives seeds.
         time_limit_s: Seconds that one call of `act` may spend on planning, whatever the number of environments; the
             best plan so far is taken, after at least one iteration for each.
-        cost: A cost of one's own, (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S).
+        cost: A custom cost function, (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S).
     """
 
     def __init__(
@@ -244,10 +244,10 @@ class PlanningAgent(Trainable, Agent):
 
         Args:
             folder: A run folder.
-            device: Where to compute; the best one present by default.
+            device: Device; by default the best one available.
             seed: Seed of the planner's random streams.
-            planning: How to plan; as the run says by default. Settings by name change what it says, as in
-                `{"planner": "icem", "n_samples": 100}`; a word is a planner's name.
+            planning: How to plan; by default as stored in the run. A dictionary changes some settings, as in
+                `{"planner": "icem", "n_samples": 100}`; a string is a planner's name.
             time_limit_s: See the class.
             cost: See the class.
 
@@ -264,10 +264,10 @@ class PlanningAgent(Trainable, Agent):
         return cls(model, config, description, choose_device(device), seed, time_limit_s, cost)
 
     def with_planning(self, planning: PlanningConfig | Mapping[str, Any]) -> Self:
-        """Returns an agent with the same model that plans otherwise.
+        """Returns an agent with the same model and other planning settings.
 
         Args:
-            planning: How, or some settings in place of this agent's (`PlanningConfig.changed`).
+            planning: All settings, or some that replace this agent's (`PlanningConfig.changed`).
         """
         changed = planning if isinstance(planning, PlanningConfig) else self.planning.changed(planning)
         return type(self)(self.model, changed, self.description, self.device)
@@ -289,11 +289,11 @@ class PlanningAgent(Trainable, Agent):
         self._controller.share_rng()
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets all plans; `seeds`, one per environment, begin fresh random streams."""
+        """Forgets all plans; `seeds`, one per environment, start new random streams."""
         self._controller.reset(seeds)
 
     def plan(self, obs: Obs, steps_left: float | NDArray[Any] | None = None) -> list[Plan]:
-        """Returns a fresh plan for each environment without taking it; draws from the environments' random streams.
+        """Returns a new plan for each environment without executing it; uses the environments' random streams.
 
         Args:
             obs: As for `act`.
@@ -321,9 +321,8 @@ class PlanningAgent(Trainable, Agent):
     def _search(self, requests: list[Request]) -> list[Reply]:
         """Returns a plan for each request.
 
-        On the CPU one environment at a time: matrix products round differently for different batch shapes, and an
-        environment's plan must not depend on how many others plan beside it. On a GPU those with equally long pasts
-        together.
+        On the CPU, one environment at a time: rounding depends on the batch shape, and an environment's plan must not
+        depend on the number of others. On a GPU, those with equally long pasts form a batch.
         """
         self.plans += len(requests)
         began = time.monotonic()
@@ -338,7 +337,7 @@ class PlanningAgent(Trainable, Agent):
         return [replies[i] for i in range(len(requests))]
 
     def _plan(self, requests: list[Request], deadline: float | None) -> list[Plan]:
-        """Returns a plan for each request; with an actor, those with as many blocks to go are planned together."""
+        """Returns a plan for each request; with an actor, those with the same number of blocks are planned together."""
         gradient = getattr(self._planner, "needs_gradient", False)
         with torch.no_grad() if gradient else torch.inference_mode():
             latents = self._encode(np.stack([np.stack([*request.frames, request.goal]) for request in requests]))
@@ -407,10 +406,10 @@ class PlanningAgent(Trainable, Agent):
         generators: list[torch.Generator],
         deadline: float | None,
     ) -> PlanResult:
-        """Returns what the planner finds, having checked the costs that it was given.
+        """Returns the planner's result, and validates the costs.
 
         Raises:
-            ValueError: For costs of another shape, or where no candidate has a cost that is a number.
+            ValueError: For costs of another shape, or if no candidate has a finite cost.
         """
         judged: list[Tensor] = []  # (B,) of each iteration: whether any candidate's cost is a number
 
@@ -425,7 +424,7 @@ class PlanningAgent(Trainable, Agent):
 
         found = self._planner.plan(checked, mean, std, generators, deadline)
         if judged and not torch.stack(judged).any(dim=0).all():
-            raise ValueError("no candidate plan has a cost that is a number: check the model's weights, or the cost")
+            raise ValueError("no candidate plan has a finite cost: check the model's weights, or the cost function")
         return found
 
     def _cost_of(self, context: Tensor, goal: Tensor, past: list[Tensor]) -> Cost:
@@ -439,13 +438,13 @@ class PlanningAgent(Trainable, Agent):
     def _finished(
         self, found: PlanResult, actions: Tensor, context: Tensor, goal: Tensor, past: list[Tensor]
     ) -> list[Plan]:
-        """Returns what was found, (B, H, A) z-scored actions, as plans."""
+        """Returns plans of z-scored actions (B, H, A)."""
         blocks = self._within_bounds(actions)
         predicted = self._rollout(blocks.unsqueeze(1), context, *past)[:, 0]
         return self._unpack(found, blocks, predicted, context[:, -1], goal)
 
     def _steps_left(self, requests: list[Request], latents: Tensor, goals: Tensor) -> Tensor:
-        """Returns (B,) steps left: as told, else as the actor estimates them; never fewer than the least."""
+        """Returns (B,) steps left: as given, else as estimated by the actor; at least `least_steps_left`."""
         told = [request.steps_left for request in requests]
         left = self.model.actor.steps_left(latents, goals) if None in told else torch.zeros(len(told))
         for i, steps in enumerate(told):
@@ -454,11 +453,11 @@ class PlanningAgent(Trainable, Agent):
         return left.to(self.device).clamp_min(self.planning.least_steps_left)
 
     def _encode(self, frames: NDArray[Any]) -> Tensor:
-        """Returns latents (B, n + 1, Z) of past frames, the current one and the goal, (B, n + 1, h, w, 3)."""
+        """Returns latents (B, n + 1, Z) of past frames, the current frame and the goal, (B, n + 1, h, w, 3)."""
         return self.model.encode(torch.from_numpy(frames).to(self.device))  # type: ignore[no-any-return]
 
     def _named_cost(self) -> LatentCost:
-        """Returns the cost that the settings of planning name."""
+        """Returns the cost function named in the planning settings."""
         return COSTS[self.planning.cost]
 
     def _rollout(self, actions: Tensor, context: Tensor, *past: Tensor) -> Tensor:
@@ -494,7 +493,7 @@ class PlanningAgent(Trainable, Agent):
         return mean, std
 
     def _past(self, requests: list[Request]) -> list[Tensor]:
-        """Returns the z-scored actions between past frames, [(B, n - 1, A)], or nothing for the current frame alone."""
+        """Returns the z-scored actions between past frames, [(B, n - 1, A)]; [] for the current frame alone."""
         if len(requests[0].frames) == 1:
             return []
         return [self.model.normalize_actions(torch.from_numpy(np.stack([r.blocks for r in requests])).to(self.device))]

@@ -1,4 +1,4 @@
-"""PLDM (arXiv 2502.14819): a world model kept from collapsing by VICReg, with LeWM's network and planner.
+"""PLDM (arXiv 2502.14819): a world model regularised by VICReg, with LeWM's network and planner.
 
 For the latents z of a clip, (B, T, Z), the predicted ones z^ and the blocks a between them:
 
@@ -13,12 +13,12 @@ For the latents z of a clip, (B, T, Z), the predicted ones z^ and the blocks a b
 The coefficients are those that the LeWM paper (arXiv 2603.19312) chose for its comparison. Differences:
 
 - paper (PLDM): a convolutional encoder, a recurrent predictor and MPPI; here, as in the LeWM paper: LeWM's network and
-  planner, so that the loss is all that differs.
-- paper (PLDM): squares beside the diagonal summed and divided by Z; here their mean, divided by Z (Z - 1), as in the
+  planner, so that only the loss differs.
+- paper (PLDM): squared off-diagonal entries summed and divided by Z; here their mean, divided by Z (Z - 1), as in the
   code that the LeWM paper's coefficients were tuned in.
 - that code centres on the batch before it takes moments over time; here each clip is centred on its own mean, as a
   covariance is; its coefficient is 0.
-- where processes share a batch, its moments run over all of it, with gradient.
+- if processes share a batch, its moments are over the whole batch, with gradient.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class PLDMConfig(lewm.LeWMConfig):
         for name in ("sigreg_weight", "decoder_weight", "inverse_weight", "information_weight"):
             if getattr(self, name):
                 raise ValueError(
-                    "PLDM has neither SIGReg, nor a decoder, nor AD-WM's heads: "
-                    f"{name} must stay 0, got {getattr(self, name)}"
+                    f"PLDM has no SIGReg, decoder or AD-WM heads: {name} must stay 0, got {getattr(self, name)}"
                 )
         for term in TERMS:
             if not 0 <= self.weight(term) < math.inf:
@@ -73,7 +72,7 @@ class PLDMConfig(lewm.LeWMConfig):
 
 
 class PLDM(lewm.LeWM):
-    """LeWM's network with PLDM's loss, and a head for inverse dynamics that only the loss uses."""
+    """LeWM's network with PLDM's loss, and an inverse-dynamics head that only the loss uses."""
 
     config: PLDMConfig
 
@@ -86,7 +85,7 @@ class PLDM(lewm.LeWM):
         )
 
     def loss(self, batch: Batch | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the training loss of a batch of clips, and its seven terms before their weights."""
+        """Returns the training loss of a batch of clips, and its seven unweighted terms."""
         pixels = shifted(batch.pixels, self.config.image_shift) if self.training else batch.pixels
         seen, actions = self.encode(pixels), self.normalize_actions(batch.actions)
         latents = seen[:, : actions.shape[1] + 1]  # of a clip; later frames follow where an actor is trained jointly

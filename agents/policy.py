@@ -35,7 +35,7 @@ ENCODERS = ("scratch", "lewm", "dino", "auto")
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What the three methods share; the sizes are OGBench's."""
+    """Settings of all three methods; the sizes are OGBench's."""
 
     action_size: int = 2  # numbers in one action of the environment
     image_size: int = 56  # px that the encoder sees; with encoder "lewm", that model's
@@ -54,7 +54,7 @@ class PolicyConfig:
         if self.encoder == "lewm" and not self.encoder_run:
             raise ValueError("encoder lewm needs encoder_run, the run folder of a trained LeWM")
         if self.encoder != "lewm" and self.encoder_run:
-            raise ValueError(f"encoder_run is for encoder lewm, not for {self.encoder!r}")
+            raise ValueError(f"encoder_run needs encoder lewm, not {self.encoder!r}")
         if min(self.action_size, self.image_size, self.encoder_width, *self.hidden_widths) < 1:
             raise ValueError("action_size, image_size, encoder_width and hidden_widths must be at least 1")
 
@@ -66,10 +66,10 @@ class PolicyConfig:
 
 
 class Observer(nn.Module):
-    """What the networks get of a frame: a fixed part, `prepare`, and a part that is trained, `trained`.
+    """The encoder of frames: a fixed part, `prepare`, and a trained part, `trained`.
 
     Attributes:
-        trained: Turns what `prepare` gives into (n, output_width).
+        trained: Maps the output of `prepare` to (n, output_width).
         frozen: Encoder of a trained model, or None.
     """
 
@@ -93,7 +93,7 @@ class Observer(nn.Module):
             self.trained, self.output_width = nn.Identity(), model.config.latent_size
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Returns frames (n, h, w, 3) uint8 as `trained` takes them; features of the cache are that already."""
+        """Returns the input of `trained` for frames (n, h, w, 3) uint8; cached features are returned unchanged."""
         if pixels.is_floating_point():
             return pixels.float()
         images = to_network(pixels, self.image_size)
@@ -107,11 +107,11 @@ class Observer(nn.Module):
 
 
 class GoalPolicy(ActionModel):
-    """The network that acts; the methods' losses are written in subclasses.
+    """The policy network; subclasses implement the losses.
 
     Args:
         config: Sizes.
-        observer: Another observer than the one that the configuration describes.
+        observer: An observer in place of the configured one.
     """
 
     def __init__(self, config: PolicyConfig, observer: Any = None) -> None:
@@ -127,7 +127,7 @@ class GoalPolicy(ActionModel):
 
 
 def target_copy(*modules: nn.Module) -> nn.ModuleList:
-    """Returns a copy of modules that no gradient reaches, for targets."""
+    """Returns a copy of modules without gradients, for targets."""
     return copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
 
 
@@ -136,7 +136,7 @@ class PolicyAgent(Trainable, Agent):
 
     Args:
         model: A `GoalPolicy`; used in evaluation mode.
-        description: What the run folder says of the environment: `action_low`, `action_high`, `frame_size`, and more.
+        description: The environment in the run folder: `action_low`, `action_high`, `frame_size`, and more.
         device: Where to compute.
     """
 
@@ -150,8 +150,8 @@ class PolicyAgent(Trainable, Agent):
 
         Args:
             folder: A run folder.
-            device: Where to compute; the best one present by default.
-            seed: Without effect: the policy's mean is taken.
+            device: Device; by default the best one available.
+            seed: No effect: the agent executes the policy's mean.
 
         Raises:
             FileNotFoundError: If there is no finished run.
@@ -164,7 +164,7 @@ class PolicyAgent(Trainable, Agent):
         self.write(folder, self.model, self.description)
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Does nothing: there is nothing to forget."""
+        """Does nothing: the agent has no state."""
 
     def _act(
         self,
@@ -185,7 +185,7 @@ class PolicyAgent(Trainable, Agent):
 
     @classmethod
     def resolve_config(cls, config: Any, dataset: Dataset) -> Any:
-        """Returns the configuration with the action size, and with the encoder that there is.
+        """Returns the configuration with the action size and the available encoder.
 
         Raises:
             FileNotFoundError: If there is no run in `encoder_run`.
@@ -195,7 +195,7 @@ class PolicyAgent(Trainable, Agent):
         if config.encoder == "auto":
             found = dino.available() or config.dino_weights
             if not found:
-                warnings.warn("there are no DINOv2 weights: the encoder is trained from scratch", stacklevel=2)
+                warnings.warn("no DINOv2 weights found: the encoder is trained from scratch", stacklevel=2)
             config = dataclasses.replace(config, encoder="dino" if found else "scratch")
         if config.encoder != "lewm":
             return config
@@ -231,7 +231,7 @@ class PolicyAgent(Trainable, Agent):
 
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:
-        """Returns which encoder the run's results rest on."""
+        """Returns the encoder that the run uses."""
         if config.encoder == "lewm":
             return describe_run(config.encoder_run)
         if config.encoder == "dino":
@@ -240,7 +240,7 @@ class PolicyAgent(Trainable, Agent):
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
-        """Returns transitions with goals found in hindsight, of training and of held-out episodes."""
+        """Returns transitions with hindsight goals, of training and of held-out episodes."""
         value_goals = dataclasses.replace(VALUE_GOALS, discount=getattr(model.config, "discount", VALUE_GOALS.discount))
 
         options = (value_goals, ACTOR_GOALS, seed)
@@ -256,6 +256,6 @@ class PolicyAgent(Trainable, Agent):
 
 
 def _encoder_config(values: dict[str, Any]) -> LeWMConfig:
-    """Returns LeWM's part of the configuration in `run.json`; what a PLDM has besides belongs to its loss."""
+    """Returns LeWM's part of the configuration in `run.json`; the rest of a PLDM's belongs to its loss."""
     names = {field.name for field in dataclasses.fields(LeWMConfig)}
     return LeWMConfig.from_json({name: value for name, value in values.items() if name in names})

@@ -1,7 +1,7 @@
 """Reading the released LeWM checkpoints: a state dict and a config.json of `stable-worldmodel`, converted to our names.
 
-Nothing that the configuration names is instantiated, and the weights are read with `weights_only`, so that no code in
-a downloaded file runs. Sizes are taken from the tensors; the configuration only says what shapes cannot (heads).
+No class named in the configuration is instantiated, and the weights are read with `weights_only`, so no code in
+a downloaded file is executed. Sizes come from the tensors; the configuration only adds what shapes cannot show (heads).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _NAMES = (
 
 
 def convert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a reference state dict under our names, queries, keys and values joined.
+    """Returns a reference state dict under our names, with queries, keys and values joined.
 
     Raises:
         ValueError: If a tensor has a name that the reference's LeWM has not.
@@ -76,7 +76,7 @@ def convert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[new] = tensor
     if unknown:
-        raise ValueError(f"not a LeWM checkpoint: {len(unknown)} tensors of unknown name, such as {unknown[:3]}")
+        raise ValueError(f"not a LeWM checkpoint: {len(unknown)} tensors with unknown names, such as {unknown[:3]}")
     smooth = "action_encoder.smooth.weight"
     if smooth in renamed:
         renamed[smooth] = renamed[smooth].squeeze(-1)  # a 1x1 convolution is a linear map
@@ -125,7 +125,7 @@ def infer_config(tensors: dict[str, Tensor], settings: dict[str, Any], action_si
     except KeyError as error:
         raise ValueError(f"not a LeWM checkpoint: tensor {error} is missing") from None
     if block_size % action_size:
-        raise ValueError(f"the checkpoint's action blocks have {block_size} numbers, no multiple of {action_size}")
+        raise ValueError(f"the checkpoint's action blocks have {block_size} numbers, not a multiple of {action_size}")
     predictor = settings.get("predictor", {})
     head_width = int(predictor.get("dim_head", 64))
     return dict(
@@ -157,10 +157,10 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def locate(folder: str | Path) -> Path:
-    """Returns a local folder: of the shipped agent named, the one named, or a fetched repository of the Hub.
+    """Returns a local folder: that of a pretrained agent, the given one, or a downloaded repository of the Hub.
 
     Args:
-        folder: The name of an agent that ships (a folder beside you that has it is `./name`), a folder, or `user/name`
+        folder: The name of a pretrained agent (for a folder of that name: `./name`), a folder, or `user/name`
             on the Hugging Face Hub.
 
     Raises:
@@ -180,7 +180,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If a file is missing in it.
-        ValueError: If a file is damaged or would run code when read.
+        ValueError: If a file is damaged or would execute code when read.
     """
     files = sorted([*path.glob("*.pt"), *path.glob("*.safetensors")])
     if len(files) != 1 or not (path / "config.json").is_file():
@@ -219,7 +219,7 @@ def _download(repository: str) -> Path:
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:
-    """Uploads a run folder's files that acting needs to the Hugging Face Hub; returns the address.
+    """Uploads the files of a run folder that acting needs to the Hugging Face Hub; returns the address.
 
     Raises:
         ImportError: If `huggingface_hub` is not installed.

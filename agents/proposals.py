@@ -1,4 +1,4 @@
-"""What a world model's actor proposes: plans unrolled through the model, for planners that search around them."""
+"""The proposals of a world model's actor: plans unrolled through the model, for planners that search around them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Unrolled(NamedTuple):
-    """A plan in which the actor answers to what the model predicts.
+    """A plan in which the actor acts on the model's predictions.
 
     Attributes:
         actions: (B, S, H, A), z-scored.
@@ -39,9 +39,9 @@ def unroll(
         context: (B, n, Z), latents of the past and, last, the current one.
         past: (B, n - 1, A), z-scored actions between them; None for n = 1.
         goal: (B, Z).
-        steps_left: (B,), from the present on; counted down block by block.
+        steps_left: (B,), from the current frame; counted down block by block.
         n_blocks: H.
-        least_steps: What steps left never fall below.
+        least_steps: Lower bound of the steps left.
         residuals: (B, S, H, A), z-scored; None for the plain plan, S = 1.
     """
     n_samples = 1 if residuals is None else residuals.shape[1]

@@ -1,4 +1,4 @@
-"""The random policy: uniform actions, whatever is seen. The floor under every success rate."""
+"""The random policy: uniform actions, whatever the observation. The random baseline."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class RandomAgent:
         """Returns the random policy for the task of a run folder.
 
         Args:
-            folder: A folder whose `run.json` says `{"agent": "random", "task": ...}`.
-            device: Without effect.
+            folder: A folder with `{"agent": "random", "task": ...}` in `run.json`.
+            device: No effect.
             seed: As for the class.
 
         Raises:
@@ -51,7 +51,7 @@ class RandomAgent:
         return cls(get_task(str(description.get("task"))).action_size, seed)
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Begins fresh streams: `seeds`, one per environment, or streams of their own derived from the agent's seed."""
+        """Starts new streams: by `seeds`, one per environment, or derived from the agent's seed."""
         self._streams = [np.random.default_rng(seed) for seed in seeds or []]
 
     def select_envs(self, rows: list[int]) -> None:
@@ -59,11 +59,11 @@ class RandomAgent:
         self._streams = [self._streams[row] for row in rows]
 
     def needs_frame(self) -> list[bool]:
-        """Returns that it looks at no frame of any of its environments."""
+        """Returns that it needs no frames."""
         return [False] * len(self._streams)
 
     def share_rng(self) -> None:
-        """Does nothing: what it does in one environment never depends on another."""
+        """Does nothing: environments are independent."""
 
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
@@ -86,5 +86,5 @@ class RandomAgent:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], Any]:
-        """Returns (action, state) in stable-baselines3's form; the streams run on across episodes."""
+        """Returns (action, state) in stable-baselines3's form; the streams continue across episodes."""
         return self.act(observation), state

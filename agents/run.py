@@ -29,7 +29,7 @@ MAY_CHANGE = ("device", "threads", "processes")
 #: Settings of training on which the weights do not depend: a resumed run may have them otherwise, too.
 WITHOUT_EFFECT = ("checkpoint_every_s", "log_every_steps", "validate_every_steps")
 
-LARGEST = 2**63  # of whole numbers in settings
+LARGEST = 2**63  # of integers in settings
 DEEPEST = 1000  # blocks of a network
 
 #: Settings of models that cannot be chosen: the dataset and the encoder's run say them.
@@ -50,19 +50,19 @@ def train_run(
     on_load: Callable[[int, int], None] | None = None,
     make_sinks: Callable[[dict[str, Any]], Sequence[Sink]] = lambda description: (),
 ) -> Any:
-    """Trains an agent on a dataset, or continues where the run folder stands, and returns it loaded.
+    """Trains an agent on a dataset, or resumes the training in the run folder, and returns the agent.
 
     Args:
         agent_class: A `Trainable` with `load`.
-        dataset_folder: Where `python -m collect` wrote; several folders of one task are trained on together.
+        dataset_folder: A dataset of `python -m collect`, or several of one task, which are combined.
         folder: The run folder.
         preset: One of the class's presets.
         overrides: Values in place of the preset's, of `TrainingConfig` (`steps`, `seed`, ...) or of the model's
             configuration (`latent_size`, ...).
-        device: Where to compute; the best one present by default.
+        device: Device; by default the best one available.
         on_log: Called after every step with (steps done, steps in all, latest logs).
         on_load: Called with (episodes ready, episodes in all) while their frames are averaged down.
-        make_sinks: Called with the run's description; returns where else logged rows go.
+        make_sinks: Called with the run's description; returns further log sinks.
 
     Raises:
         ValueError: If an argument is wrong, or the folder holds another run.
@@ -103,7 +103,7 @@ def is_finished(
     overrides: dict[str, Any] | None = None,
     device: str | None = None,
 ) -> bool:
-    """Returns whether `train_run` with these arguments would find its work done; without a folder False.
+    """Returns whether `train_run` with these arguments is finished; False without a folder.
 
     Raises:
         ValueError: As `train_run`: if an argument is wrong, or the folder holds another run.
@@ -114,7 +114,7 @@ def is_finished(
 
 
 def _describe(agent_class: Any, preset: str, recipe: Recipe, dataset: Dataset, device: str) -> dict[str, Any]:
-    """Returns what makes a run this one and no other, with where it runs."""
+    """Returns the identity of a run, and its environment."""
     model_config, planning, config = recipe
     return {
         "agent": agent_class.name,
@@ -131,7 +131,7 @@ def _describe(agent_class: Any, preset: str, recipe: Recipe, dataset: Dataset, d
 
 
 def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Returns what a run folder says of the data and of the environment that made them."""
+    """Returns what a run folder records about the data and their environment."""
     return {
         "task": dataset.task,
         "frame_size": dataset.frame_size,
@@ -151,7 +151,7 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def _describe_parts(dataset: Dataset) -> dict[str, Any]:
-    """Returns what a run folder says of each of several datasets, and of those together what a single one would say."""
+    """Returns what a run folder records about several datasets, each and together."""
     parts = parts_of(dataset)
     if len(parts) == 1:
         return {}
@@ -175,7 +175,7 @@ def _finish(folder: Path, description: dict[str, Any], seconds: float, cpu_secon
 
 
 def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset: Dataset) -> Recipe:
-    """Returns the preset's three configurations with the dataset's action size and the overrides filled in."""
+    """Returns the preset's three configurations with the dataset's action size and the overrides."""
     recipe = agent_class.preset(preset, dataset.task)
     of_training = {f.name for f in dataclasses.fields(TrainingConfig)}
     of_model = {f.name for f in dataclasses.fields(recipe.model)} - FILLED_IN
@@ -193,7 +193,7 @@ def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
-    """Raises ValueError if a setting's value is of another kind than its default."""
+    """Raises ValueError if a setting's value has another type than its default."""
     kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
         bool: ("true or false", lambda v: isinstance(v, bool)),
         int: ("a whole number of 64 bits", lambda v: isinstance(v, int) and not isinstance(v, bool)
@@ -218,10 +218,10 @@ def _defaults(config_class: Any) -> dict[str, Any]:
 
 
 def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bool:
-    """Returns whether `folder` holds this run, finished; False if there is nothing yet.
+    """Returns whether `folder` holds this run, finished; False if it is empty.
 
-    A finished run whose weights were deleted is not: they are made again from its checkpoint. A run of a version that
-    lacked a setting had that setting's default; of one that did not record its encoder's file, that is not compared.
+    A finished run without weights counts as unfinished: they are created again from its checkpoint. In runs of older
+    versions, missing settings have their defaults, and a missing record of the encoder's file is not compared.
 
     Raises:
         ValueError: If the folder holds another run.
@@ -246,7 +246,7 @@ def _finished(agent_class: Any, folder: Path, description: dict[str, Any]) -> bo
 def _identity(description: dict[str, Any]) -> dict[str, Any]:
     """Returns what of a description determines the weights.
 
-    Not the dataset's folder: the same data may lie elsewhere, their hash counts.
+    The dataset's folder is not part of it: its hash is.
     """
     described = {k: v for k, v in description.items() if k not in MAY_CHANGE}
     for part, without in (("dataset", ("folder",)), ("training", WITHOUT_EFFECT)):
@@ -257,15 +257,15 @@ def _identity(description: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Holds the run folder against a second training; of several processes that share one, the first does."""
+    """Locks the run folder against a second training; of several processes, the first does."""
     with exclusive(folder) if is_first() else contextlib.nullcontext():
         yield
 
 
 def _claim(folder: Path, description: dict[str, Any]) -> str:
-    """Makes `folder` this run's, unless it is already, and clears away what a killed process has left there.
+    """Writes this run's description to `folder`, unless it exists, and removes temporary files of killed processes.
 
-    Returns what its checkpoint and weights call it: the hash of what determined it when it began.
+    Returns the run's identity in its checkpoint and weights: the hash of what determined it when it started.
     """
     if is_first():
         remove_leftovers(folder)
@@ -287,7 +287,7 @@ def _brief(found: Any, wanted: Any) -> str:
 def _check_memory(agent_class: Any, config: Any, batch_size: int, device: str) -> None:
     """Raises ValueError if the model, its gradient and Adam's moments, or a batch of clips, exceed the memory.
 
-    What is counted is the least that training takes: whatever is rejected could not have been trained.
+    A lower bound is used: rejected settings could not have been trained.
     """
     on_gpu = torch.device(device).type == "cuda"
     memory = (
@@ -305,10 +305,10 @@ def _check_memory(agent_class: Any, config: Any, batch_size: int, device: str) -
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
-        raise ValueError(f"the model of these settings has a tensor beyond 64 bits; {advice}") from None
+        raise ValueError(f"a tensor of the model is too large for 64-bit sizes; {advice}") from None
     needed = 4 * sum(p.numel() * p.element_size() for p in model.parameters())
     if needed > memory:
-        raise ValueError(f"training the model of these settings takes {needed / 2**30:,.1f} GiB; {advice}")
+        raise ValueError(f"training this model takes {needed / 2**30:,.1f} GiB; {advice}")
 
 
 def _make_model(agent_class: Any, config: Any, seed: int, dataset: Dataset) -> Any:

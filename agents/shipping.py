@@ -1,7 +1,7 @@
-"""Agents that ship with the package, which `LeWMAgent.from_pretrained("two_room")` loads without a network.
+"""Pretrained agents in the package, which `LeWMAgent.from_pretrained("two_room")` loads without a network.
 
-Each is a run folder in `shipped/`, one for a task, made by `python -m agents ship RUN --result FILE`: float16 weights
-without what training alone needs, and a `run.json` that also holds the result, and what it was made from.
+Each is a run folder in `shipped/`, one per task, created by `python -m agents ship RUN --result FILE`: float16 weights
+without the parts that only training needs, and a `run.json` that includes the result and its origin.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Ship(Command):
     out: Path | None = option(None, "folder (default: that of the task in the package)", metavar="FOLDER")
 
     def __call__(self) -> int:
-        """Ships the run and says where to."""
+        """Adds the run to the package and prints its folder."""
         folder = self.ship()
         size = sum(file.stat().st_size for file in folder.iterdir())
         rate = Result.load(self.result).success
@@ -47,12 +47,12 @@ class Ship(Command):
         return 0
 
     def ship(self) -> Path:
-        """Returns the folder of the shipped agent.
+        """Returns the folder of the pretrained agent.
 
         Raises:
             FileNotFoundError: If there is no finished run, or no result.
             ValueError: If the run is not LeWM's, the result is not this run's on shipped pairs, or the agent is too
-                large; what was there stays.
+                large; the previous agent is kept then.
         """
         if self.result is None:
             raise ValueError(
@@ -107,7 +107,7 @@ def _result_of(run: Path, path: Path) -> Result:
     """Returns a run's result.
 
     Raises:
-        ValueError: If it is another run's, or on pairs that do not ship.
+        ValueError: If it is another run's, or not on shipped pairs.
     """
     result = Result.load(path)
     if result.run.get("weights") != sha256(run / checkpoint.WEIGHTS):
@@ -120,7 +120,7 @@ def _result_of(run: Path, path: Path) -> Result:
 
 
 def _narrowed(name: str, tensor: Tensor) -> Tensor:
-    """Returns a weight in float16; vectors (biases, norms and their statistics) stay as they are, they are few."""
+    """Returns a weight in float16; vectors (biases, norms and their statistics) are not changed."""
     if tensor.ndim < 2 or not tensor.is_floating_point():
         return tensor
     narrow = tensor.to(torch.float16)
@@ -130,7 +130,7 @@ def _narrowed(name: str, tensor: Tensor) -> Tensor:
 
 
 def _relative(text: str) -> str:
-    """Returns a command without the machine's own folders: of an absolute path the last two names stay."""
+    """Returns a command without the machine's own folders: only the last two names of absolute paths are kept."""
     return re.sub(r"(?<![^\s=])/(?:[^\s/]+/)*([^\s/]+/[^\s/]+)(?!\S)", r"\1", text)
 
 

@@ -1,4 +1,4 @@
-"""Where training logs go besides the run folder's `log.jsonl`."""
+"""Log sinks besides the run folder's `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def tensorboard(folder: Path) -> Sink:
 
 
 def weights_and_biases(project: str, folder: Path, description: dict[str, Any]) -> Sink:
-    """Returns a sink that logs to Weights & Biases (offline where WANDB_MODE says so), its files in `folder`/wandb.
+    """Returns a sink that logs to Weights & Biases (offline if WANDB_MODE says so), its files in `folder`/wandb.
 
-    A run that is resumed continues in the W&B run that it began, whose id is kept in `folder`/wandb-id.
+    A resumed run continues the same W&B run, whose id is stored in `folder`/wandb-id.
 
     Raises:
         ImportError: If wandb is not installed.

@@ -1,4 +1,4 @@
-"""What an agent that learns from a dataset shares with every other: presets, training, and its run folder."""
+"""What agents that learn from a dataset share: presets, training, and the run folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnLoad = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Preset:
-    """A named recipe: the same code at another scale."""
+    """A named configuration."""
 
     model: Any  # configuration of the model
     planning: Any  # a PlanningConfig, or None for agents that do not plan
@@ -32,10 +32,10 @@ class Preset:
 
 
 class Trainable:
-    """The class methods that `agents.run` calls, with what most agents do as default.
+    """The class methods that `agents.run` calls, with defaults for most agents.
 
-    A model class is made from its configuration alone (`model_class(config)`), has buffers `action_mean` and
-    `action_std`, and is what `lewm_gym.training` trains: a module with `loss(batch)` and `after_step()`.
+    A model class is created from its configuration (`model_class(config)`), has buffers `action_mean` and
+    `action_std`, and can be trained by `lewm_gym.training`: a module with `loss(batch)` and `after_step()`.
 
     Attributes:
         name: The agent's name in AGENTS and in run folders.
@@ -51,7 +51,7 @@ class Trainable:
 
     @classmethod
     def preset(cls, name: str, task: str) -> Preset:
-        """Returns one of `presets`, as it is for a task.
+        """Returns one of `presets`, for a task.
 
         Raises:
             ValueError: If there is none of that name.
@@ -63,27 +63,27 @@ class Trainable:
 
     @classmethod
     def resolve_config(cls, config: Any, dataset: Dataset) -> Any:
-        """Returns the model's configuration with what the dataset, or files that it names, determine filled in."""
+        """Returns the model's configuration with the values that follow from the dataset or from files."""
         return dataclasses.replace(config, action_size=dataset.action_size)
 
     @classmethod
     def initialise(cls, model: Any) -> None:
-        """Loads weights that do not come from this training (a frozen encoder's) into a fresh model: none."""
+        """Loads weights from elsewhere (a frozen encoder's) into a new model; by default none."""
 
     @classmethod
     def set_normalization(cls, model: Any, dataset: Dataset) -> None:
-        """Gives a fresh model the means and standard deviations of its training set: those of actions."""
+        """Gives a new model the statistics of its training set; by default those of actions."""
         model.action_mean.copy_(torch.from_numpy(dataset.action_mean))
         model.action_std.copy_(torch.from_numpy(dataset.action_std))
 
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:
-        """Returns what `run.json` says besides the model's configuration: nothing."""
+        """Returns further entries of `run.json`; by default none."""
         return {}
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
-        """Returns where training and validation batches come from: clips, of separate episodes."""
+        """Returns the samplers of training and validation batches: clips of disjoint episodes."""
         config = model.config
 
         def sampler(episodes: Any) -> ClipSampler:
@@ -110,7 +110,7 @@ class Trainable:
         on_log: OnLog | None = None,
         **outputs: Any,
     ) -> float:
-        """Trains a fresh model into a run folder, or continues there; arguments and result as of `training.train`."""
+        """Trains a new model in a run folder, or resumes; arguments and result as for `training.train`."""
         return training.train(model, clips, validation, config, folder, device, on_log, **outputs)
 
     @classmethod
@@ -122,13 +122,13 @@ class Trainable:
         device: str | None = None,
         **settings: Any,
     ) -> Self:
-        """Trains on a dataset, or continues where the run folder stands, and returns the agent.
+        """Trains on a dataset, or resumes the training in the run folder, and returns the agent.
 
         Args:
             dataset: Folder of a dataset that `python -m collect` wrote, or several of one task.
             folder: The run folder.
             preset: One of `presets`.
-            device: Where to compute; the best one present by default.
+            device: Device; by default the best one available.
             settings: Values in place of the preset's, of the model's configuration or of TrainingConfig
                 (`steps=2000`, `seed=1`, ...).
 
@@ -168,7 +168,7 @@ class Trainable:
         except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             what = str(error).splitlines()[0]
             raise ValueError(
-                f"{folder / checkpoint.DESCRIPTION}: no model can be made of its settings ({what}); train the run again"
+                f"{folder / checkpoint.DESCRIPTION}: its settings give no model ({what}); train the run again"
             ) from None
         checkpoint.load_weights(model, tensors, str(folder / checkpoint.WEIGHTS))
         return model, description
@@ -199,7 +199,7 @@ def of_description(folder: Path, description: dict[str, Any], part: str, read: C
 
 
 def _check_kinds(config: Any) -> None:
-    """Raises ValueError, naming the setting, unless every setting of a configuration is of its kind."""
+    """Raises ValueError, naming the setting, if a setting of a configuration has the wrong type."""
     kinds = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -213,7 +213,7 @@ def _check_kinds(config: Any) -> None:
 
 
 class _Environment(msgspec.Struct):
-    """What every agent must know of the environment that it was trained on."""
+    """What every agent needs to know about its environment."""
 
     task: str
     action_low: Annotated[list[float], msgspec.Meta(min_length=1)]
@@ -222,7 +222,7 @@ class _Environment(msgspec.Struct):
 
 
 def split_samplers(dataset: Dataset, make: Callable[[Any], Any], on_load: OnLoad | None) -> tuple[Any, Any]:
-    """Returns `make(episodes)` of the training episodes and of those held out, each preloaded."""
+    """Returns `make(episodes)` for training and for held-out episodes, both preloaded."""
     fit, held_out = dataset.split()
     samplers = make(fit), make(held_out)
     for sampler in samplers:

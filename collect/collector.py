@@ -51,16 +51,16 @@ def collect(
 
     Args:
         task: Name of the task.
-        folder: Where to; made if needed.
-        episodes: How many; None is the paper's number.
+        folder: Output folder; made if needed.
+        episodes: How many; None: the paper's number.
         first: Number of the first episode, for collecting a range on each of several machines.
-        seed: Of the whole collection.
+        seed: Seed of the whole collection.
         workers: Worker processes; None: one per CPU core; 1: this process. With more than one, a script needs
             `if __name__ == "__main__":`, because workers are spawned.
         ray: Address of a Ray cluster to use instead ("auto", "ray://head:10001"), or "local".
-        policy: Name of the behaviour policy; None is the task's default.
-        noise: The policy's noise level, in its own unit; None is its default.
-        render_quality: Of the environment; None is its default.
+        policy: Name of the behaviour policy; None: the task's default.
+        noise: The policy's noise level, in its own unit; None: its default.
+        render_quality: Of the environment; None: its default.
         states_only: Store no frames; `python -m collect render` renders them later.
         variations: Variations to sample for every episode: "all", or names separated by commas.
         pictures: Whether to write a contact sheet and a film.
@@ -116,7 +116,7 @@ def collect_from(
     Args:
         make_source: Creates the source of episodes; picklable, called once in each worker.
         header: Of the dataset.
-        folder: Where to.
+        folder: Output folder.
         episodes: How many.
         first: Number of the first episode.
         workers: Processes.

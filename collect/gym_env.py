@@ -72,12 +72,12 @@ def collect_gym(
 
     Args:
         env_id: Id that `gymnasium.make` understands, such as "Pendulum-v1" or "my_package:MyEnv-v0".
-        folder: Where to; made if needed.
+        folder: Output folder; made if needed.
         episodes: How many.
         policy: Behaviour policy; by default uniform random actions.
         first: Number of the first episode.
-        seed: Of the whole collection.
-        workers: Processes; None is one per CPU core; 1 plays in this process.
+        seed: Seed of the whole collection.
+        workers: Processes; None: one per CPU core; 1 plays in this process.
         ray: Address of a Ray cluster to use instead; its machines need the environment and the policy.
         pictures: Whether to write a contact sheet and a film.
         picture_every: N: render and store frames 0, N, 2N, ... of each episode only.

@@ -47,7 +47,7 @@ def make_pairs(
         task_name: Name of the task.
         offset_steps: Environment steps from start to goal.
         count: How many.
-        seed: Of the episodes; the default is reserved, so no dataset contains them.
+        seed: Seed of the episodes; the default is reserved, so no dataset contains them.
         progress: Called with (pairs found, count).
         policy: Behaviour policy of the episodes; None: the task's default.
 

@@ -61,8 +61,8 @@ def render(
 
     Args:
         source: Folder of the states.
-        folder: Where to.
-        workers: Processes; None is one per CPU core.
+        folder: Output folder.
+        workers: Processes; None: one per CPU core.
         picture_every: N: render frames 0, N, 2N, ... of each episode only.
         progress: As in `collect`.
 

@@ -41,7 +41,7 @@ def draw_variations(
         ranges: The environment's `variation_ranges`.
         names: Which to sample.
         task: Name of the task.
-        seed: Of the collection.
+        seed: Seed of the collection.
         number: Of the episode.
     """
     values = {}

@@ -33,7 +33,7 @@ class Event(NamedTuple):
         position: Those among them that are its position, to measure the distance of the teleport.
         stopped: Coordinates that a teleport sets to 0, its velocities.
         min_jump: Least distance of a teleport, in the state's unit.
-        policy: Behaviour policy of the trajectories; None is the task's default.
+        policy: Behaviour policy of the trajectories; None: the task's default.
     """
 
     object: str

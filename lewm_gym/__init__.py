@@ -1,7 +1,7 @@
 """LeWM-Gym: environments, datasets, world-model agents and benchmarks around LeWorldModel (arXiv 2603.19312).
 
 Importing this package registers every task with Gymnasium, so that `gym.make("lewm/TwoRoom-v0")` works, and imports
-neither a simulator nor torch; `gym.make("lewm_gym:lewm/TwoRoom-v0")` imports it by itself.
+neither a simulator nor torch; `gym.make("lewm_gym:lewm/TwoRoom-v0")` imports it automatically.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m lewm_gym`: `demo`, which is the default, and `watch`, by their other names `python -m benchmarks demo`."""
+"""`python -m lewm_gym`: `demo` (default) and `watch`, short for `python -m benchmarks demo` and `watch`."""
 
 from __future__ import annotations
 

@@ -34,17 +34,17 @@ class Agent(ABC):
 
     @abstractmethod
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets plans and buffers; `seeds`, one per environment, begin fresh random streams."""
+        """Forgets plans and buffers; `seeds`, one per environment, start new random streams."""
 
     def select_envs(self, rows: list[int]) -> None:  # noqa: B027  # a default, not a duty
-        """Continues with these environments only; nothing is remembered of any, unless a subclass does."""
+        """Continues with these environments only; a no-op for agents without state."""
 
     def needs_frame(self) -> list[bool] | None:
-        """Returns for each environment whether it will look at the next frame; None: at all."""
+        """Returns for each environment whether the agent needs its next frame; None: it needs all."""
         return None
 
     def share_rng(self) -> None:  # noqa: B027
-        """Makes all environments draw from one random stream; nothing is random, unless in a subclass."""
+        """Makes all environments share one random stream; a no-op for deterministic agents."""
 
     @abstractmethod
     def _act(
@@ -55,15 +55,15 @@ class Agent(ABC):
         state: Any,
         steps_left: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], Any]:
-        """Returns actions (B, action_size) for frames and goals (B, h, w, 3), and the memory to hand back next time."""
+        """Returns actions (B, action_size) for frames and goals (B, h, w, 3), and the state for the next call."""
 
     def set_goal(self, image: NDArray[np.uint8] | None, steps_left: float | None = None) -> None:
-        """Pursues this goal in environments whose observations have none; None ends that.
+        """Sets the goal in environments whose observations have none; None removes it.
 
         Args:
-            image: (h, w, 3) uint8, an image of how it should look.
-            steps_left: Environment steps within which to reach it; counted down as the agent acts, then kept at its
-                floor. None: the agent estimates them, if it needs them.
+            image: (h, w, 3) uint8, the goal image.
+            steps_left: Environment steps within which to reach it; counted down as the agent acts, to a minimum.
+                None: the agent estimates them, if it needs them.
 
         Raises:
             ValueError: For an image of another shape or dtype, or steps that are not positive or not used.
@@ -79,15 +79,15 @@ class Agent(ABC):
     ) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, or (B, action_size) for a stacked one.
 
-        Call it at every step. A changed goal begins a new plan; `reset()` between episodes is only needed where
+        Call it at every step. A changed goal starts a new plan; `reset()` between episodes is only needed if
         consecutive episodes share their goal image.
 
         Args:
-            obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3). After `set_goal` the goal may be
-                missing, and pixels may come alone, as an array.
+            obs: `pixels` and `goal`, each (h, w, 3) uint8, or (B, h, w, 3). After `set_goal`, the goal may be
+                missing, and `obs` may be the pixels alone, as an array.
             episode_start: (B,), true where `obs` is the first of an episode: the old plan is dropped there.
-            steps_left: Environment steps from now within which the goal is to be reached, one number or (B,); None
-                lets the agent estimate them, if it needs them.
+            steps_left: Environment steps within which to reach the goal, one number or (B,). None: the agent estimates
+                them, if it needs them.
 
         Raises:
             ValueError: For observations of another shape or dtype, or without a goal; for steps that are not positive,
@@ -103,13 +103,13 @@ class Agent(ABC):
         deterministic: bool = False,
         steps_left: float | NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], Any]:
-        """Returns (action, state) in stable-baselines3's form, so that its `evaluate_policy` runs the agent.
+        """Returns (action, state) in stable-baselines3's form, for its `evaluate_policy`.
 
         Args:
             observation: As for `act`.
             state: What the previous call returned, or None to use the agent's own memory.
             episode_start: (B,), true where an episode has just begun; the old plan is dropped there.
-            deterministic: Without effect: an agent's randomness comes from its seed.
+            deterministic: No effect: an agent's randomness comes from its seed.
             steps_left: As for `act`.
         """
         pixels, goals, single = self._checked(observation)
@@ -126,7 +126,7 @@ class Agent(ABC):
         """Returns (n_envs,) steps left."""
         if not self.uses_steps_left:
             raise ValueError(
-                "this agent does not use steps_left: that is for planners with an actor, such as guided, and for "
+                "this agent does not use steps_left: it is for planners with an actor, such as guided, and for "
                 "policies trained with steps left as an input"
             )
         steps = np.asarray(steps_left, np.float32)
@@ -139,7 +139,7 @@ class Agent(ABC):
         return np.broadcast_to(steps, (n_envs,))
 
     def _checked(self, obs: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
-        """Returns pixels and goals with a leading environment dimension, and whether it was missing."""
+        """Returns pixels and goals with a leading environment dimension, and whether it was added."""
         if self._goal is not None and isinstance(obs, np.ndarray):
             obs = {"pixels": obs}
         if not hasattr(obs, "keys"):
@@ -158,7 +158,7 @@ class Agent(ABC):
         if pixels.shape != goals.shape:
             raise ValueError(f"pixels {pixels.shape} and goal {goals.shape} must have the same shape")
         if not len(pixels):
-            raise ValueError("the stack of observations is empty")
+            raise ValueError("the batch of observations is empty")
         single = pixels.ndim == 3
         return (pixels[None], goals[None], True) if single else (pixels, goals, False)
 

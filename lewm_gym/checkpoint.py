@@ -2,13 +2,13 @@
 
 A run folder is complete:
 
-    run.json                  what ran: agent, task, configuration, normalisation, dataset and its hash, versions
-    weights.safetensors       what acts
+    run.json                  description: agent, task, configuration, normalisation, dataset and its hash, versions
+    weights.safetensors       the weights for acting
     log.jsonl                 one line per logged step
-    checkpoint.safetensors    what training resumes from: parameters, optimiser, step
-    .lock                     held by the process that trains
+    checkpoint.safetensors    the training state: parameters, optimiser, step
+    .lock                     held by the training process
 
-Each file but the log holds the SHA-256 of all else in it, which is checked when it is read.
+Each file except the log contains the SHA-256 of its other content, which is checked when it is read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def save_description(folder: Path, description: dict[str, Any]) -> None:
 
 
 def load_description(folder: str | Path) -> dict[str, Any]:
-    """Returns what `run.json` says.
+    """Returns the content of `run.json`.
 
     Raises:
         FileNotFoundError: If there is no run in the folder.
@@ -60,17 +60,17 @@ def load_description(folder: str | Path) -> dict[str, Any]:
     if description["schema"] != _UNSEALED:
         check_seal(description, path, "copy it again, or train the run again")
     if not isinstance(description.get("agent"), str):
-        raise ValueError(f"{path} does not say its agent; train the run again")
+        raise ValueError(f"{path} has no agent; train the run again")
     return description
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], run: str = "") -> None:
-    """Writes tensors and their checksum atomically: a file of that name is always whole.
+    """Writes tensors and their checksum atomically.
 
     Args:
-        path: Where to.
+        path: Output file.
         tensors: By name.
-        run: Names the run that they belong to; `load_tensors` can ask for it.
+        run: Identity of their run, which `load_tensors` can check.
     """
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     content = save(plain, {SEAL: f"{_NO_DIGEST} {run}"})  # one entry: several come in any order
@@ -84,8 +84,8 @@ def load_tensors(path: Path, run: str | None = None, foreign: bool = False) -> d
     Args:
         path: The file.
         run: The run that they must belong to; None for any.
-        foreign: Whether the file may come from another program, or from a version that wrote no checksums, and is then
-            read as it is.
+        foreign: Whether the file may come from another program, or from a version without checksums, and is then not
+            verified.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -116,7 +116,7 @@ def load_weights_of(folder: Path, description: dict[str, Any]) -> dict[str, Tens
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """Returns what the header of a safetensors file says beside the places of tensors."""
+    """Returns the metadata in the header of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     return dict(header.get("__metadata__") or {})
@@ -147,6 +147,6 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that its name only ever shows whole contents."""
+    """Writes a file atomically."""
     with atomic_file(path) as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""What the command lines share: one-line errors with exit status 2, and a quiet end by Ctrl-C or SIGTERM."""
+"""What the command lines share: one-line errors with exit status 2, and a clean exit on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RawText = argparse.RawDescriptionHelpFormatter
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like all others.
 
-    Called by an installed command, such as `lewm-agents`, it names that in place of `python -m agents`.
+    For an installed command, such as `lewm-agents`, messages name it instead of `python -m agents`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        """Prints what is wrong and where to look it up; exits with status 2."""
+        """Prints the error and the help command; exits with status 2."""
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
 def limit_spinning() -> None:
     """Makes idle OpenMP threads sleep instead of spin; call before torch is first imported.
 
-    Two spinning torch threads beside another busy process run about 10x slower on a machine with two cores.
-    A value already in the environment is respected.
+    With spinning threads, two torch threads next to another busy process are about 10x slower on two cores.
+    An existing value in the environment is kept.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -44,9 +44,9 @@ def limit_spinning() -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command line's `main` and exits with its status.
 
-    What a user can mend (a wrong argument, a damaged file, a full disk, a missing extra) ends in one line on
-    standard error and status 2; `LEWM_DEBUG=1` shows the traceback instead. Ctrl-C ends with status 130, SIGTERM
-    (which clusters send) in the same way with 143.
+    Errors that a user can fix (a wrong argument, a damaged file, a full disk, a missing extra) print one line on
+    standard error and exit with status 2; `LEWM_DEBUG=1` shows the traceback instead. Ctrl-C exits with status 130,
+    SIGTERM (as sent by clusters) with 143.
     """
     limit_spinning()
     signal.signal(signal.SIGINT, _interrupt)
@@ -54,7 +54,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, and the same command resumes", file=sys.stderr)
+        print("\nstopped; finished work is kept, and the same command resumes", file=sys.stderr)
         status = 128 + (_interrupted or signal.SIGINT)
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if os.environ.get("LEWM_DEBUG") or (isinstance(error, RuntimeError) and not is_out_of_memory(error)):
@@ -75,13 +75,13 @@ def _interrupt(number: int, _: object) -> NoReturn:
 
 
 def raise_if_interrupted() -> None:
-    """Raises KeyboardInterrupt if there was a Ctrl-C that someone swallowed, as optional imports of libraries do."""
+    """Raises KeyboardInterrupt if a library swallowed a Ctrl-C, as some optional imports do."""
     if _interrupted:
         raise KeyboardInterrupt
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that memory is short; torch says so by a RuntimeError."""
+    """Returns whether an error is due to a lack of memory; torch raises a RuntimeError for it."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(words in said for words in ("out of memory", "can't allocate memory"))
 

@@ -1,4 +1,4 @@
-"""A command is a frozen dataclass: its fields are the flags, the help, the arguments of the call and what is stored.
+"""A command is a frozen dataclass: its fields are the flags, their help, the arguments of the call and the record.
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Command):
@@ -47,14 +47,14 @@ def option(
     """Returns a field that is an option.
 
     Args:
-        default: Its value where it is not given; of a tuple's field the values, of a `Settings` field nothing.
+        default: Default value; for a tuple's field the values, for a `Settings` field none.
         text: Help, with the unit; the default is added.
         least: The smallest number allowed.
-        metavar: What stands for the value in the help.
+        metavar: Name of the value in the help.
         flag: In place of `--field-name`; `--no-...` for a field that is true by default.
-        choices: What is allowed, where that is a short list.
-        positional: Whether it is given by its place, without a flag; there may be none.
-        const: Its value where the flag is given alone.
+        choices: Allowed values, if they are few.
+        positional: Whether it is an optional positional argument.
+        const: Value of the flag without an argument.
     """
     metadata = {"text": text, "metavar": metavar, "flag": flag, "least": least, "choices": choices}
     metadata |= {"positional": positional, "const": const}
@@ -64,7 +64,7 @@ def option(
 
 
 class Command:
-    """The base of commands: the class's docstring is the help, `__call__` does the work and returns the exit status."""
+    """The base of commands: the docstring is the help, `__call__` runs the command and returns the exit status."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
@@ -94,7 +94,7 @@ class Command:
 
     @classmethod
     def parse(cls, words: Sequence[str], program: str = "") -> Self:
-        """Returns the command that a command line asks for."""
+        """Returns the command of a command line."""
         values = vars(cls.parser(program or cls.__name__.lower()).parse_args(words))
         hints = typing.get_type_hints(cls)
         for name, value in values.items():

@@ -1,6 +1,6 @@
-"""The receding-horizon controller: turns a search over plans into actions, one environment apart from the other.
+"""The receding-horizon controller: from a search over plans to actions, separately for each environment.
 
-Importing it imports no torch: `lewm_gym.onnx` plans without.
+Does not import torch, for `lewm_gym.onnx`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 class Request(NamedTuple):
-    """What a plan is wanted from.
+    """The input of a search.
 
     Attributes:
         frames: (n, h, w, 3) uint8, past frames at the beginnings of the last n - 1 blocks and, last, the current one.
@@ -25,8 +25,8 @@ class Request(NamedTuple):
         goal: (h, w, 3) uint8.
         generator: The environment's random stream.
         previous: (H, A) the previous plan of this environment towards the same goal, or None.
-        steps_left: Environment steps within which the goal is to be reached: as told, or what is left of the estimate
-            that the first plan towards this goal was made for; None where there is neither.
+        steps_left: Environment steps within which to reach the goal: as given, or counted down from the estimate of the
+            first plan towards this goal; None if there is neither.
     """
 
     frames: NDArray[np.uint8]
@@ -41,9 +41,9 @@ class Reply(NamedTuple):
     """A plan.
 
     Attributes:
-        actions: (steps, action_size) raw actions to take before the next plan.
-        plan: (H, A), whole, z-scored; a tensor or an array, as the search has it.
-        steps_left: Environment steps within which it is to reach the goal; None for plans that know no such time.
+        actions: (steps, action_size) raw actions to execute before the next plan.
+        plan: (H, A), the whole plan, z-scored; a tensor or an array.
+        steps_left: Environment steps within which it should reach the goal; None without an actor.
     """
 
     actions: NDArray[np.float32]
@@ -57,18 +57,18 @@ Search = Callable[[list[Request]], list[Reply]]
 
 @dataclass
 class Slot:
-    """What the controller remembers of one environment.
+    """The controller's state for one environment.
 
     Attributes:
         generator: The environment's own random stream.
-        queue: Actions planned and not yet taken, each (action_size,).
-        goal: Fingerprint of the goal that they pursue.
-        plan: The plan they belong to, (H, A).
-        frames: Frames at the beginning of each block taken, (h, w, 3).
+        queue: Planned actions that are not yet executed, each (action_size,).
+        goal: Fingerprint of their goal.
+        plan: Their plan, (H, A).
+        frames: Frames at the start of each executed block, (h, w, 3).
         blocks: Those blocks, (A,).
-        taken: Actions of the block under way; its frame is the last of `frames`.
-        steps: Actions taken since this goal is pursued.
-        due: How many of them were to reach the goal when the first plan was made; None if unknown.
+        taken: Executed actions of the current block; its frame is the last of `frames`.
+        steps: Actions executed since this goal was set.
+        due: Number of actions within which the first plan should reach the goal; None if unknown.
     """
 
     generator: Any
@@ -82,7 +82,7 @@ class Slot:
     due: float | None = None
 
     def forget(self) -> None:
-        """Begins again; the random stream continues."""
+        """Resets the state; the random stream continues."""
         self.queue.clear()
         self.plan = None
         self.steps, self.due = 0, None
@@ -90,17 +90,16 @@ class Slot:
 
 
 class RecedingHorizon:
-    """Plans for those environments whose queue is empty or whose goal has changed, and hands out queued actions.
+    """Plans for environments whose queue is empty or whose goal has changed, and returns queued actions.
 
-    An environment's actions depend on its own observations and its own random stream alone: planning for one
-    never draws from the stream of another.
+    An environment's actions only depend on its own observations and its own random stream.
 
     Args:
-        search: What plans; called with only those environments that need a plan.
+        search: The search; called for the environments that need a plan.
         frame_skip: Actions in a block.
-        context: Frames that a plan may look at, the current one included; 1 as in the paper.
-        seed: Seed of the streams of environments for which `reset` names none.
-        stream: What makes the random stream of a seed of 64 bits; default torch's generators.
+        context: Frames that a plan may use, including the current one; 1 as in the paper.
+        seed: Seed of the environments' streams, unless `reset` gives seeds.
+        stream: Creates a random stream from a seed of 64 bits; by default a torch generator.
     """
 
     def __init__(
@@ -116,16 +115,16 @@ class RecedingHorizon:
         self.slots: list[Slot] = []
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets all plans; `seeds`, one per environment, begin fresh streams (default: the controller's own seed)."""
+        """Forgets all plans; `seeds`, one per environment, start new streams (default: the controller's own seed)."""
         self.slots = [] if seeds is None else [self._slot(seed) for seed in seeds]
 
     def share_rng(self) -> None:
-        """Makes all environments draw from the first one's stream, as in the reference: each plan moves the next."""
+        """Makes all environments share the first one's stream, as in the reference: plans then affect each other."""
         for slot in self.slots[1:]:
             slot.generator = self.slots[0].generator
 
     def needs_frame(self) -> list[bool]:
-        """Returns for each environment whether its next frame matters: to plan from, or as the past of a later plan."""
+        """Returns for each environment whether its next frame is needed, for a plan or as the past of a later one."""
         return [not slot.queue or (self._context > 1 and not slot.taken) for slot in self.slots]
 
     def act(
@@ -143,9 +142,9 @@ class RecedingHorizon:
             pixels: (B, h, w, 3) uint8.
             goals: (B, h, w, 3) uint8.
             episode_start: (B,), true where an episode has just begun: plan and past are dropped.
-            slots: What to use and update in place of the controller's own memory.
-            steps_left: (B,), environment steps from now within which each goal is to be reached; None if unknown.
-            goal_steps: The same, from when a goal was first seen.
+            slots: State to use and update in place of the controller's own.
+            steps_left: (B,), environment steps from now within which to reach each goal; None if unknown.
+            goal_steps: The same, counted from the first observation of a goal.
 
         Raises:
             ValueError: If B differs from the number of environments since the last reset.
@@ -180,7 +179,7 @@ class RecedingHorizon:
         return np.stack([self._take(slot, frame) for slot, frame in zip(slots, pixels, strict=True)])
 
     def slots_for(self, n_envs: int) -> list[Slot]:
-        """Returns the controller's own memory, made for `n_envs` environments if it is empty."""
+        """Returns the controller's own state, created for `n_envs` environments if it is empty."""
         if not self.slots:
             self.slots = [self._slot(self._seed, i) for i in range(n_envs)]
         return self.slots
@@ -188,7 +187,7 @@ class RecedingHorizon:
     def request(
         self, slot: Slot, frame: NDArray[np.uint8], goal: NDArray[np.uint8], steps_left: float | None = None
     ) -> Request:
-        """Returns what to plan from, for an environment that is at the beginning of a block."""
+        """Returns the input of a search, for an environment at the start of a block."""
         past = self._context - 1
         frames, blocks = (slot.frames[-past:], slot.blocks[-past:]) if past else ([], [])
         stacked = np.stack(blocks) if blocks else np.zeros((0, 0), np.float32)
@@ -197,7 +196,7 @@ class RecedingHorizon:
         return Request(np.stack([*frames, frame]), stacked, goal, slot.generator, slot.plan, steps_left)
 
     def _slot(self, *key: int) -> Slot:
-        """Returns a fresh memory whose stream is seeded by whole numbers, well mixed."""
+        """Returns a new state whose stream is seeded by a hash of integers."""
         return Slot(self._stream(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])))
 
     def _take(self, slot: Slot, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -220,7 +219,7 @@ def _generator(seed: int) -> Any:
 
 
 class Deadline:
-    """Ends a search when another iteration, as long as the last one, would be over too late.
+    """Ends a search if another iteration, as long as the last one, would end too late.
 
     Args:
         at: `time.monotonic()` at which to be done, or None for never.

@@ -1,4 +1,4 @@
-"""What latents look like while a model trains: whether they collapse, and how straight trajectories become."""
+"""Statistics of latents during training: representation collapse, and straightness of trajectories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def latent_statistics(latents: Tensor) -> dict[str, float]:
 
 
 def collapse_warning(statistics: dict[str, float]) -> str | None:
-    """Returns what to tell the user if latents have collapsed, else None."""
+    """Returns a warning if the latents have collapsed, else None."""
     std, rank = statistics["latent_std"], statistics["effective_rank"]
     if std >= COLLAPSED_STD and rank >= COLLAPSED_RANK:
         return None

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, that show when they were altered, and folders with one writer at a time."""
+"""Atomic and checksummed files, and folders with one writer at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ SEAL = "sha256"
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path whose file becomes `path` when the block ends well, and vanishes when it does not.
+    """Yields a temporary path whose file becomes `path` when the block succeeds, and is removed otherwise.
 
-    The data reach the disk before the name does, so that after a power cut the file is whole or absent. The temporary
+    The data are flushed to disk before the file is renamed, so after a power failure it is complete or absent. The
+    temporary
     name is unique: threads, and machines that share a folder, may write the same file, and the last one wins. It has
     the suffix of `path`, by which ffmpeg and matplotlib choose the format.
 
@@ -46,21 +47,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that is whole or absent in the end, as `atomic_path`."""
+    """Opens a file for atomic writing, as `atomic_path`."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # a leftover (`remove_stale`) is held by nobody
         yield file
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of writers that were killed; only for who holds the folder (`exclusive`)."""
+    """Removes temporary files of killed writers; call it while holding the folder (`exclusive`)."""
     for path in folder.glob(".*.tmp*"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
 
 def remove_stale(path: Path) -> None:
-    """Removes what killed writers of `path` have left, whose files and folders nobody holds a lock on any more."""
+    """Removes leftovers of killed writers of `path`, whose files and folders are no longer locked."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
         lock = temporary / LOCK_NAME if temporary.is_dir() else temporary
         with contextlib.suppress(OSError), open(lock, "ab") as file:
@@ -70,10 +71,10 @@ def remove_stale(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yields a temporary folder that becomes `path` when the block succeeds, and is removed otherwise.
 
     Raises:
-        ValueError: If there is something of that name.
+        ValueError: If `path` exists.
         OSError: If it cannot be written.
     """
     if path.exists():
@@ -96,26 +97,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Returns the path of a file that something within a folder names; it must lie in that folder.
+    """Returns the path of a file that a file in a folder names; it must be in that folder.
 
     Raises:
-        ValueError: If it would lead out of it.
+        ValueError: If it is outside the folder.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith(("/", "\\")) or ".." in parts or "\0" in name:
-        raise ValueError(f"{folder} names {name!r}, which is no file in that folder")
+        raise ValueError(f"{folder} names {name!r}, which is not a file in that folder")
     return folder / name
 
 
 def make_folder(folder: Path, remedy: str = "choose another --out") -> None:
-    """Makes a folder to write to, with those above it, unless it is there.
+    """Creates a folder, with its parents, unless it exists.
 
     Args:
         folder: The folder.
-        remedy: What to do if it cannot be made, for the message.
+        remedy: Solution to name in the message if it cannot be created.
 
     Raises:
-        OSError: Of the system's own type, saying what to do: a file may stand in its place, or a disk be read-only.
+        OSError: With the solution, if a file has that name or the disk is read-only.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,9 +127,9 @@ def make_folder(folder: Path, remedy: str = "choose another --out") -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the folder against a second writer for the duration of the block.
+    """Locks the folder against a second writer for the duration of the block.
 
-    The lock is the kernel's: it ends with the process however that dies, so a stale one cannot exist.
+    The kernel releases the lock when the process ends, so there are no stale locks.
 
     Raises:
         ValueError: If another process holds it.
@@ -157,7 +158,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(record: Mapping[str, Any]) -> str:
-    """Returns the SHA-256, in hexadecimal, of what a record says, however it is laid out as JSON."""
+    """Returns the SHA-256, in hexadecimal, of a record's content, independent of its JSON formatting."""
     plain = json.loads(json.dumps(record))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -168,20 +169,20 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(record: Mapping[str, Any], path: Path, remedy: str) -> None:
-    """Raises ValueError, naming the file and the remedy, unless the record is as `sealed` gave it."""
+    """Raises ValueError, naming the file and the remedy, if the record was modified after `sealed`."""
     if record.get(SEAL) != sha256_of({name: value for name, value in record.items() if name != SEAL}):
-        raise ValueError(f"{path} is damaged, or was changed by hand (its SHA-256 does not fit): {remedy}")
+        raise ValueError(f"{path} is damaged, or was modified (its SHA-256 does not match): {remedy}")
 
 
 def parse_json(path: Path, remedy: str) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the content of a JSON file.
 
     Args:
         path: The file.
-        remedy: What to do with a file that cannot be used, for the message.
+        remedy: Solution to name in the message for an unusable file.
 
     Raises:
-        ValueError: If it is not JSON (RFC 8259: no NaN, no infinity): cut off, say, or nested too deeply to be ours.
+        ValueError: If it is not JSON (RFC 8259: no NaN, no infinity), or nested too deeply.
         OSError: If it cannot be read.
     """
     return _parsed(path.read_bytes(), path, remedy)

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Available memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Returns the bytes that can be taken without swapping: the machine's, or less where a container has a limit.
+    """Returns the bytes that can be allocated without swapping, within a container's limit.
 
-    On Linux that is what the kernel says (`MemAvailable`: free, and what it can drop from its caches); elsewhere half
-    of all memory, since nothing tells how much is in use.
+    On Linux this is the kernel's `MemAvailable` (free memory and caches); elsewhere half of all memory.
     """
     found = [_machine()]
     limit = _number(_CGROUP / "memory.max") or _number(_CGROUP / "memory/memory.limit_in_bytes")
@@ -36,7 +35,7 @@ def _machine() -> int:
 
 
 def _cached() -> int:
-    """Returns the bytes of a container's usage that are file caches, which give way."""
+    """Returns the bytes of a container's usage that are file caches."""
     for path in (_CGROUP / "memory.stat", _CGROUP / "memory/memory.stat"):
         try:
             lines = path.read_text(encoding="ascii").splitlines()
@@ -47,7 +46,7 @@ def _cached() -> int:
 
 
 def _number(path: Path) -> int | None:
-    """Returns the number in a file; None where there is none, as where there is no limit ("max")."""
+    """Returns the number in a file; None if there is none or no limit ("max")."""
     try:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Whether `envs`, `agents`, `collect` and `benchmarks` are ours: other packages, and folders, have such names too."""
+"""Checks that `envs`, `agents`, `collect` and `benchmarks` are ours, not other packages or folders of these names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARK = b'__part_of__ = "lewm_gym"'
 
 
 def intruder(name: str) -> str | None:
-    """Returns one line on what Python finds for `name` if that is not ours; imports nothing.
+    """Returns a one-line warning if Python finds another package for `name`; imports nothing.
 
     Args:
         name: One of `NAMES`.

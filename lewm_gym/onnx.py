@@ -1,7 +1,7 @@
-"""An agent that plans from ONNX files, with numpy and onnxruntime alone: no torch is imported.
+"""An agent that plans from ONNX files with numpy and onnxruntime, without torch.
 
-`python -m agents export RUN --onnx FOLDER` writes the files (agents/export.py). `OnnxAgent` computes what `LeWMAgent`
-does, from the same random numbers for the same seed, so that its plans are the same to rounding.
+`python -m agents export RUN --onnx FOLDER` writes the files (agents/export.py). `OnnxAgent` computes the same as
+`LeWMAgent`, with the same random numbers for the same seed, so its plans are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Judge = Callable[[Array], Array]
 
 
 class Stream:
-    """Standard normal numbers: those that `torch.randn` draws on a CPU for the same seed, to rounding.
+    """Standard normal samples, equal to those of `torch.randn` on a CPU for the same seed, up to rounding.
 
-    A Mersenne twister gives 24 bits a number, and the Box-Muller transform makes normal ones of them, by sixteens.
+    A Mersenne twister gives 24 bits per number, and the Box-Muller transform makes them normal, in groups of sixteen.
 
     Args:
         seed: Of 64 bits; torch's generator takes the lower 32.
@@ -47,7 +47,7 @@ class Stream:
         numbers = self._uniform(max(16, count))
         whole = len(numbers) // 16 * 16
         numbers[:whole] = _box_muller(numbers[:whole])
-        if whole < len(numbers):  # the last sixteen are drawn anew
+        if whole < len(numbers):  # the last sixteen are drawn again
             numbers[-16:] = _box_muller(self._uniform(16))
         return numbers[:count].reshape(shape)
 
@@ -69,11 +69,11 @@ class OnnxAgent(Agent):
 
     Args:
         networks: File name -> onnxruntime session.
-        description: What the files say: task, action bounds and statistics, frame size, frame skip, planning.
-        seed: Seed of the planner's random streams where `reset` names none.
+        description: Metadata of the files: task, action bounds and statistics, frame size, frame skip, planning.
+        seed: Seed of the planner's random streams, unless `reset` gives seeds.
         time_limit_s: Seconds that one call of `act` may spend on planning; the best plan so far is taken, after at
             least one iteration for each environment.
-        stream: What makes an environment's random stream from a seed; it has `normal(*shape)`.
+        stream: Creates an environment's random stream from a seed; it has `normal(*shape)`.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class OnnxAgent(Agent):
         """Returns the agent that was exported into a folder.
 
         Args:
-            folder: What `python -m agents export RUN --onnx FOLDER` wrote.
+            folder: Folder of `python -m agents export RUN --onnx FOLDER`.
             seed: See the class.
             time_limit_s: See the class.
             task: The task that it must have been trained for; None for any.
-            threads: CPU threads; None leaves that to onnxruntime.
+            threads: CPU threads; None: onnxruntime's default.
 
         Raises:
             FileNotFoundError: If there is no export.
@@ -146,11 +146,11 @@ class OnnxAgent(Agent):
         return cls(networks, description, seed, time_limit_s)
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets all plans; `seeds`, one per environment, begin fresh random streams."""
+        """Forgets all plans; `seeds`, one per environment, start new random streams."""
         self._controller.reset(seeds)
 
     def select_envs(self, rows: list[int]) -> None:
-        """Goes on with these environments only: the observations that follow are theirs, in this order."""
+        """Continues with these environments only: the observations that follow are theirs, in this order."""
         self._controller.slots = [self._controller.slots[row] for row in rows]
 
     def needs_frame(self) -> list[bool]:
@@ -206,13 +206,13 @@ class OnnxAgent(Agent):
         return replies
 
     def _plan(self, request: Request, clock: Deadline) -> tuple[Array, float | None]:
-        """Returns the plan found, (n, A), z-scored, and the steps left that the actor was told."""
+        """Returns the plan, (n, A), z-scored, and the steps left that the actor was given."""
         latent, goal = self.encode(np.stack([request.frames[-1], request.goal]))
 
         def cost(actions: Array) -> Array:
             costs = self._cost(self.rollout(latent, self._within_bounds(actions)), goal)
             if not np.isfinite(costs).any():
-                raise ValueError("no candidate plan has a cost that is a number: check the files, or export them again")
+                raise ValueError("no candidate plan has a finite cost: check the files, or export them again")
             return costs
 
         if self._planner == "cem":
@@ -316,14 +316,14 @@ def open_network(path: Path, threads: int | None = None) -> Any:
 
 
 def described(network: Any, path: Path) -> dict[str, Any]:
-    """Returns what a file says of its agent.
+    """Returns the metadata of a file.
 
     Raises:
         ValueError: If it is not one of ours, or of another version.
     """
     text = network.get_modelmeta().custom_metadata_map.get(METADATA)
     if text is None:
-        raise ValueError(f"{path} is no file of `python -m agents export`: it does not say what agent it is of")
+        raise ValueError(f"{path} is not a file of `python -m agents export`: it has no metadata")
     found: dict[str, Any] = json.loads(text)
     if found.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {found.get('schema')}, this version reads {SCHEMA}: export the run again")

@@ -1,4 +1,4 @@
-"""The difference between two success rates on the same pairs, with its interval."""
+"""The paired difference of two success rates on the same pairs, with its interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lewm_gym.results import Result, wilson_interval
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more often the second succeeds than the first, pair by pair.
+    """The paired difference of two success rates.
 
     Attributes:
         both: Pairs that both solve.
@@ -21,7 +21,7 @@ class Difference:
         rate: Success of the second minus that of the first, in -1..1.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        p: McNemar's exact p, two-sided: of so uneven a split of the pairs that only one solves, were both alike.
+        p: McNemar's exact p-value, two-sided.
     """
 
     both: int
@@ -35,10 +35,10 @@ class Difference:
 
     @classmethod
     def of(cls, first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> Difference:
-        """Returns the difference between two rows of outcomes of the same pairs.
+        """Returns the difference of two sequences of outcomes on the same pairs.
 
         The interval is Newcombe's tenth (Statistics in Medicine 17, 1998, 2635-2650): Wilson's intervals of the two
-        rates, combined with the correlation of the outcomes. It is sound where few pairs differ, and near 0 and 1.
+        rates, combined with the correlation of the outcomes. It is valid if few pairs differ, and near 0 and 1.
 
         Raises:
             ValueError: If there are no pairs, or not equally many.
@@ -83,7 +83,7 @@ def _combined(one: float, other: float, phi: float) -> float:
 
 
 def compare(first: Result, second: Result) -> Difference:
-    """Returns how much more often the second result succeeds, on the pairs of both.
+    """Returns the paired difference of two results, on the pairs of both.
 
     Raises:
         ValueError: If they were not measured on the same pairs under the same rules.

@@ -1,7 +1,7 @@
 """Evaluation pairs: a start and a goal some steps apart in one held-out episode, with the actions between.
 
-A pair set is one JSON file, complete in itself, so that every agent and every dataset size meets the same pairs. Those
-of `python -m collect pairs` come from a seed that no dataset may use, and ship with the package.
+A pair set is one self-contained JSON file, so all agents and dataset sizes have the same pairs. Those of
+`python -m collect pairs` come from a seed that no dataset may use, and ship with the package.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Pair:
     """A start and a goal.
 
     Attributes:
-        start_state: (state_size,) float64, where the episode is put.
-        goal_state: (state_size,) float64, what the recorded episode had reached after the last action.
-        actions: (D, action_size) float32, the recorded actions between; replaying them leads exactly there.
+        start_state: (state_size,) float64.
+        goal_state: (state_size,) float64, the state of the recorded episode after the last action.
+        actions: (D, action_size) float32, the recorded actions between; replaying them leads exactly to the goal.
         episode: Number of the episode that it was taken from.
         start_step: Step of that episode at which it starts.
         seed: Seed of the collection that the episode belongs to.
@@ -50,13 +50,13 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class FoundPair:
-    """A start and a goal found elsewhere than in a pair set; see `Pair`.
+    """A start and a goal that are not from a pair set; see `Pair`.
 
     Attributes:
         start_state: (state_size,) float64.
         goal_state: (state_size,) float64.
-        actions: (D, action_size) float32 from start to goal; none where nothing is known of that.
-        goal_image: (h, w, 3) uint8, the recorded frame; None where it is to be drawn.
+        actions: (D, action_size) float32 from start to goal; none if unknown.
+        goal_image: (h, w, 3) uint8, the recorded frame; None: render it.
         phase: What lies between start and goal, one of `Task.phases`; None where that is not known.
     """
 
@@ -115,7 +115,7 @@ class PairSet:
 
     @property
     def content_hash(self) -> str:
-        """128 bits, in hexadecimal, that stand for task, distance, states and actions; phases follow from those."""
+        """128-bit hash, in hexadecimal, of task, distance, states and actions; phases follow from those."""
         digest = hashlib.blake2b(f"{self.task} {self.offset_steps} {self.seed}".encode(), digest_size=16)
         for pair in self.pairs:
             digest.update(f"{pair.episode} {pair.start_step}".encode())
@@ -124,7 +124,7 @@ class PairSet:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Writes the pair set as JSON, whole or not at all; numbers are exact."""
+        """Writes the pair set as JSON, atomically; numbers are exact."""
         head = {
             "kind": _KIND,
             "schema": SCHEMA,
@@ -161,7 +161,7 @@ def load_shipped(task_name: str, offset_steps: int, policy: str | None = None) -
         policy: None for the task's own suite; the name of another policy for the suite made from its episodes.
 
     Raises:
-        ValueError: If there are none; the message says which there are.
+        ValueError: If there are none; the message lists those that exist.
         FileNotFoundError: If the installation lacks them.
     """
     get_task(task_name)
@@ -190,7 +190,7 @@ def load_shipped(task_name: str, offset_steps: int, policy: str | None = None) -
 
 
 def shipped_suites(task_name: str) -> dict[str | None, list[int]]:
-    """Returns the distances of the suites that ship, by policy; None is the task's own."""
+    """Returns the distances of the suites that ship, by policy; None: the task's own."""
     folder = resources.files("lewm_gym") / "pair_sets"
     found: dict[str | None, list[int]] = {None: []}
     for file in folder.iterdir() if folder.is_dir() else ():
@@ -216,11 +216,11 @@ def _parse(record: dict[str, Any], where: str) -> PairSet:
             versions=dict(record["versions"]),
         )
     except KeyError as error:
-        raise ValueError(f"{where}: the entry {error} is missing: make the pairs again") from None
+        raise ValueError(f"{where}: the entry {error} is missing: create the pairs again") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: {error}") from None
     if pairs.content_hash != record.get("content_hash"):
-        raise ValueError(f"{where} was changed after it was written (its hash does not fit): make the pairs again")
+        raise ValueError(f"{where} was modified after it was written (its hash does not match): create the pairs again")
     return pairs
 
 
@@ -236,7 +236,7 @@ def _pair_as_json(pair: Pair) -> dict[str, Any]:
 
 
 def _shortest(x: np.float32) -> float:
-    """Returns the number of fewest digits that reads back as `x`."""
+    """Returns the shortest number that reads back as `x`."""
     short = float(str(x))
     return short if np.float32(short) == x else float(x)
 

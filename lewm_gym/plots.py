@@ -56,7 +56,7 @@ class Figure:
     height: float
 
     def save(self, path: Path) -> None:
-        """Writes a PNG, whole or not at all."""
+        """Writes a PNG, atomically."""
         make_folder(path.parent)
         with atomic_path(path) as temporary:
             self._print(temporary, "png")

@@ -1,7 +1,7 @@
 """Records on disk: one JSON file per measurement, with everything that made it; success rates and their intervals.
 
 Every record has the same head (kind, schema, command, commit, versions, hardware, start, seconds) and a body of its
-kind. It is written whole or not at all. A `Result` is the record of one evaluation by planning success; it is read
+kind. It is written atomically. A `Result` is the record of one evaluation by planning success; it is read
 strictly: one whose rates do not follow from its outcomes is rejected rather than shown.
 """
 
@@ -81,7 +81,7 @@ class Record:
         return Path() if self.path is None else self.path.parent
 
     def save(self, path: str | Path) -> Record:
-        """Writes the record, whole or not at all, and returns it with its path.
+        """Writes the record, atomically, and returns it with its path.
 
         Raises:
             OSError: If it cannot be written.
@@ -135,7 +135,7 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 
 def write_json(path: Path, data: Json) -> None:
-    """Writes `data` to `path`, a line per key, whole or not at all, making the folder."""
+    """Writes `data` to `path`, a line per key, atomically, making the folder."""
     lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
     make_folder(path.parent)
     with atomic_file(path) as file:

@@ -241,7 +241,7 @@ class _Trainer:
 
 
 def step_seed(*key: int) -> int:
-    """Returns a well-mixed seed for whole numbers such as (seed, step)."""
+    """Returns a well-mixed seed for integers such as (seed, step)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
 

@@ -135,7 +135,7 @@ class Agent(Protocol):
     """What benchmarks evaluate; one that is more than that is a `BatchAgent`."""
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets plans and buffers; `seeds`, one per environment, begin fresh random streams."""
+        """Forgets plans and buffers; `seeds`, one per environment, start new random streams."""
 
     def act(self, obs: Obs) -> NDArray[np.float32]:
         """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""

@@ -92,7 +92,7 @@ def test_pldm_logs_every_term_and_differs_from_lewm_by_its_loss_alone(folder, tm
     assert {k: v.shape for k, v in ours.items() if not k.startswith("inverse.")} == {
         k: v.shape for k, v in theirs.items()
     }
-    with pytest.raises(ValueError, match="neither SIGReg"):
+    with pytest.raises(ValueError, match="has no SIGReg"):
         PLDMConfig(sigreg_weight=0.1)
     with pytest.raises(ValueError, match="variance_weight"):
         PLDMConfig(variance_weight=-1.0)
@@ -347,7 +347,7 @@ def test_bad_encoder_settings_are_refused():
     for bad, message in (
         ({"encoder": "vit"}, "encoder must be one of"),
         ({"encoder": "lewm"}, "needs encoder_run"),
-        ({"encoder_run": "runs/x"}, "for encoder lewm"),
+        ({"encoder_run": "runs/x"}, "needs encoder lewm"),
         ({"hidden_widths": (0,)}, "hidden_widths"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -186,7 +186,7 @@ def test_only_files_of_the_dataset_are_opened(tmp_path, what):
     robot = v21(tmp_path / "robot")
     described = json.loads((robot / "meta/info.json").read_text())
     (robot / "meta/info.json").write_text(json.dumps(described | {**OUTSIDE, **NO_PATTERN}[what]))
-    message = "no file in that folder" if what in OUTSIDE else "no pattern of paths that can be filled in"
+    message = "not a file in that folder" if what in OUTSIDE else "not a valid path pattern"
     with pytest.raises(ValueError, match=f"robot.*{message}"):
         import_lerobot(robot, tmp_path / "data")
 
@@ -199,7 +199,7 @@ def test_a_picture_elsewhere_is_not_opened(tmp_path, path):
     where = str(tmp_path / "x.png") if path == "x.png" else path
     pictures = [{"bytes": None, "path": where} for _ in range(LENGTHS[0])]
     pq.write_table(as_table(recorded(0), pictures), table)
-    with pytest.raises(ValueError, match="x.png', which is no file in that folder"):
+    with pytest.raises(ValueError, match="x.png', which is not a file in that folder"):
         import_lerobot(robot, tmp_path / "data")
 
 

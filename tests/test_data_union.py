@@ -77,7 +77,7 @@ def test_one_folder_is_that_dataset(parts):
 
 def test_what_cannot_be_one_dataset_is_refused(parts, tmp_path):
     sparse = quick(tmp_path / "sparse", 1, picture_every=5)
-    with pytest.raises(ValueError, match="cannot be trained on together: picture_every 1 and 5"):
+    with pytest.raises(ValueError, match="do not fit together: picture_every 1 and 5"):
         open_datasets([parts[0].folder, sparse.folder])
     with pytest.raises(ValueError, match="hold the same episodes"):
         open_datasets([parts[0].folder, parts[1].folder, parts[0].folder])

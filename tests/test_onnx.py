@@ -193,7 +193,7 @@ def test_files_that_are_missing_damaged_or_of_another_export_are_named(
     model = onnx.load(str(tmp_path / "encoder.onnx"))
     del model.metadata_props[:]
     onnx.save(model, str(tmp_path / "encoder.onnx"))
-    with pytest.raises(ValueError, match="does not say what agent it is of"):
+    with pytest.raises(ValueError, match="it has no metadata"):
         OnnxAgent.load(tmp_path)
 
 

@@ -89,7 +89,7 @@ def test_numbers_are_exact_on_disk(pairs, tmp_path):
         (lambda record: record["pairs"][2]["actions"].pop(), r"pair 2: actions must be finite and of shape \(25, 2\)"),
         (lambda record: record["pairs"][1]["actions"][3].__setitem__(0, 2.0), "pair 1: actions must lie within"),
         (lambda record: record["pairs"][1]["goal_state"].__setitem__(0, float("nan")), "is not valid JSON"),
-        (lambda record: record["pairs"][1]["goal_state"].__setitem__(0, 30.0), "was changed after it was written"),
+        (lambda record: record["pairs"][1]["goal_state"].__setitem__(0, 30.0), "was modified after it was written"),
         (lambda record: record.update(task="chess"), "unknown task 'chess'"),
         (lambda record: record.update(schema=2), "schema 2"),
         (lambda record: record.update(kind="else"), "not a file of evaluation pairs"),

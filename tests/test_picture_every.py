@@ -70,7 +70,7 @@ def test_pictures_that_are_not_stored_are_not_drawn(task, tmp_path, monkeypatch)
 
 
 def test_steps_without_a_picture_are_named(sparse):
-    with pytest.raises(ValueError, match="stores every 5th picture: episode 1 has none at step 7"):
+    with pytest.raises(ValueError, match="stores every 5th frame: episode 1 has none at step 7"):
         sparse.frames(1, [5, 7])
     with pytest.raises(IndexError):
         sparse.frames(1, [int(sparse.lengths[1]) + 4])
@@ -99,15 +99,15 @@ def test_only_stored_frames_take_memory(full, sparse):
 
 
 def test_a_frame_skip_between_pictures_is_refused(sparse):
-    with pytest.raises(ValueError, match="stores every 5th picture only, so that frame_skip must be a multiple of 5"):
+    with pytest.raises(ValueError, match="stores every 5th frame only, so frame_skip must be a multiple of 5"):
         ClipSampler(sparse, frame_skip=4)
-    with pytest.raises(ValueError, match="single steps needs the picture of every frame.*without --picture-every"):
+    with pytest.raises(ValueError, match="single steps needs the image of every frame.*without --picture-every"):
         GoalSampler(sparse)
 
 
 @pytest.mark.parametrize("export", [export_hdf5, export_lerobot, export_minari])
 def test_formats_that_hold_every_frame_refuse(sparse, tmp_path, export):
-    with pytest.raises(ValueError, match="needs the picture of every frame"):
+    with pytest.raises(ValueError, match="needs the image of every frame"):
         export(sparse, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -30,11 +30,11 @@ def test_another_planner_begins_with_its_own_defaults():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"colour": 1}, "unknown settings of planning colour; expected some of: .*n_samples"),
-        ({"search": None}, "unknown settings of planning search"),
+        ({"colour": 1}, "unknown planning settings colour; expected some of: .*n_samples"),
+        ({"search": None}, "unknown planning settings search"),
         ({"planner": "magic"}, "unknown planner 'magic'"),
         ({"cost": "max"}, "cost must be one of"),
-        ({"n_samples": "many"}, "a setting of planning is not of its kind"),
+        ({"n_samples": "many"}, "a planning setting has the wrong type"),
         ({"execute_blocks": 9}, "execute_blocks must be within 1..horizon_blocks"),
     ],
 )

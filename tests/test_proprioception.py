@@ -128,7 +128,7 @@ def test_a_dataset_without_it_is_refused_before_anything_begins(dataset, tmp_pat
     refused(r"lacks proprioception.*whiskers \(6\); it has: .*agent_position \(2\)")
     others = {name: task for name, task in TASKS.items() if name != "two_room"}
     monkeypatch.setattr("lewm_gym.data.dataset.TASKS", others)  # not deleted from TASKS: its order would change
-    refused("nothing is known of the proprioception of 'two_room'")
+    refused("'two_room' has no defined proprioception")
 
 
 def test_a_run_keeps_the_statistics_of_what_was_sensed_and_a_loaded_agent_acts_alike(dataset, run, tmp_path):

@@ -1,8 +1,8 @@
 """Training clips: shuffled windows of an episode, a pure function of (seed, step, batch size).
 
 Position p = step * batch_size + j in an endless sequence of epochs names the clip; epoch e visits every clip start
-once, in an order drawn from (seed, e). So a resumed training needs the step's number and nothing else, and the number
-of threads changes nothing.
+once, in a random order given by (seed, e). A resumed training therefore only needs the step number, and the number
+of threads has no effect.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ MEMORY_SHARE = 0.5  # of the memory that is available, for decoded frames: the n
 
 
 class ClipSampler:
-    """Draws clips of `n_frames` frames, `frame_skip` environment steps apart, with the actions between them.
+    """Samples clips of `n_frames` frames, `frame_skip` environment steps apart, with the actions between them.
 
-    Frames are delivered as they are stored, which may be channel-first in memory, seen through a (B, T, h, w, 3) view.
+    Frames keep their stored memory layout, which may be channel-first, behind a (B, T, h, w, 3) view.
 
     With `image_size` below 224, frames are averaged down (`box_average`); if all of the episodes then fit into
-    `memory_budget`, they are decoded once, by `preload` or at the first batch, and served from memory. If they do not
-    fit, a warning says so, and every batch is decoded again.
+    `memory_budget`, they are decoded once, by `preload` or at the first batch, and kept in memory. Otherwise a
+    warning is issued, and every batch is decoded again.
 
-    Where only every N-th image is stored (`dataset.picture_every`), clips begin at stored frames.
+    If only every N-th frame is stored (`dataset.picture_every`), clips start at stored frames.
 
     Args:
-        dataset: Where from.
-        episodes: Positions of the episodes to draw from, such as one side of `dataset.split()`; None for all.
+        dataset: Source of the data.
+        episodes: Positions of the episodes to sample from, such as one side of `dataset.split()`; None for all.
         n_frames: T, frames per clip.
         frame_skip: Environment steps between them; a multiple of `dataset.picture_every`.
-        seed: Of the order of clips.
+        seed: Seed of the order of clips.
         image_size: Height and width delivered, px; divides 224.
-        threads: That decode; None is one per CPU core, at most 4.
-        memory_budget: Bytes that decoded, averaged frames may take; None is half of the memory that is available
+        threads: Decoding threads; None: one per CPU core, at most 4.
+        memory_budget: Bytes that decoded, averaged frames may take; None: half of the available memory
             (`lewm_gym.memory`), shared by the processes of a distributed training.
         proprioception: (n_frames, k) float32 of the whole dataset; batches are then `ProprioceptiveBatch`.
-        frames_every: Take only every so many-th stored image, as if no other had been collected; saves memory.
+        frames_every: N: use only every N-th stored frame, which saves memory.
 
     Raises:
         ValueError: For values out of range, a dataset of states only or without the frames at that `frame_skip`, or
@@ -88,7 +88,7 @@ class ClipSampler:
             )
         if frame_skip % self.picture_every:
             raise ValueError(
-                f"{dataset.folder} stores every {self.picture_every}th picture only, so that frame_skip must be a "
+                f"{dataset.folder} stores every {self.picture_every}th frame only, so frame_skip must be a "
                 f"multiple of {self.picture_every}, got {frame_skip}: choose another one, or collect again without "
                 "--picture-every"
             )
@@ -164,7 +164,7 @@ class ClipSampler:
         return ProprioceptiveBatch(pixels, actions, torch.from_numpy(sensed))
 
     def clips(self, step: int, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns which clips a batch holds: (B,) positions within `self.episodes`, (B,) first environment steps."""
+        """Returns the clips of a batch: (B,) positions within `self.episodes`, (B,) first environment steps."""
         if step < 0 or batch_size < 1:
             raise ValueError(f"step must be at least 0 and batch_size at least 1, got {step} and {batch_size}")
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -185,7 +185,7 @@ class ClipSampler:
             self._decode(pixels[j], int(self.episodes[which[j]]), wanted)
 
     def _decode(self, out: NDArray[np.uint8], index: int, steps: Sequence[int]) -> None:
-        """Decodes frames of an episode, averaged down to the size wanted."""
+        """Decodes frames of an episode, averaged down to the requested size."""
         if self.image_size == IMAGE_SIZE:
             self.dataset.decode_into(out, index, steps, check=False)
             return
@@ -225,9 +225,9 @@ class ClipSampler:
             yield frames.transpose(0, 2, 3, 1) if self._frame_shape[0] == 3 else frames
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decodes all frames into memory if they fit, once; otherwise warns that every batch will be decoded again.
+        """Decodes all frames into memory, once, if they fit; otherwise warns that every batch will be decoded again.
 
-        At full size nothing is kept, and nothing said.
+        Does nothing at full size.
 
         Args:
             progress: Called with (episodes decoded, episodes in all).
@@ -260,7 +260,7 @@ class ClipSampler:
         warnings.warn(
             f"the frames of {len(self.episodes):,} episodes at {self.image_size} px take "
             f"{self.pooled_bytes / 2**30:,.2f} GiB, more than the memory budget of {self.memory_budget / 2**30:,.2f} "
-            "GiB: every batch is decoded anew, which is several times slower; free memory, or take fewer episodes, "
+            "GiB: every batch is decoded again, which is much slower; free memory, or use fewer episodes, "
             "a smaller image_size, or a dataset collected with --picture-every",
             RuntimeWarning,
             stacklevel=3,
@@ -278,7 +278,7 @@ class ClipSampler:
         """Yields the batches of steps `start_step` to `start_step + n_steps - 1` in order, prepared in the background.
 
         Where CUDA is available they are in pinned memory. Closing the iterator (or leaving its loop) ends the threads.
-        Of `world_size` processes that share each batch, the one numbered `rank` gets its part of it.
+        Each of `world_size` processes gets the part of a batch given by its `rank`.
 
         Raises:
             ValueError: If the processes cannot share a batch evenly.
@@ -322,7 +322,7 @@ def box_average(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 class _Orders:
-    """The order of clips of each epoch; the last two used are remembered (a batch may straddle them)."""
+    """The order of clips of each epoch; the last two are cached (a batch may span them)."""
 
     def __init__(self, n_clips: int, seed: int) -> None:
         self._n_clips, self._seed = n_clips, seed
@@ -348,7 +348,7 @@ class _Orders:
 
 
 class _Buffers:
-    """Memory for batches, used again once nobody holds the tensor: fresh pages cost as much as decoding into them."""
+    """Memory for batches, reused when a tensor is released: new pages cost as much as decoding into them."""
 
     def __init__(self) -> None:
         self._pinned = torch.cuda.is_available()

@@ -1,10 +1,10 @@
-"""Lossless frames, each readable by itself: zstd with a key frame of the episode as dictionary.
+"""Lossless frames that can be read individually: zstd with a key frame of the episode as dictionary.
 
 A key frame is an ordinary zstd frame; each other one is compressed against its key frame's raw bytes (a raw-content
-dictionary), so that whatever stands still costs nothing. Reading a frame decodes two at most: its key and itself.
-A key serves the whole episode (its first frame), or, where much of the image moves, a segment of it (the middle
-one). Each frame carries zstd's checksum of its content (XXH64, low 32 bits), which readers verify; only the clips of
-a training at full size leave it out, since it takes a third of their time (`python -m collect verify` checks all).
+dictionary), so static content takes almost no space. Reading a frame decodes at most two: the key frame and itself.
+A key frame is used for the whole episode (its first frame) or, if much of the image moves, for a segment (the middle
+one). Each frame carries zstd's checksum of its content (XXH64, low 32 bits), which readers verify; only training
+clips at full size skip this, since it takes a third of their time (`python -m collect verify` checks all).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ CODECS: dict[str, FrameCodec] = {
 
 
 def codec_for(task: str) -> FrameCodec:
-    """Returns the codec in which the frames of `task` are collected."""
+    """Returns the codec for collecting `task`."""
     return CODECS.get(task, FrameCodec())
 
 
@@ -125,7 +125,7 @@ class EpisodeEncoder:
         return self._frames
 
     def _compress_pending(self) -> None:
-        """Compresses what waits; the last of it becomes the key if the segment has none yet."""
+        """Compresses the pending frames; the last one becomes the key if the segment has none."""
         key = None
         if self._compressor is None:
             key = self._make_compressor(None).compress(self._pending[-1])
@@ -196,13 +196,13 @@ class FrameDecoder:
         frames: Iterable[memoryview],
         check: bool = True,
     ) -> None:
-        """Decodes frames that share a key, in one go.
+        """Decodes frames that share a key.
 
         Args:
-            out: Where to: contiguous uint8 of the frames' stored shapes, one after another.
-            name: Names the key frame, for the cache.
-            key: The key frame, compressed; None if the key itself is all that is wanted.
-            frames: The frames wanted, compressed; the key may be among them.
+            out: Output: contiguous uint8 of the frames' stored shapes, one after another.
+            name: Identifies the key frame in the cache.
+            key: The key frame, compressed; None if only the key frame is requested.
+            frames: The requested frames, compressed; the key frame may be among them.
             check: Whether to verify the checksums.
 
         Raises:
@@ -221,5 +221,5 @@ class FrameDecoder:
         local.zstd.into(out, b"".join(frames), raw, check)
 
     def _fresh(self, keys: OrderedDict[Any, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Returns room for a key: that of the one forgotten for it, since fresh pages cost as much as decoding."""
+        """Returns memory for a key frame: that of an evicted one, since new pages cost as much as decoding."""
         return keys.popitem(last=False)[1] if len(keys) >= self._max_cached else np.empty(FRAME_BYTES, np.uint8)

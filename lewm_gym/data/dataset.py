@@ -1,4 +1,4 @@
-"""Reading a dataset folder: opened in a moment, memory-mapped, any frame by itself."""
+"""Reading a dataset folder: fast to open, memory-mapped, with random access to frames."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lewm_gym.tasks import TASKS
 class Dataset:
     """Episodes on disk. Open one with `Dataset.open(folder)`.
 
-    Episodes are addressed by position, 0 to `n_episodes - 1`; `episode_numbers` tells their numbers, which differ
-    only where a folder holds a range that does not begin at 0. Thread-safe.
+    Episodes are addressed by position, 0 to `n_episodes - 1`; `episode_numbers` has their numbers, which differ
+    only if a folder holds a range that does not start at 0. Thread-safe.
 
     Attributes:
-        folder: Where it lies.
-        manifest: What the folder says of itself.
+        folder: Its path.
+        manifest: The folder's manifest.
         lengths: (n_episodes,) int64, frames of each episode.
         starts: (n_episodes + 1,) int64, row of each episode's first frame in the columns, and the number of rows.
-        picture_every: N, where only the images of frames 0, N, 2N, ... of each episode are stored; 1 where all are.
+        picture_every: N, if only frames 0, N, 2N, ... of each episode have images; 1 if all have.
         picture_starts: (n_episodes + 1,) int64, as `starts`, counted in stored images.
         episode_numbers: (n_episodes,) int64.
     """
@@ -50,7 +50,7 @@ class Dataset:
         self._decoder = FrameDecoder()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns what pickles, as for a DataLoader's workers: the folder and its manifest; files are opened again."""
+        """Returns the folder and its manifest for pickling, as for a DataLoader's workers; files are opened again."""
         return Dataset, (self.folder, self.manifest)
 
     @staticmethod
@@ -65,7 +65,7 @@ class Dataset:
         manifest = scan(folder)
         if manifest is None:
             waiting = " yet (its collection was interrupted)" if (folder / PARTS).is_dir() else ""
-            raise FileNotFoundError(f"{folder} holds no dataset{waiting}: run python -m collect TASK --out {folder}")
+            raise FileNotFoundError(f"{folder} has no dataset{waiting}: run python -m collect TASK --out {folder}")
         return Dataset(folder, manifest)
 
     # What it is ----------------------------------------------------------------------------------------------
@@ -112,12 +112,12 @@ class Dataset:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether there are frames, not states only."""
+        """Whether the dataset has frames."""
         return self.header.codec is not None
 
     @property
     def n_pictures(self) -> int:
-        """Number of images of all episodes; 0 where there are states only."""
+        """Number of stored images of all episodes; 0 without frames."""
         return int(self.picture_starts[-1]) if self.has_pixels else 0
 
     def picture_steps(self, index: int) -> NDArray[np.int64]:
@@ -125,16 +125,16 @@ class Dataset:
         return np.arange(0, self.lengths[index], self.picture_every)
 
     def require_all_pictures(self, what: str) -> None:
-        """Raises ValueError unless the image of every frame is stored; `what` needs them."""
+        """Raises ValueError unless every frame has a stored image, as `what` needs."""
         if self.picture_every != 1 and self.has_pixels:
             raise ValueError(
-                f"{what} needs the picture of every frame, but {self.folder} stores every {self.picture_every}th only: "
+                f"{what} needs the image of every frame, but {self.folder} stores every {self.picture_every}th only: "
                 "collect it again without --picture-every"
             )
 
     @property
     def pixel_bytes(self) -> int:
-        """Size of all frames, compressed; each shard is opened to find out."""
+        """Compressed size of all frames; opens each shard."""
         shards = (self._shard(i) for i in range(len(self._shards)))
         return sum(int(starts[-1] - starts[0]) for shard in shards for starts in shard.frame_starts())
 
@@ -151,7 +151,7 @@ class Dataset:
 
     @property
     def content_hash(self) -> str:
-        """128 bits, in hexadecimal, that stand for the episodes' content, whatever shards hold them."""
+        """128-bit hash, in hexadecimal, of the episodes' content, independent of the shards."""
         return self.manifest.content_hash
 
     @property
@@ -208,7 +208,7 @@ class Dataset:
         if every != 1:
             if absent := [step for step in steps if step % every]:
                 raise ValueError(
-                    f"{self.folder} stores every {every}th picture: episode {index} has none at step {absent[0]}"
+                    f"{self.folder} stores every {every}th frame: episode {index} has none at step {absent[0]}"
                 )
             steps = [step // every for step in steps]
         for key, group in groupby(steps, lambda picture: shard.codec.key_step(picture, length)):
@@ -255,14 +255,14 @@ class Dataset:
 
     @property
     def proprioception(self) -> NDArray[np.float32]:
-        """(n_frames, k) float32, what the task's environments show as `proprioception` (`Task.proprioception`).
+        """(n_frames, k) float32, the `proprioception` of the task's environments (`Task.proprioception`).
 
         Raises:
             ValueError: If the task is none of TASKS, or a column is missing or of another size.
         """
         task = TASKS.get(self.task)
         if task is None:
-            raise ValueError(f"nothing is known of the proprioception of {self.task!r}; it is of: {', '.join(TASKS)}")
+            raise ValueError(f"{self.task!r} has no defined proprioception; tasks with one: {', '.join(TASKS)}")
         sizes = {name: column.size for name, column in self.header.columns.items()}
         if any(sizes.get(name) != size for name, size in task.proprioception.items()):
             wanted = ", ".join(f"{name} ({size})" for name, size in task.proprioception.items())
@@ -273,9 +273,9 @@ class Dataset:
         return np.concatenate([self.column(name) for name in task.proprioception], axis=1)
 
     def split(self, validation_fraction: float = 0.1, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns positions of training and validation episodes, each sorted, disjoint, all together.
+        """Returns the positions of training and validation episodes, sorted and disjoint.
 
-        The same dataset, fraction and seed give the same split. At least one episode is on either side, unless the
+        The same dataset, fraction and seed give the same split. Each side has at least one episode, unless the
         fraction is 0.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a dataset amounts to, as Markdown: its recipe, lengths, sizes, success, and the statistics of every column."""
+"""A description of a dataset, as Markdown: its recipe, lengths, sizes, success, and the statistics of every column."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lewm_gym.data.dataset import Dataset
 def describe(dataset: Dataset) -> str:
     """Returns the statistics of a dataset: a list of facts, and a table with a line per coordinate of each column.
 
-    The last action of an episode, which was not taken, does not count.
+    The last action of an episode, which is NaN, is ignored.
     """
     header, lengths = dataset.header, dataset.lengths
     success = np.split(dataset.column("success"), dataset.starts[1:-1])

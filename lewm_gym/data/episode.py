@@ -1,4 +1,4 @@
-"""One episode in memory: what happened between a reset and the end, as plain arrays."""
+"""One episode in memory, as plain arrays."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ FRAME_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 
 @dataclass(frozen=True)
 class Episode:
-    """T frames and what led from each to the next.
+    """T frames with actions, states and quantities.
 
     Attributes:
-        pixels: (T, 224, 224, 3) uint8, or None where only states were kept; where only every N-th image was, those,
+        pixels: (T, 224, 224, 3) uint8; None without frames; if only every N-th frame has an image,
             (ceil(T / N), 224, 224, 3).
         action: (T, action_size) float32; row t leads from frame t to frame t + 1; the last row is NaN.
         state: (T, state_size) float64, the simulator's whole state.
         quantities: Name -> (T, k) float32, physical quantities for probing.
-        success: (T,) bool, whether the goal of the collecting policy was met.
-        reset_options: What the environment must be reset with, beside the state, to draw the frames again: "variations"
-            and "goal_state", as JSON values. Empty where they are the defaults.
+        success: (T,) bool, whether the goal of the collection policy was reached.
+        reset_options: Reset options, besides the state, for rendering the frames: "variations" and "goal_state", as
+            JSON values. Empty for the defaults.
         picture_every: N: `pixels` are of the frames 0, N, 2N, ...
     """
 
@@ -45,15 +45,15 @@ class Episode:
 
 
 def count_pictures(frames: Any, picture_every: int) -> Any:
-    """Returns how many images are stored of an episode (or of each of several) of so many frames."""
+    """Returns the number of stored images of an episode (or of several) with this number of frames."""
     return -(-frames // picture_every)
 
 
 def check_episode(episode: Episode) -> None:
-    """Checks shapes, dtypes and values of an episode from outside.
+    """Validates shapes, dtypes and values of an external episode.
 
     Raises:
-        ValueError: Naming the column, what was expected and what came.
+        ValueError: Naming the column, what was expected and what was given.
     """
     length = len(episode.state)
     if length < 2:

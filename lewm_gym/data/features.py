@@ -1,9 +1,9 @@
-"""What a frozen encoder says of every image of a dataset: computed once, kept in its folder, read instead of pixels.
+"""Features of a frozen encoder for every image of a dataset: computed once and cached in its folder.
 
-A file `features/<key>.f16` in the dataset's folder holds one row of float16 per image and nothing else; the key
-stands for the dataset's content, the encoder's weights and the shape of a row. It is written row after row under a
-temporary name, so that a killed computation continues where its file ends, and gets its name when it is whole; its
-SHA-256 lies beside it (`<key>.sha256`) and is checked before the features are used.
+A file `features/<key>.f16` in the dataset's folder holds one row of float16 per image; the key is a
+hash of the dataset's content, the encoder's weights and the shape of a row. It is written row by row under a
+temporary name, so an interrupted computation resumes, and renamed when it is complete; its
+SHA-256 is stored beside it (`<key>.sha256`) and checked before the features are used.
 
 Size: 2 bytes per number. DINOv2's 16 patches of a frame of 56 px take 12 KiB, 1.1 GiB for 1,000 episodes of Two-Room;
 the 256 of one of 224 px 192 KiB, 17 GiB for the same. Delete the folder `features` to get the space back.
@@ -38,12 +38,12 @@ Encode = Callable[[Tensor], Tensor]
 def cached_features(
     dataset: Dataset, encoder: nn.Module, encode: Encode, progress: Callable[[int, int], None] | None = None
 ) -> NDArray[np.float16]:
-    """Returns the features of all images, (n_pictures, ...), memory-mapped; what is missing is computed first.
+    """Returns the features of all images, (n_pictures, ...), memory-mapped; missing ones are computed first.
 
     Args:
-        dataset: Whose frames.
-        encoder: The frozen network; its weights name the file, its device is where to compute.
-        encode: What the network is asked for.
+        dataset: Source of the frames.
+        encoder: The frozen network; its weights determine the file name, its device is used.
+        encode: The function of the network to compute.
         progress: Called with (episodes done, episodes in all).
 
     Raises:
@@ -106,14 +106,14 @@ def _compute(
 
 
 class _FromFeatures:
-    """Delivers rows of features where a sampler delivers frames."""
+    """Returns rows of features in place of a sampler's frames."""
 
     dataset: Dataset
     episodes: NDArray[np.int64]
     features: NDArray[np.float16]
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Does nothing: the system keeps in memory what is read often."""
+        """Does nothing: the operating system caches the file."""
 
     def frames_at(self, which: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
         """Returns the features of (B, K) episodes and steps, (B, K, ...)."""
@@ -134,7 +134,7 @@ class FeatureClips(_FromFeatures, ClipSampler):
         self.features = features
 
     def batch(self, step: int, batch_size: int) -> Batch | ProprioceptiveBatch:
-        """Returns the batch of a training step, of the clips that `ClipSampler` draws."""
+        """Returns the batch of a training step, for the clips of `ClipSampler`."""
         which, starts = self.clips(step, batch_size)
         steps = starts[:, None] + np.arange(self.n_frames) * self.frame_skip
         rows = self.dataset.starts[self.episodes[which]] + starts

@@ -1,13 +1,13 @@
-"""The format of a dataset on disk: shards, what each says of itself, and the manifest that lists them.
+"""The format of a dataset on disk: self-describing shards, and the manifest that lists them.
 
 A shard is one Arrow IPC file, one record batch per episode, memory-mapped and read without copying. The same format
-holds a single finished episode (a part) and fifty of them. The schema's metadata make a file self-describing: its
-header, and for every episode its number, length and hashes; so a shard that was moved here from another folder of the
-same recipe needs no further word. The manifest of a folder lists its shards with their hashes, and the statistics of
-the whole.
+holds a single finished episode (a part) or fifty of them. The schema's metadata make a file self-describing: the
+header, and the number, length and hashes of every episode; so shards can be moved here from another folder of the
+same recipe. The manifest of a folder lists its shards with their hashes, and the statistics of
+the dataset.
 
-What is read is checked against the types of this module, and the records of shards and manifests hold a hash of
-themselves: whatever was altered, by an accident or on purpose, ends in one line that names the file and what is wrong.
+All content is validated against the types of this module, and the records of shards and manifests contain their own
+hash: a modified file causes a one-line error that names the file and the problem.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Column:
     Attributes:
         size: Numbers per frame.
         dtype: numpy's name of their type.
-        units: Of the numbers, such as "px" or "rad"; empty where they are mixed or none.
+        units: Units of the numbers, such as "px" or "rad"; empty where they are mixed or none.
         role: What it is.
     """
 
@@ -73,10 +73,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything about a shard, or a whole dataset, but its data.
+    """The metadata of a shard or a dataset.
 
-    The recipe (task to `states_only`, and the codec but for its level) determines the data: shards belong together
-    only if theirs are equal. The rest tells where the data come from and how to read them.
+    The recipe (task to `states_only`, and the codec but for its level) determines the data: shards belong to the same
+    dataset only if their recipes are equal. The other fields describe the origin and the encoding of the data.
 
     Attributes:
         task: Name of the task, one of `lewm_gym.tasks.TASKS` or the id of a foreign environment.
@@ -84,15 +84,15 @@ class Header:
         noise: The policy's noise level, in its own unit; None if it has none.
         seed: Seed of the collection; episode i is a function of (task, policy, seed, i).
         render_quality: Name of the renderer's settings.
-        states_only: Whether the frames were left out, to be rendered later.
+        states_only: Whether there are no frames; they can be rendered later.
         versions: Package name -> version, with "python".
-        gl_renderer: What drew the frames, if OpenGL did.
+        gl_renderer: Name of the OpenGL renderer, if one was used.
         columns: Name -> column, in the order of the file.
         codec: How frames are stored (`lewm_gym.data.codec`), or None without frames.
-        variations: Names of the factors of variation that were drawn again for every episode.
+        variations: Names of the variations that were sampled for every episode.
         action_low: Smallest action, per coordinate, in the environment's units; None is -1, as in all TASKS.
         action_high: Largest action, likewise; None is 1.
-        picture_every: N, where only the images of frames 0, N, 2N, ... of each episode are stored.
+        picture_every: N, if only frames 0, N, 2N, ... of each episode have images.
     """
 
     task: Name
@@ -118,7 +118,7 @@ class Header:
         return {**{name: getattr(self, name) for name in names}, "codec": codec}
 
     def with_columns(self, columns: dict[str, Column], versions: dict[str, str], gl: str | None = None) -> Header:
-        """Returns the header with what only the first episode tells."""
+        """Returns the header with the fields that follow from the first episode."""
         return replace(self, columns=columns, versions=versions, gl_renderer=gl)
 
     def as_json(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Header:
         """Returns the header in a record of a shard or a manifest; fields that this version does not know are ignored.
 
         Raises:
-            ValueError: Naming the field that is not as it should be.
+            ValueError: Naming the invalid field.
         """
         header = _read(Header, record)
         for name, role in (("action", "action"), ("state", "state"), ("success", "success")):
@@ -149,7 +149,7 @@ class Header:
 
 
 class Entry(Struct, frozen=True, rename={"states_hash": "states", "pixels_hash": "pixels"}):
-    """What a shard says of one episode.
+    """A shard's record of one episode.
 
     Attributes:
         episode: Its number.
@@ -168,23 +168,23 @@ class Entry(Struct, frozen=True, rename={"states_hash": "states", "pixels_hash":
     reset_options: dict[str, Any] = {}
 
     def content(self) -> int:
-        """Returns a 128-bit number that stands for the episode's content."""
+        """Returns a 128-bit hash of the episode's content."""
         text = f"{self.episode} {self.frames} {self.states_hash} {self.pixels_hash}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what the shard's record says; reset options where there are some."""
+        """Returns the shard's record, with reset options if there are any."""
         record: dict[str, Any] = msgspec.to_builtins(self)
         return record if self.reset_options else {k: v for k, v in record.items() if k != "reset_options"}
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest knows of one shard.
+    """The manifest's record of one shard.
 
     Attributes:
         file: Its name within the folder.
-        sha256: Of the file; empty for a shard that was moved here and is not listed yet.
+        sha256: Of the file; empty for a shard that is not listed yet.
         bytes: Its size.
         first_episode: Number of its first episode; the others follow without a gap.
         lengths: Frames of each episode.
@@ -207,7 +207,7 @@ class ShardInfo:
 
     @staticmethod
     def of(shard: Shard, hashed: bool = True) -> ShardInfo:
-        """Returns what the manifest records of a shard; `hashed=False` leaves the file's hash out."""
+        """Returns the manifest's record of a shard; `hashed=False` omits the file's hash."""
         sums = [entry.action_sums for entry in shard.entries]
         numbers = [entry.episode for entry in shard.entries]
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
@@ -223,7 +223,7 @@ class ShardInfo:
         )
 
     def hashed(self, folder: Path) -> ShardInfo:
-        """Returns the same with the file's hash filled in."""
+        """Returns a copy with the file's hash."""
         return self if self.sha256 else replace(self, sha256=sha256(folder / self.file))
 
 
@@ -249,7 +249,7 @@ def differences(ours: Header, theirs: Header) -> str:
 
 
 def merged(headers: Iterable[Header]) -> Header:
-    """Returns one header for shards of equal recipe; where versions differ, all are named ("1.2 / 1.3")."""
+    """Returns one header for shards of equal recipe; different versions are all listed ("1.2 / 1.3")."""
     headers = list(headers)
     names = sorted({name for header in headers for name in header.versions})
     versions = {name: _all_of(header.versions.get(name) for header in headers) for name in names}
@@ -274,11 +274,11 @@ def installed_versions(requirements: Iterable[str] = SIMULATORS) -> dict[str, st
 # Checking -----------------------------------------------------------------------------------------------------
 
 _Record = TypeVar("_Record")
-_REMEDY = "delete it and run the same collect command again, or copy it anew"
+_REMEDY = "delete it and run the same collect command again, or copy it again"
 
 
 def _read(kind: type[_Record], record: Mapping[str, Any]) -> _Record:
-    """Returns a record as an object of a kind; raises ValueError naming the field that is not as it should be."""
+    """Returns a record as an object of a class; raises ValueError naming the invalid field."""
     try:
         return msgspec.convert(record, kind)
     except msgspec.ValidationError as error:
@@ -302,7 +302,7 @@ def _check_record(record: dict[str, Any], path: Path, remedy: str) -> dict[str, 
 
 
 def write_part(path: Path, header: Header, number: int, encoded: EncodedEpisode) -> None:
-    """Writes one episode as a file of its own, whole or not at all."""
+    """Writes one episode as a file of its own, atomically."""
     states = encoded.states
     actions = states.action[:-1].astype(np.float64)
     entry = Entry(
@@ -363,7 +363,7 @@ def _vectors(values: NDArray[Any]) -> pa.Array:
 
 
 class _Entries(Struct):
-    """What a shard says beside its header."""
+    """A shard's metadata besides its header."""
 
     episodes: Annotated[list[Entry], Meta(min_length=1)]
 
@@ -420,7 +420,7 @@ class Shard:
         return batch
 
     def damaged(self, why: str) -> ValueError:
-        """Returns the error to raise when something in the file is not as it should be."""
+        """Returns the error to raise for an invalid file."""
         return ValueError(f"{self.path} is damaged ({why}): {_REMEDY}")
 
     def states(self, position: int) -> Episode:
@@ -533,7 +533,7 @@ class Manifest:
 
     @property
     def content_hash(self) -> str:
-        """A 128-bit hash of what the episodes hold, whatever shards they are spread over."""
+        """A 128-bit hash of the episodes' content, independent of the shards."""
         return f"{sum(int(shard.content, 16) for shard in self.shards) % 2**128:032x}"
 
     def action_statistics(self) -> tuple[list[float], list[float]]:
@@ -546,7 +546,7 @@ class Manifest:
         return mean, [math.sqrt(value) for value in variance]
 
     def save(self, folder: Path) -> None:
-        """Writes the manifest, whole or not at all."""
+        """Writes the manifest, atomically."""
         mean, std = self.action_statistics()
         record = {
             "schema": SCHEMA,
@@ -566,7 +566,7 @@ class Manifest:
 
 
 class _Totals(Struct):
-    """What a manifest says beside its header and follows from its shards."""
+    """The totals in a manifest, which follow from its shards."""
 
     episodes: int
     frames: int
@@ -596,14 +596,14 @@ def load_manifest(folder: Path) -> Manifest | None:
             ("content_hash", manifest.content_hash),
         ):
             if getattr(totals, name) != value:
-                raise ValueError(f"it says {name} {getattr(totals, name)}, but its shards sum to {value}")
+                raise ValueError(f"its {name} is {getattr(totals, name)}, but its shards sum to {value}")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
     return manifest
 
 
 def _check_info(info: ShardInfo, header: Header) -> None:
-    """Raises ValueError unless what a manifest says of a shard goes together."""
+    """Raises ValueError for an inconsistent record of a shard."""
     if info.file != shard_name(info.episodes):
         raise ValueError(f"shards: {info.file} cannot hold {len(info.lengths)} episodes from {info.first_episode} on")
     if {len(sums) for sums in info.action_sums} != {header.columns["action"].size}:
@@ -611,7 +611,7 @@ def _check_info(info: ShardInfo, header: Header) -> None:
 
 
 def scan(folder: Path) -> Manifest | None:
-    """Returns the folder's true contents: the manifest's shards, checked to be there, and those moved in since.
+    """Returns the folder's contents: the manifest's shards, which must exist, and those moved in since.
 
     Raises:
         ValueError: If a shard is missing, truncated, of another recipe or overlaps another one.
@@ -653,17 +653,17 @@ def _check_present(path: Path, info: ShardInfo) -> None:
         size = path.stat().st_size
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is listed in the manifest but missing: copy it anew, or run the same collect command again"
+            f"{path} is listed in the manifest but missing: copy it again, or run the same collect command again"
         ) from None
     if size != info.bytes:
         raise ValueError(
             f"{path} has {size:,} bytes, not the {info.bytes:,} of the manifest (truncated?): delete it and run the "
-            "same collect command again, or copy it anew"
+            "same collect command again, or copy it again"
         )
 
 
 def _superseded(name: str, infos: Iterable[ShardInfo]) -> bool:
-    """Returns whether a listed shard holds all that this one does: an extension was killed before its last clean-up."""
+    """Returns whether a listed shard contains this one, as after an extension that was killed before its clean-up."""
     match = _SHARD_NAME.fullmatch(name)
     if match is None:
         return False

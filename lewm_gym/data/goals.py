@@ -1,10 +1,10 @@
-"""Transitions with goals found in hindsight, as OGBench samples them (arXiv 2410.20092).
+"""Transitions with goals by hindsight relabelling, as in OGBench (arXiv 2410.20092).
 
-A goal is a frame of the dataset: that of the present itself, a later one of the same episode, or any frame at all. How
-often which is a `GoalMixture`; a value function and a policy want different ones.
+A goal is a frame of the dataset: the current one, a later one of the same episode, or any frame. Their shares are a
+`GoalMixture`, which differs between value functions and policies.
 
-As `ClipSampler`: batch k is a function of (seed, k). Departure: OGBench draws transitions with replacement; here every
-transition comes once per epoch.
+As in `ClipSampler`, batch k is a function of (seed, k). Difference: OGBench samples transitions with replacement; here
+every transition is used once per epoch.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class GoalBatch(NamedTuple):
     """Transitions, each with a goal for the value function and one for the policy.
 
     Attributes:
-        pixels: (B, h, w, 3) uint8, the present.
+        pixels: (B, h, w, 3) uint8, the current frame.
         next_pixels: (B, h, w, 3) uint8, one environment step later.
         value_goals: (B, h, w, 3) uint8.
         actor_goals: (B, h, w, 3) uint8.
         actions: (B, action_size) float32, raw, the action between the two.
-        reached: (B,) float32, 1 where the value goal is the present itself, else 0.
+        reached: (B,) float32, 1 where the value goal is the current frame, else 0.
     """
 
     pixels: torch.Tensor
@@ -44,7 +44,7 @@ class GoalBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class GoalMixture:
-    """How often a goal is what. Shares of `current`, `future` and `random` add up to 1."""
+    """The shares of `current`, `future` and `random` goals, which sum to 1."""
 
     current: float  # the present itself
     future: float  # a later frame of the episode
@@ -68,14 +68,14 @@ ACTOR_GOALS = GoalMixture(current=0.0, future=1.0, random=0.0)
 
 
 class GoalSampler(ClipSampler):
-    """Draws transitions of one environment step, with a value goal and an actor goal for each.
+    """Samples transitions of one environment step, each with a value goal and an actor goal.
 
     Args:
-        dataset: Where from; with the image of every frame.
-        episodes: Positions of the episodes to draw transitions and goals from; None for all.
+        dataset: Source of the data; with the image of every frame.
+        episodes: Positions of the episodes to sample from; None for all.
         value_goals: Mixture of the goals of the value function.
         actor_goals: Mixture of the goals of the policy.
-        seed: Of the order of transitions and of the goals.
+        seed: Seed of the order of transitions and of the goals.
         image_size: Height and width delivered, px; divides 224.
         options: Others of `ClipSampler`: `threads`, `memory_budget`.
 
@@ -128,10 +128,10 @@ class GoalSampler(ClipSampler):
         """Returns a goal for each state, as (B,) positions within `self.episodes` and (B,) environment steps.
 
         Args:
-            rng: Random stream; as many numbers are drawn whatever the mixture.
+            rng: Random stream; the number of samples does not depend on the mixture.
             which: (B,), the states' episodes, as positions within `self.episodes`.
             steps: (B,), their environment steps, each before its episode's last frame.
-            mixture: How often a goal is what.
+            mixture: The shares of the kinds of goals.
         """
         size = len(which)
         kind, share = rng.random(size), rng.random(size)

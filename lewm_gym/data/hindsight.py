@@ -1,6 +1,6 @@
-"""Goals found in hindsight: later frames of an episode, with the steps to them and the actions that came next.
+"""Hindsight relabelling for actors: later frames of an episode as goals, with the steps to them and the next actions.
 
-As `ClipSampler`: batch k is a function of (seed, k).
+As in `ClipSampler`, batch k is a function of (seed, k).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HindsightBatch(NamedTuple):
 
 
 class LatentPairs(NamedTuple):
-    """Latents with goals found in hindsight.
+    """Latents with hindsight goals.
 
     Attributes:
         latents: (B, Z).
@@ -49,12 +49,12 @@ class LatentPairs(NamedTuple):
 
 
 class HindsightClips(ClipSampler):
-    """Draws clips, each with `n_goals` later frames, uniform over the `goal_steps` environment steps after the clip.
+    """Samples clips, each with `n_goals` later frames, uniform over the `goal_steps` environment steps after the clip.
 
-    Where the episode ends before, its last frames stand in.
+    Steps beyond the end of the episode are replaced by its last frame.
 
     Args:
-        dataset: Where from.
+        dataset: Source of the data.
         episodes: Positions of the episodes to draw from; None for all.
         n_goals: G.
         goal_steps: Greatest distance of a goal from the clip's last frame.
@@ -96,15 +96,15 @@ class HindsightClips(ClipSampler):
 
 
 class HindsightLatents:
-    """Draws pairs of latents of one episode, at distances uniform over 1..`goal_steps`, with the next actions.
+    """Samples pairs of latents of one episode, at distances uniform over 1..`goal_steps`, with the next actions.
 
     Args:
         latents: (rows, Z), of the stored frames of those episodes, one after the other.
-        dataset: The dataset that they are of.
-        episodes: Positions of the episodes to draw from.
+        dataset: Their dataset.
+        episodes: Positions of the episodes to sample from.
         goal_steps: Greatest distance.
         frame_skip: Actions in a block.
-        seed: Of the pairs.
+        seed: Seed of the pairs.
         every: Environment steps between two of these frames.
     """
 
@@ -144,7 +144,7 @@ class HindsightLatents:
     def batches(
         self, start_step: int, n_steps: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[LatentPairs]:
-        """Yields the batches of consecutive steps; of several processes, each gets its part."""
+        """Yields the batches of consecutive steps; each of several processes gets its part."""
         for step in range(start_step, start_step + n_steps):
             yield self.batch(step * world_size + rank, batch_size // world_size)
 
@@ -156,9 +156,9 @@ def next_actions(
 
     Args:
         actions: (rows, action_size) of the whole dataset.
-        rows: (...), where to begin.
+        rows: (...), first rows.
         left: (...), actions from there to the episode's end.
-        count: How many.
+        count: Number of actions.
     """
     ahead = np.arange(count)
     block = actions[np.minimum(rows[..., None] + ahead, len(actions) - 1)].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Several datasets as one: trainings on the episodes of different policies."""
+"""Several datasets as one, for training on the episodes of different policies."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DatasetUnion(Dataset):
         parts: At least two.
 
     Raises:
-        ValueError: If they cannot be one dataset: another task, other columns, images drawn or stored otherwise, or
-            the same dataset twice.
+        ValueError: If they do not fit together: different tasks, columns, render quality or storage, or the same
+            dataset twice.
     """
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
@@ -38,7 +38,7 @@ class DatasetUnion(Dataset):
         self._shards_before = np.cumsum([0, *(len(part.manifest.shards) for part in parts)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns what pickles: the datasets that it is made of."""
+        """Returns its parts for pickling."""
         return DatasetUnion, (self.parts,)
 
     def _shard(self, i: int) -> Shard:
@@ -51,7 +51,7 @@ def open_datasets(folders: str | Path | Iterable[str | Path]) -> Dataset:
 
     Raises:
         FileNotFoundError: If there is no dataset in one of them.
-        ValueError: If one is damaged, or they cannot be one dataset.
+        ValueError: If one is damaged, or they do not fit together.
     """
     paths = [folders] if isinstance(folders, str | Path) else list(folders)
     if not paths:
@@ -61,7 +61,7 @@ def open_datasets(folders: str | Path | Iterable[str | Path]) -> Dataset:
 
 
 def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:
-    """Returns the datasets that one is made of: itself, unless it is a union."""
+    """Returns the parts of a union, or the dataset itself."""
     return dataset.parts if isinstance(dataset, DatasetUnion) else (dataset,)
 
 
@@ -71,16 +71,14 @@ def _check_alike(parts: Sequence[Dataset]) -> None:
         different = [name for name in _ALIKE if getattr(part.header, name) != getattr(first.header, name)]
         if different:
             what = ", ".join(f"{n} {getattr(first.header, n)!r} and {getattr(part.header, n)!r}" for n in different)
-            raise ValueError(f"{first.folder} and {part.folder} cannot be trained on together: {what}")
+            raise ValueError(f"{first.folder} and {part.folder} do not fit together: {what}")
         for name, one, two in (
             ("columns", _columns(first), _columns(part)),
             ("action bounds", _bounds(first), _bounds(part)),
             ("frames are stored", _stored(first), _stored(part)),
         ):
             if one != two:
-                raise ValueError(
-                    f"{first.folder} and {part.folder} cannot be trained on together: {name} {one} and {two}"
-                )
+                raise ValueError(f"{first.folder} and {part.folder} do not fit together: {name} {one} and {two}")
         if part.content_hash in seen:
             raise ValueError(f"{seen[part.content_hash]} and {part.folder} hold the same episodes: name it once")
         seen[part.content_hash] = part.folder

@@ -22,7 +22,7 @@ from lewm_gym.files import sha256
 
 
 def verify(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Returns what is wrong with a dataset, one line for each fault; an empty list if nothing is.
+    """Returns the faults of a dataset, one line each; an empty list for a valid one.
 
     Checked are each file's SHA-256 and each episode's length, hash of states and hash of decoded pixels, the order of
     its rows, and the manifest's hash of itself and its totals.
@@ -55,7 +55,7 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
 
 
 def _check_unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Checks shards that the manifest does not list: moved here, and read all the same."""
+    """Checks shards that the manifest does not list yet."""
     listed = {info.file for info in manifest.shards}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         if path.name not in listed:
@@ -74,7 +74,7 @@ def _check_shard(path: Path, info: ShardInfo, manifest: Manifest) -> Iterator[st
         for position in range(len(shard)):
             yield from _check_episode(shard, position)
     except FileNotFoundError:
-        yield f"{path}: missing: copy it anew, or run the same collect command again"
+        yield f"{path}: missing: copy it again, or run the same collect command again"
     except ValueError as error:
         yield str(error)
 

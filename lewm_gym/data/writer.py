@@ -1,14 +1,14 @@
-"""Writing a dataset folder: parts as they finish, shards when their fifty episodes are there.
+"""Writing a dataset folder: parts for single episodes, shards for fifty.
 
     data/two_room/
-      manifest.json                      what there is, with hashes (manifest.py)
+      manifest.json                      list of shards, with hashes
       episodes-000000-000049.arrow       shards (shard.py)
       parts/episode-000050.arrow         finished episodes of the shard under way
       .lock                              held by the writer
 
-Whatever is killed at whatever moment, finished episodes stay: a part is whole or absent, a shard replaces its parts
-only after it is on disk, and the shards describe themselves, so that even the manifest can be made again.
-A shard's bytes depend on its episodes only, not on who wrote them or in which order.
+Finished episodes survive any interruption: parts are written atomically, a shard replaces its parts only after it is
+on disk, and shards are self-describing, so the manifest can be rebuilt.
+A shard's bytes only depend on its episodes, not on the writers or their order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHARD_EPISODES = 50
 
 
 def part_path(folder: Path, episode: int) -> Path:
-    """Returns where the finished episode waits for its shard."""
+    """Returns the path of the part of an episode."""
     return folder / PARTS / f"episode-{episode:06d}.arrow"
 
 
@@ -66,7 +66,7 @@ class DatasetWriter:
     Args:
         folder: The dataset's folder.
         header: Of the episodes to come; its recipe must agree with what is there.
-        wanted: Numbers of the episodes that are to be there at the end; a shard is written when all of its are.
+        wanted: Numbers of the requested episodes; a shard is written when all of its episodes are finished.
         shard_episodes: Episodes per shard; shard k holds numbers from k * shard_episodes on.
 
     Raises:
@@ -97,11 +97,11 @@ class DatasetWriter:
             self._missing_in[number // shard_episodes].add(number)
 
     def finished(self) -> set[int]:
-        """Returns the numbers of all episodes that are safely on disk."""
+        """Returns the numbers of all finished episodes."""
         return self._parts | {number for episodes in self._shards for number in episodes}
 
     def add(self, number: int) -> None:
-        """Notes that `save_episode` has written an episode; writes its shard if it was the last one of it."""
+        """Records that `save_episode` has written an episode; writes its shard if it is complete."""
         self._parts.add(number)
         block = number // self._shard_episodes
         self._missing_in[block].discard(number)
@@ -109,7 +109,7 @@ class DatasetWriter:
             self._consolidate(block)
 
     def close(self) -> Manifest:
-        """Turns every part that is there into shards, full or not, and returns the manifest.
+        """Writes all parts to shards, complete or not, and returns the manifest.
 
         Raises:
             ValueError: If there is no episode at all.
@@ -123,7 +123,7 @@ class DatasetWriter:
         return manifest
 
     def _find_parts(self) -> set[int]:
-        """Returns the numbers of the parts that are whole; removes those that are not, or no longer needed."""
+        """Returns the numbers of valid parts; removes incomplete and obsolete ones."""
         in_shards = {number for episodes in self._shards for number in episodes}
         found = set()
         for path in sorted((self.folder / PARTS).glob("episode-*.arrow")):
@@ -178,7 +178,7 @@ class DatasetWriter:
         return manifest
 
     def _remove_strays(self) -> None:
-        """Removes what killed workers, or workers of killed runs, have left in `parts/`: all of it is in shards."""
+        """Removes leftovers of killed workers in `parts/`; their episodes are in shards."""
         remove_leftovers(self.folder / PARTS)
         done = {part_path(self.folder, number) for number in self.finished()}
         for path in (self.folder / PARTS).glob("episode-*.arrow"):

@@ -1,4 +1,4 @@
-"""Decompression into memory that is there already, with raw bytes as dictionary; one call into zstd, nothing else.
+"""Decompression into existing memory, with raw bytes as dictionary, by one call of zstd.
 
 python-zstandard can do that only through an object per dictionary (a copy of its bytes, a decompression context) and a
 stream per frame. All of this holds the interpreter's lock, for longer than decoding a small frame takes: two threads
@@ -28,15 +28,15 @@ _IGNORE_CHECKSUM = 1002  # ZSTD_d_forceIgnoreChecksum
 
 
 class Decompressor(Protocol):
-    """What decompresses, one frame after another; for one thread."""
+    """A decompressor, for one thread."""
 
     def into(self, out: Bytes, data: bytes | memoryview, dictionary: Bytes | None = None, check: bool = True) -> None:
-        """Decompresses zstd frames that lie one after another.
+        """Decompresses consecutive zstd frames.
 
         Args:
-            out: Where to: contiguous, of exactly the size of all of them.
+            out: Output: contiguous, with exactly their total size.
             data: The frames, compressed.
-            dictionary: What they were compressed against.
+            dictionary: Their dictionary.
             check: Whether to verify the checksums of their contents.
 
         Raises:

@@ -1,10 +1,10 @@
-"""A goal-conditioned actor on latents, and how many environment steps lie between two of them.
+"""A goal-conditioned actor on latents, with an estimate of the environment steps between two latents.
 
-    a_{t..t+4} ~ N(mu, sigma^2),   mu, log sigma = actor(z, g, g - z, features(k))       k steps are left to the goal
-    p(k | z, g) = softmax(distance(z, g, g - z))                                        k = 1..K, K: as many or more
+    a_{t..t+4} ~ N(mu, sigma^2),   mu, log sigma = actor(z, g, g - z, features(k))       k: steps left to the goal
+    p(k | z, g) = softmax(distance(z, g, g - z))                                        k = 1..K, K: K or more
 
-Both are trained on goals found in hindsight: a later frame of the same episode, k steps on. Steps left as an input as
-in GC-IDM (arXiv 2605.08732); there a deterministic policy for one action, here a Gaussian over a block of actions.
+Both are trained by hindsight relabelling: the goal is a later frame of the same episode, k steps ahead. The steps left
+are an input as in GC-IDM (arXiv 2605.08732); there a deterministic policy for one action, here a Gaussian over a block.
 """
 
 from __future__ import annotations
@@ -65,25 +65,25 @@ class GoalActor(nn.Module):
     def steps_left(self, latents: Tensor, goals: Tensor) -> Tensor:
         """Returns the median number of environment steps from latents to goals (n, Z), (n,), within 1..K.
 
-        Not the mean: where the scene stands still at the goal, any number of steps may lie between two frames, and the
-        mean of that would have the actor dawdle there.
+        The median, not the mean: if the scene is at rest at the goal, the number of steps between two frames is
+        arbitrary, and a large mean would delay the actor there.
         """
         shares = self._distance_logits(latents, goals).softmax(dim=-1).cumsum(dim=-1)
         return 1.0 + (shares < 0.5).sum(dim=-1).clamp_max(self.goal_steps - 1)
 
     def imitation_loss(self, latents: Tensor, goals: Tensor, steps: Tensor, actions: Tensor) -> Tensor:
-        """Returns how far the recorded actions are from the proposal's mean, with a term that fits its spread.
+        """Returns the squared error of the proposal's mean, with a term that fits its standard deviation.
 
             L = (a - mu)^2 + sg(sigma^2) log sigma^2
 
         which is 2 sigma^2 times the negative log-likelihood, the factor without gradient (beta-NLL with beta = 1,
-        arXiv 2203.09168): the mean is fitted as by least squares, whatever the spread.
+        arXiv 2203.09168): the mean is fitted by least squares, independent of sigma.
 
         Args:
             latents: (n, Z).
             goals: (n, Z).
-            steps: (n,), from each latent to its goal; pairs beyond 1..K count for nothing.
-            actions: (n, A), z-scored, those recorded after each latent; NaN where there was none.
+            steps: (n,), from each latent to its goal; pairs beyond 1..K are ignored.
+            actions: (n, A), z-scored, the actions after each latent; NaN where none was recorded.
         """
         proposal = self(latents, goals, steps)
         error = (actions.nan_to_num() - proposal.mean).square()
@@ -100,7 +100,7 @@ class GoalActor(nn.Module):
         return self.distance(torch.cat([latents, goals, goals - latents], dim=-1)).float()
 
     def _counted(self, steps: Tensor, actions: Tensor) -> Tensor:
-        """Returns 1 for recorded actions that come before the goal, else 0, (n, A)."""
+        """Returns 1 for recorded actions before the goal, else 0, (n, A)."""
         within = (steps >= 1) & (steps <= self.goal_steps)
         before = torch.arange(self.frame_skip, device=steps.device) < steps.unsqueeze(1)
         before = before.repeat_interleave(self.action_size, dim=1)

@@ -1,9 +1,9 @@
-"""Images from latents: what a latent knows of its frame, as a diagnostic, or as the paper's ablation of the loss.
+"""Images from latents, for visualisation, or as the paper's ablation of the loss.
 
 Learned queries, one for each patch of the image, attend to the latent through blocks of cross-attention; each then
 becomes a patch (arXiv 2603.19312: 196 queries, patches of 16x16x3). LeWM itself has no decoder. One is trained on
-frozen latents to look at them, or along with the model (`decoder_weight` in agents/lewm.py); the paper finds that to
-harm control.
+frozen latents for visualisation, or jointly with the model (`decoder_weight` in agents/lewm.py), which harms control
+according to the paper.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class PatchDecoder(nn.Module):
     """Decodes latents (n, Z) as normalised images (n, 3, size, size); `images.to_frames` makes them pixels again.
 
-    A single latent gets all the attention of every query, so that it is the value, projected, that enters each block.
-    Several, (n, tokens, Z), such as the patches of a frozen encoder, share it.
+    With a single latent, every query attends to it fully, so its projected value enters each block. Attention is shared
+    among several latents, (n, tokens, Z), such as the patches of a frozen encoder.
 
     Args:
         latent_size: Width of a latent, Z.
@@ -54,7 +54,7 @@ class PatchDecoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Cross-attention to the latent and an MLP, each behind a LayerNorm and beside a residual."""
+    """Cross-attention to the latent and an MLP, each with pre-LayerNorm and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -64,6 +64,6 @@ class DecoderBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Returns queries (n, queries, width) that have seen (n, tokens, width)."""
+        """Returns queries (n, queries, width) after attention to (n, tokens, width)."""
         x = x + self.attention(self.norm1(x), seen, seen, need_weights=False)[0]
         return x + self.mlp(self.norm2(x))

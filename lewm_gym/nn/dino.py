@@ -1,7 +1,7 @@
-"""DINOv2's ViT-S/14 (arXiv 2304.07193) as a frozen encoder of patches, in this library's own ViT.
+"""DINOv2's ViT-S/14 (arXiv 2304.07193) as a frozen encoder of patches, with this library's ViT.
 
 The released network scales what attention and MLP add by learned factors (LayerScale). A factor per output of a linear
-layer is part of that layer: they are multiplied in when the weights are loaded. Its positions are those of an image
+layer is part of that layer: they are folded in when the weights are loaded. Its positions are those of an image
 of 518 px; for another size they are interpolated, bicubically.
 """
 
@@ -35,7 +35,9 @@ def make_vit(image_size: int) -> ViT:
         ValueError: For an image size that is not a multiple of 14 px.
     """
     if image_size % PATCH_SIZE:
-        raise ValueError(f"DINOv2's patches of {PATCH_SIZE} px do not fill frames of {image_size} px: take 56 or 224")
+        raise ValueError(
+            f"frames of {image_size} px are not a multiple of DINOv2's patches of {PATCH_SIZE} px: use 56 or 224"
+        )
     vit = ViT(image_size, PATCH_SIZE, WIDTH, DEPTH, HEADS, 4 * WIDTH)
     for module in vit.modules():
         if isinstance(module, nn.LayerNorm):
@@ -44,14 +46,14 @@ def make_vit(image_size: int) -> ViT:
 
 
 def load_weights(vit: ViT, file: str | Path | None = None) -> str:
-    """Loads DINOv2's weights into what `make_vit` made; returns where they came from.
+    """Loads DINOv2's weights into the network of `make_vit`; returns their source.
 
     Args:
         vit: Changed in place.
         file: The authors' .pth or timm's .safetensors; by default one of PLACES, else what timm fetches.
 
     Raises:
-        FileNotFoundError: If there are none; the message says what to fetch and where to put it.
+        FileNotFoundError: If there are none; the message names the file to download and its folder.
         ValueError: If the file is damaged or not DINOv2 ViT-S/14.
     """
     path = find_file(file)
@@ -78,9 +80,9 @@ def find_file(file: str | Path | None = None) -> Path | None:
 
 
 def available() -> bool:
-    """Returns whether `load_weights` finds weights without a file named: in one of PLACES, or by timm.
+    """Returns whether `load_weights` finds weights without a given file: in one of PLACES, or by timm.
 
-    Where timm is installed this fetches them, unless they lie in its cache; without a network it has none.
+    With timm, this downloads them unless they are cached.
     """
     if find_file() is not None:
         return True
@@ -98,7 +100,7 @@ def _fetch() -> dict[str, Tensor]:
     try:
         import timm  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        raise FileNotFoundError(f"no DINOv2 weights: {_advice()}; or, with a network: pip install timm") from None
+        raise FileNotFoundError(f"no DINOv2 weights: {_advice()}; or, with network access: pip install timm") from None
     try:
         tensors: dict[str, Tensor] = timm.create_model(TIMM_NAME, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
@@ -126,7 +128,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _convert(tensors: dict[str, Tensor], side: int, source: str) -> dict[str, Tensor]:
-    """Returns our ViT's tensors of the released ones, for an image of `side` x `side` patches."""
+    """Returns our ViT's tensors from the released ones, for an image of `side` x `side` patches."""
     taken = {name: t.float() for name, t in tensors.items() if name != "mask_token"}  # only its training masks
     _check(taken, source)
     grid = taken["pos_embed"][:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
@@ -171,7 +173,7 @@ def _check(tensors: dict[str, Tensor], source: str) -> None:
 
 
 def released_shapes() -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of the released tensors, the training's `mask_token` aside."""
+    """Returns names and shapes of the released tensors, except the training's `mask_token`."""
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, WIDTH),
         "pos_embed": (1, 1 + 37 * 37, WIDTH),

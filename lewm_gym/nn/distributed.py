@@ -1,6 +1,6 @@
 """Statistics over the whole batch when it is spread over processes (`torchrun`), on GPUs and on the CPU.
 
-Batch statistics are not sums over samples: a process that saw only its own part would compute another loss. Means are
+Batch statistics are not sums over samples: computed on a part of the batch, they give another loss. Means are
 therefore taken over all processes, with gradient. Each process's backward pass then yields the gradient of the *sum*
 of all processes' losses, which DistributedDataParallel's averaging turns into that of their mean: with n processes
 holding 1/n of a batch each, loss and gradient are those of one process with the whole.
@@ -25,19 +25,19 @@ def world_size() -> int:
 
 
 def is_first() -> bool:
-    """Returns whether this process writes files: the only one, or the first of those under `torchrun`."""
+    """Returns whether this process writes files: the only one, or the first one under `torchrun`."""
     return world_size() == 1 or dist.get_rank() == 0
 
 
 def wait_for_all() -> None:
-    """Returns once every process has called it."""
+    """Waits until every process has called it."""
     if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Lets this process compute without the others: validation and recalibration, done by one of them."""
+    """Lets this process compute alone, for validation and recalibration."""
     global _alone
     before, _alone = _alone, True
     try:

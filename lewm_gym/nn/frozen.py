@@ -1,4 +1,4 @@
-"""Networks that are used as they are: no gradient, no optimiser, no fresh statistics."""
+"""Frozen networks: no gradient, no optimiser, fixed statistics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FixedNorm(nn.Module):
-    """Batch normalisation with the statistics that it was given, whatever mode it is in.
+    """Batch normalisation with fixed statistics, independent of the mode.
 
-    Training and validation put BatchNorm layers into training mode and average their statistics afresh; those of a
-    frozen encoder must stay what they were. Names of the tensors are BatchNorm's own.
+    Training and validation set BatchNorm layers to training mode and update their statistics; those of a frozen encoder
+    must not change. Names of the tensors are BatchNorm's own.
     """
 
     running_mean: Tensor

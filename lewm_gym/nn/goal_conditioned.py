@@ -11,18 +11,18 @@ MAX_WEIGHT = 100.0  # of one transition in advantage-weighted regression (OGBenc
 
 
 def concat_goal(frames: Tensor, goals: Tensor) -> Tensor:
-    """Returns encodings of frames and goals side by side with how far they are apart, (n, 3 width) of (n, width) each.
+    """Returns encodings of frames and goals with their absolute difference, (n, 3 width) from (n, width) each.
 
-    Values turn on whether the goal is reached. Without |s - g| an MLP has to build that comparison from two layers,
-    and learns it several times more slowly (tests/test_baselines_learn.py).
+    Values depend on whether the goal is reached. Without |s - g| an MLP has to learn this comparison, which is several
+    times slower (tests/test_baselines_learn.py).
     """
     return torch.cat([frames, goals, (frames - goals).abs()], dim=-1)
 
 
 class MLP(nn.Module):
-    """Linear layers with GELU, and LayerNorm where asked for, between them: several (n, k_i) -> (n, out_width).
+    """Linear layers with GELU, and optionally LayerNorm, between them: several (n, k_i) -> (n, out_width).
 
-    In float32, under autocast too: values reach -100, where bf16 knows steps of a half, and advantages are differences
+    Float32, also under autocast: values reach -100, where bf16 has a resolution of 0.5, and advantages are differences
     of such values.
 
     Args:
@@ -60,7 +60,7 @@ class Values(nn.Module):
 
 
 class PatchReader(nn.Module):
-    """Reduces patch features (n, patches, width) to (n, out_width), keeping apart where things are."""
+    """Reduces patch features (n, patches, width) to (n, out_width), preserving positions."""
 
     def __init__(self, n_patches: int, width: int, out_width: int, width_per_patch: int = 32) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class PatchReader(nn.Module):
 def expectile_loss(advantage: Tensor, error: Tensor, expectile: float) -> Tensor:
     """Returns |expectile - 1(advantage < 0)| error^2, elementwise.
 
-    With `error` the advantage itself this is the loss whose minimiser is an expectile (arXiv 2110.06169, eq. 5).
+    If `error` is the advantage itself, the minimiser of this loss is an expectile (arXiv 2110.06169, eq. 5).
     """
     weight = torch.where(advantage < 0, 1 - expectile, expectile)
     return weight * error.square()
@@ -86,7 +86,7 @@ def regression_weights(advantage: Tensor, temperature: float, centred: bool = Fa
 
     Args:
         advantage: (n,).
-        temperature: The larger, the greedier.
+        temperature: Larger values are greedier.
         centred: Subtract the batch's mean advantage first. A bias that all advantages have in common then leaves the
             weights alone, such as the -1 of GCIQL's while its values still fall from 0 towards those of far goals.
     """

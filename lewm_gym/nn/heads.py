@@ -1,4 +1,4 @@
-"""The small networks around the predictor: projection heads, the action encoder, and AD-WM's heads for training."""
+"""Networks around the predictor: projection heads, the action encoder, and AD-WM's heads for training."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class ActionEncoder(nn.Module):
 
 
 class ActionHeads(nn.Module):
-    """Heads of AD-WM (arXiv 2609.30264) that ask two latents for the action between them; training alone uses them.
+    """Heads of AD-WM (arXiv 2609.30264) that predict the action between two latents; used in training only.
 
     Args:
         latent_size: Z.
         embedding_width: Width of the embedded actions.
         width: Hidden width of both heads.
-        inverse: Whether there is the inverse head.
-        information: Whether there is the mutual-information head.
+        inverse: Whether to have the inverse head.
+        information: Whether to have the mutual-information head.
     """
 
     def __init__(self, latent_size: int, embedding_width: int, width: int, inverse: bool, information: bool) -> None:
@@ -60,7 +60,7 @@ class ActionHeads(nn.Module):
         self.information = ProjectionHead(*sizes) if information else None
 
     def forward(self, latents: Tensor, predicted: Tensor, embedded: Tensor) -> dict[str, Tensor]:
-        """Returns the losses of the heads that there are.
+        """Returns the losses of the existing heads.
 
         Args:
             latents: (B, N, Z).

@@ -1,4 +1,4 @@
-"""The one place where pixels become what a network sees."""
+"""Conversion between pixels and the inputs of networks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def average_down(pixels: Tensor, size: int) -> Tensor:
     """Returns frames averaged over square blocks to `size` x `size`, as uint8, rounded half up.
 
-    Whole numbers make the result the same on every device, and the same whether the frames were averaged when
-    they were loaded or are averaged now. Frames that already have the size come back as they are.
+    Integer arithmetic gives the same result on every device, whether frames are averaged when they are loaded or here.
+    Frames that already have the size are returned unchanged.
 
     Args:
         pixels: (..., h, w, 3) uint8, h equal to w and a multiple of `size`.
-        size: Height and width wanted, px.
+        size: Requested height and width, px.
 
     Raises:
         ValueError: For frames of another dtype or shape.
@@ -41,8 +41,7 @@ def average_down(pixels: Tensor, size: int) -> Tensor:
 def shifted(pixels: Tensor, most: int) -> Tensor:
     """Returns clips, each shifted at random by up to `most` px along both axes, all frames of a clip alike.
 
-    What comes in at an edge repeats the edge. As in DrQ (arXiv 2004.13649), but one shift for a whole clip: what moves
-    within it stays what the actions say.
+    Edges are repeated. As in DrQ (arXiv 2004.13649), but with one shift per clip, which preserves the motion.
 
     Args:
         pixels: (B, T, h, w, 3).
@@ -71,7 +70,7 @@ def to_network(pixels: Tensor, size: int) -> Tensor:
 
 
 def to_frames(images: Tensor) -> Tensor:
-    """Returns uint8 frames (n, h, w, 3) of normalised images (n, 3, h, w): `to_network` undone, what overflows cut."""
+    """Returns uint8 frames (n, h, w, 3) of normalised images (n, 3, h, w): the inverse of `to_network`, clipped."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
     levels = 255 * (images.detach().float() * std + mean)

@@ -14,7 +14,7 @@ class PatchPredictor(nn.Module):
     frame.
 
     Args:
-        width: Width of a token, what is said of the action included.
+        width: Width of a token, including the action's numbers.
         context: Most frames seen at once, N.
         n_patches: Patches of a frame, P.
         depth: Number of blocks.
@@ -47,7 +47,7 @@ class PatchPredictor(nn.Module):
     def forward(self, tokens: Tensor, last_only: bool = False) -> Tensor:
         """Returns (B, N, P, width), N no more than the context; (B, 1, P, width) of the last frame if `last_only`.
 
-        The other frames of the last block serve its attention alone: a rollout, which needs the last one, skips them.
+        In the last block, the other frames are only needed for its attention: `last_only` skips the rest, for rollouts.
         """
         n_frames, n_patches = tokens.shape[1:3]
         x = (tokens + self.positions[:, :n_frames]).flatten(1, 2)
@@ -60,7 +60,7 @@ class PatchPredictor(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and beside a residual."""
+    """Attention and MLP, each with pre-LayerNorm and a residual connection."""
 
     def __init__(self, width: int, heads: int, head_width: int, mlp_width: int, dropout: float) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None, n_last: int = 0) -> Tensor:
-        """Returns (B, tokens, width), or the last `n_last` tokens where that is not 0; the mask is for all of them."""
+        """Returns (B, tokens, width), or the last `n_last` tokens if that is not 0; the mask covers all of them."""
         query, key, value = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, x = query[:, :, -n_last:], x[:, -n_last:]
         dropout = self.dropout if self.training else 0.0

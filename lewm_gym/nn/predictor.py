@@ -56,7 +56,7 @@ class Predictor(nn.Module):
 
 
 class PredictorBlock(nn.Module):
-    """Causal attention and MLP, each modulated, gated and beside a residual."""
+    """Causal attention and MLP, each modulated and gated, with a residual connection."""
 
     def __init__(self, width: int, heads: int, head_width: int, mlp_width: int, dropout: float) -> None:
         super().__init__()

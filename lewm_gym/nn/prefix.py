@@ -1,4 +1,4 @@
-"""A predictor of many steps at once (Fast-LeWM, arXiv 2606.26217): every prefix of a plan has its own prediction.
+"""A predictor of several blocks at once (Fast-LeWM, arXiv 2606.26217): every prefix of a plan has its own prediction.
 
     tokens    [MLP(z_t), e(a_1), ..., e(a_H)]  through a causal transformer
     z^_{t+k}  = z_t through residual MLPs that token k modulates (AdaLN-zero)       k = 1..H, all in one call
@@ -61,7 +61,7 @@ class PrefixPredictor(nn.Module):
             nn.init.zeros_(modulation.bias)  # type: ignore[arg-type]
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """Returns (R, H, Z), whatever H: beyond `n_blocks`, from the last prediction on."""
+        """Returns (R, H, Z) for any H: beyond `n_blocks`, from the last prediction."""
         parts = []
         for chunk in actions.split(self.n_blocks, dim=1):
             parts.append(self._ahead(latents, chunk))

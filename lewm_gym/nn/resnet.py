@@ -1,6 +1,6 @@
 """ResNet-18 (arXiv 1512.03385, table 1): the encoder of one of LeWM's ablations, trained from scratch.
 
-Its batch normalisation is that of nn/distributed.py, so that it works across processes, on the CPU too.
+Its batch normalisation is that of nn/distributed.py, so it works across processes, also on the CPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ResNet18(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes differ."""
+    """Two 3x3 convolutions with a shortcut, which is a 1x1 convolution if shapes differ."""
 
     def __init__(self, before: int, width: int, stride: int = 1) -> None:
         super().__init__()

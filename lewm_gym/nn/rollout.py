@@ -1,13 +1,13 @@
-"""The predictor's rollout as planning needs it: weights rearranged once, and nothing computed that is not used.
+"""The predictor's rollout, optimised for planning.
 
-It computes what `ProjectionHead(Predictor(...))` computes step by step, to rounding. What makes it cheaper:
+It computes the same as `ProjectionHead(Predictor(...))` step by step, up to rounding. What makes it cheaper:
 
-- BatchNorm and the affine part of every LayerNorm are folded into the linear layers behind them, and so are the
-  products of matrices with nothing between them: queries with keys, values with outputs;
+- BatchNorm and the affine part of every LayerNorm are folded into the following linear layers, and consecutive
+  matrix products are merged: queries with keys, values with outputs;
 - action embeddings and modulations are computed once for all steps;
-- while the window grows, what attention sees is kept; once it slides, every frame has a new position and is new;
-- the last block computes the last frame only, and the first frame of a window, which sees itself alone, no scores;
-- in bf16 the weights are kept as bf16. Residuals, norms, scores and latents stay float32.
+- while the window grows, the inputs of attention are cached; once it slides, every frame has a new position;
+- the last block computes the last frame only, and the first frame of a window needs no attention scores;
+- in bf16 the weights are stored as bf16. Residuals, norms, scores and latents stay float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Affine(NamedTuple):
         return F.linear(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
 
     def after(self, scale: Tensor, shift: Tensor) -> Affine:
-        """Returns the layer that does to x what this one does to x * scale + shift."""
+        """Returns the layer whose output for x is this one's for x * scale + shift."""
         return Affine(self.weight * scale, self.bias + self.weight @ shift)
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Affine:
@@ -48,15 +48,15 @@ def _affine(linear: Any) -> Affine:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Returns it in float64, on the CPU if its own device, Apple's GPU, knows no float64."""
+    """Returns it in float64, on the CPU if its device (an Apple GPU) has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class _Attention:
     """Attention of the last frames of a window to all before them, of normalised frames (R, n, width).
 
-    A head's scores are bilinear in the frames, q k = y (Wq^T Wk) y', and what it gathers is linear in them: one
-    matrix makes the queries, in the frames' own space, one turns what they gather into the output, and the frames
+    A head's scores are bilinear in the frames, q k = y (Wq^T Wk) y', and its output is linear in them: one matrix gives
+    the queries, in the space of the frames, another one maps the weighted frames to the output, and the frames
     themselves are keys and values of all heads.
     """
 
@@ -110,13 +110,13 @@ class _Block:
         self.mlp_out = _affine(mlp[4]).to(dtype)
 
     def __call__(self, x: Tensor, modulation: Tensor, past: Tensor | None, last_only: bool) -> tuple[Tensor, Tensor]:
-        """Returns the block's output for the frames, or the last one only, and what attention sees of all frames.
+        """Returns the block's output for the frames, or the last one only, and the inputs of attention for all.
 
         Args:
             x: (R, n, width).
             modulation: (R, n, 6, width): shift, 1 + scale and gate for attention, then for the MLP.
-            past: (R, m, width), what attention sees of the m frames before them; None for none.
-            last_only: Whether only the last frame's output is wanted.
+            past: (R, m, width), inputs of attention for the m frames before them; None for none.
+            last_only: Whether to compute only the last frame's output.
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
         seen = _modulated(x, scale, shift, self.eps, self.attention_eps)
@@ -130,20 +130,20 @@ class _Block:
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float, outer_eps: float) -> Tensor:
-    """Returns x normalised, modulated and normalised again, the affine part of which is folded into what follows."""
+    """Returns x normalised, modulated and normalised again; the affine part is folded into the next layer."""
     width = (int(x.shape[-1]),)
     return F.layer_norm(torch.addcmul(shift, F.layer_norm(x, width, eps=eps), scale), width, eps=outer_eps)
 
 
 class Rollout:
-    """Predicts what follows from candidate plans; holds rearranged copies of the weights it is made from.
+    """Predicts the latents of candidate plans; has rearranged copies of the weights.
 
     Args:
         action_encoder: The world model's.
         predictor: The world model's.
-        head: What turns the predictor's features into latents.
-        dtype: Of the matrix products: float32, or bfloat16.
-        residual: Whether the head gives what is added to the latest latent.
+        head: Maps the predictor's features to latents.
+        dtype: Of the matrix products: float32 or bfloat16.
+        residual: Whether the head predicts the change of the latest latent.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Rollout:
 
     @property
     def is_current(self) -> bool:
-        """Whether the weights are still those that the copies were made from."""
+        """Whether the copies match the current weights."""
         now = _stamps(self._parts)
         return len(now) == len(self._stamps) and all(
             new is old and rest == stamp for (new, *rest), (old, *stamp) in zip(now, self._stamps, strict=True)
@@ -213,13 +213,13 @@ class Rollout:
 
 
 def _with_one_added_to_scales(modulation: Affine) -> Affine:
-    """Returns a block's modulation with scales that multiply as they are."""
+    """Returns a block's modulation with 1 added to the scales."""
     bias = modulation.bias.unflatten(0, (6, -1)).clone()
     bias[[1, 4]] += 1.0
     return Affine(modulation.weight, bias.flatten())
 
 
 def _stamps(parts: Iterable[torch.nn.Module]) -> list[tuple[Tensor, int, int]]:
-    """Returns every weight with its address and how often it was written to."""
+    """Returns the address and version counter of every weight."""
     tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
     return [(t, t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

@@ -5,8 +5,8 @@ latents h_1..h_B with that of N(0, 1), weighted by exp(-t^2 / 2), over t in [0, 
 
     T = B * sum_k w_k [ (mean_b cos(t_k h_b) - exp(-t_k^2 / 2))^2 + (mean_b sin(t_k h_b))^2 ]
 
-When a batch is spread over processes the means run over all of it, with gradient, along the same directions: the
-statistic of a part is not a part of the statistic.
+If a batch is shared by processes, the means are over the whole batch, with gradient, along the same directions: the
+statistic is not additive over parts.
 
 Both parts are even in t, so the knots cover half the axis and the trapezoid weights are doubled. T averages 1.0525 over
 standard Gaussian samples, whatever B, and about 0.402 B over a collapsed batch.
@@ -26,7 +26,7 @@ class SIGReg(nn.Module):
     """Mean statistic over random unit directions and over time steps: (T, B, Z) -> scalar.
 
     Args:
-        n_directions: Random directions, drawn afresh from torch's global generator at every call.
+        n_directions: Random directions, sampled from torch's global generator at every call.
         n_knots: Points of the integration over [0, t_max].
         t_max: Upper end of the integration.
     """
@@ -67,18 +67,18 @@ class SIGReg(nn.Module):
 class _EppsPulley(torch.autograd.Function):
     """T of projections (T, B, P) for each time step and direction, (T, P).
 
-    Written by hand because autograd would keep cosines and sines of shape (T, B, P, knots). A direction's T depends on
-    its own projections alone, so that its gradient is known knot by knot, along with T:
+    Implemented by hand because autograd would store cosines and sines of shape (T, B, P, knots). A direction's T only
+    depends on its own projections, so its gradient can be accumulated knot by knot, together with T:
 
         d T / d h_b = sum_k 2 w_k t_k (imaginary_k cos(t_k h_b) - real_k sin(t_k h_b))    (B cancels the mean's 1 / B)
 
-    The knots are equally spaced, so the angles t_k h are reached by turning through t_1 h again and again: one sine and
-    one cosine in all. At t_0 = 0 both characteristic functions are 1.
+    The knots are equally spaced, so the angles t_k h follow from repeated rotation by t_1 h, with one sine and one
+    cosine in all. At t_0 = 0 both characteristic functions are 1.
     """
 
     @staticmethod
     def forward(ctx: Any, projected: Tensor, knots: Tensor, gaussian: Tensor, weights: Tensor) -> Tensor:
-        """Returns T, and keeps its gradient where one is wanted."""
+        """Returns T, and stores its gradient if it is required."""
         cos_step, sin_step = (projected * knots[1]).cos(), (projected * knots[1]).sin()
         cos, sin = cos_step, sin_step
         distance = torch.zeros_like(projected[..., 0, :])

@@ -16,7 +16,7 @@ EPSILON = 1e-4  # under the root
 def batch_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Returns per frame the standard deviations (T, Z) and covariances (T, Z, Z) over the batch of (B, T, Z).
 
-    Unbiased. Where processes share a batch, over all of it, with gradient.
+    Unbiased. If processes share a batch, over the whole batch, with gradient.
     """
     values = latents.float().transpose(0, 1)
     count = values.shape[1] * world_size()
@@ -39,7 +39,7 @@ def variance_loss(std: Tensor) -> Tensor:
 
 
 def covariance_loss(covariance: Tensor) -> Tensor:
-    """Returns the mean square of the entries beside the diagonals of (..., Z, Z)."""
+    """Returns the mean square of the off-diagonal entries of (..., Z, Z)."""
     width = covariance.shape[-1]
     if width < 2:
         return covariance.new_zeros(())

@@ -1,6 +1,7 @@
 """Search over actions with a world model: planners and the receding-horizon controller.
 
-A planner sees a cost of actions and nothing else. To add one: a class with a configuration, and a line in `PLANNERS`.
+A planner only sees a cost function of action sequences. To add one: a class with a configuration, and a line in
+`PLANNERS`.
 """
 
 from __future__ import annotations

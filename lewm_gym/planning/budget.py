@@ -1,4 +1,4 @@
-"""How much a planner may search: candidates per iteration, and iterations; under one name for all planners."""
+"""The budget of a search: candidates per iteration, and iterations; the same for all planners."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FEWEST_ELITES = 4
 class Budgeted:
     """What the configurations of planners share.
 
-    A planner that does not search returns itself from `with_budget`. One whose iterations differ in cost says so by
-    `constant_cost`: its cost cannot be extrapolated from fewer.
+    A planner that does not search returns itself from `with_budget`. `constant_cost` is False if iterations
+    differ in cost: its cost cannot be extrapolated from fewer iterations.
     """
 
     candidates_name: ClassVar[str] = "n_samples"
@@ -26,7 +26,7 @@ class Budgeted:
         return getattr(values, self.candidates_name), values.n_iterations
 
     def with_budget(self, candidates: int, iterations: int) -> Self:
-        """Returns these settings with another budget; elites are a tenth of the candidates, at least 4 if there are."""
+        """Returns these settings with another budget; elites are a tenth of the candidates, at least 4 if possible."""
         changes = {self.candidates_name: candidates, "n_iterations": iterations}
         if hasattr(self, "n_elites"):
             changes["n_elites"] = min(candidates, max(FEWEST_ELITES, candidates // CANDIDATES_PER_ELITE))
@@ -34,7 +34,7 @@ class Budgeted:
         return changed
 
     def check_elites(self, title: str) -> None:
-        """Raises ValueError unless there are as many elites as a Gaussian can be fitted to, and an iteration."""
+        """Raises ValueError if there are too few elites to fit a Gaussian, or no iteration."""
         values: Any = self
         if not 2 <= values.n_elites <= values.n_samples or values.n_iterations < 1:
             raise ValueError(

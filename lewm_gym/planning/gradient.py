@@ -34,7 +34,7 @@ class GradientConfig(Budgeted):
 
 
 class GradientPlanner:
-    """Follows the gradient of the cost of each candidate; the result is the best one met on the way.
+    """Follows the gradient of the cost of each candidate; the result is the best candidate of all iterations.
 
     The paper reports 84 % with Adam on Push-T where CEM has 96 %: the cost has local minima.
     """

@@ -1,4 +1,4 @@
-"""A cost as one CUDA graph: searches ask for it many times at the same shapes, and wait for kernels to be launched."""
+"""A cost function as one CUDA graph: searches evaluate it many times with the same shapes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 
 
 def record(compute: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-    """Returns how to replay a computation on a GPU, and where its result then lies.
+    """Returns a function that replays a computation on a GPU, and the tensor of its result.
 
-    It is run three times on a stream of its own first, as torch asks: libraries then have allocated what they need.
+    The computation runs three times on a separate stream first, as torch requires, for libraries to allocate memory.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -39,9 +39,9 @@ class Graphs:
     """Replays a function of tensors, recorded once for each set of shapes.
 
     Args:
-        function: Of tensors, to a tensor; it reads nothing else that changes, never waits for the device, and works at
-            the same addresses whenever it is replayed.
-        recorder: What records a computation; `record`, for a GPU.
+        function: Of tensors, to a tensor; it must not read other changing data, never wait for the device, and use the
+            same addresses whenever it is replayed.
+        recorder: Records a computation; `record`, for a GPU.
     """
 
     def __init__(self, function: Callable[..., Tensor], recorder: Recorder = record) -> None:
@@ -49,7 +49,7 @@ class Graphs:
         self._recordings: dict[tuple[Any, ...], _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Returns what the function returns, in memory of its own."""
+        """Returns the function's result, in separate memory."""
         key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
         if key not in self._recordings:
             fixed = tuple(tensor.clone() for tensor in inputs)

@@ -1,7 +1,7 @@
-"""Planners around what an actor proposes: it says where to look, the world model what comes of it.
+"""Planners that start from an actor's proposal, an action prior, and evaluate plans with the world model.
 
-They get the actor's plan as the proposal's mean (`agents/planning.py` asks the actor), `ARCEM` a cost of what is added
-to the actor's actions.
+The mean of their first Gaussian is the actor's plan (`agents/planning.py` queries the actor); `ARCEM` gets a cost
+function of residuals on the actor's actions.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class GuidedConfig(Budgeted):
 class Guided:
     """CEM around the actor's plan.
 
-    The actor's plan and the best plan so far are candidates in every iteration, the last mean is scored too, and the
-    cheapest plan ever scored is the result: never worse than the actor's, by the model's own judgement.
+    The actor's plan and the best plan so far are candidates in every iteration, the last mean is evaluated as well, and
+    the plan of lowest cost is the result: under the model's cost it is never worse than the actor's.
     """
 
     needs_actor = True
@@ -133,9 +133,9 @@ class ARCEMConfig(GuidedConfig):
 
 
 class ARCEM(Guided):
-    """CEM over residuals: each block is the actor's for the latent that the rollout has come to, plus scale x residual.
+    """CEM over residuals: each block is the actor's for the current latent of the rollout, plus scale x residual.
 
-    The actor answers to what the residuals did before, so that a perturbed candidate still heads for the goal.
+    The actor reacts to the effects of earlier residuals, so perturbed candidates still move to the goal.
     """
 
     searches_residuals = True

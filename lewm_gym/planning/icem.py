@@ -40,7 +40,7 @@ class ICEMConfig(Budgeted):
 
 
 class ICEM:
-    """CEM with coloured noise, kept elites and fewer and fewer samples; the result is the best candidate ever seen."""
+    """CEM with coloured noise, kept elites and ever fewer samples; the result is the best candidate ever seen."""
 
     def __init__(self, config: ICEMConfig | None = None) -> None:
         self.config = config or ICEMConfig()

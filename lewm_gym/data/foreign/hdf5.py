@@ -1,4 +1,4 @@
-"""The reference's HDF5 layout (stable-worldmodel): imported and exported, so that its data train here and ours there.
+"""The reference's HDF5 layout (stable-worldmodel): import and export.
 
 One dataset per column over all steps, `pixels` (N, 224, 224, 3) or (N, 3, 224, 224) uint8 among them, and `ep_len`,
 `ep_offset` over episodes. We also write `episode_idx` and `step_idx`, as the released LeWM data have them.
@@ -32,14 +32,14 @@ def import_hdf5(
     units: dict[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Returns the dataset made from an HDF5 file. Like a collection, it resumes.
+    """Returns the dataset made from an HDF5 file. Can be resumed, like a collection.
 
     Args:
         path: The file.
-        folder: Where to.
-        task: Name under which the dataset is recorded, such as "pusht".
-        state: Column to take as the state.
-        units: Of the other numeric columns, which become quantities.
+        folder: Output folder.
+        task: Task name to record, such as "pusht".
+        state: Column of the state.
+        units: Units of the other numeric columns, which become quantities.
         progress: Called after every episode.
 
     Raises:
@@ -61,7 +61,7 @@ def import_hdf5(
 
 
 def export_hdf5(dataset: Dataset, path: str | Path, progress: Progress | None = None) -> None:
-    """Writes a dataset as one HDF5 file, whole or not at all; frames are gzip-compressed one by one.
+    """Writes a dataset as one HDF5 file, atomically; frames are gzip-compressed one by one.
 
     Raises:
         ValueError: If the dataset has no frames, or not all.

@@ -1,4 +1,4 @@
-"""HDF5 files, safely: written without a crash on a full disk, and read without following them to other files."""
+"""HDF5 files: written without a crash on a full disk, and read without following links to other files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class Sink(io.FileIO):
-    """A file for h5py to write to whose first failure is noted, and all writing after it ignored.
+    """A file for h5py that records the first failed write and ignores all later ones.
 
-    libhdf5 writes on as it closes a file, and again at the end of the process; where the disk is full, that ends in a
-    segmentation fault. This way it never learns of it. Call `check` whenever the failure may become known.
+    libhdf5 continues to write when it closes a file and at the end of the process, which causes a segmentation fault
+    if the disk is full. Call `check` to raise the recorded error.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -51,7 +51,7 @@ class Sink(io.FileIO):
 
 @contextlib.contextmanager
 def reading(path: Path, h5py: Any) -> Iterator[Any]:
-    """Yields an HDF5 file; what libhdf5 raises for a damaged one becomes a ValueError that names it.
+    """Yields an HDF5 file; errors of libhdf5 for a damaged file become a ValueError with its name.
 
     Raises:
         ValueError: If the file is damaged, or has data outside itself.
@@ -67,14 +67,14 @@ def reading(path: Path, h5py: Any) -> Iterator[Any]:
 
 
 def _refuse_outside(group: Any, h5py: Any) -> None:
-    """Raises ValueError if data of a group lie in other files, or it leads to itself."""
+    """Raises ValueError if a group has data in other files, or links to itself."""
     waiting, seen = [group], set()
     while waiting:
         group = waiting.pop()
         for name in group:
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
-                raise ValueError(f"{group.file.filename}: {group.name.rstrip('/')}/{name} is a link to elsewhere")
+                raise ValueError(f"{group.file.filename}: {group.name.rstrip('/')}/{name} is a link")
             item = group[name]
             if isinstance(item, h5py.Group):
                 where = h5py.h5o.get_info(item.id).addr
@@ -86,14 +86,14 @@ def _refuse_outside(group: Any, h5py: Any) -> None:
 
 
 def check_column(file: Any, name: str, path: Path, kinds: str = "", rows: int | None = None, ndim: int = 0) -> Any:
-    """Returns a dataset of an HDF5 file; raises ValueError unless it is one, of these kinds, and whole.
+    """Returns a dataset of an HDF5 file; raises ValueError if it has another type or is incomplete.
 
     Args:
         file: The file, or a group.
-        name: Of the dataset.
+        name: Name of the dataset.
         path: Of the file, for messages.
-        kinds: numpy's letters of the kinds of numbers wanted; empty for any.
-        rows: How many; None for any number.
+        kinds: numpy's letters of the allowed kinds of numbers; empty for any.
+        rows: Number of rows; None for any.
         ndim: Number of axes; 0 for any but none.
     """
     column = file[name]
@@ -110,10 +110,10 @@ def check_column(file: Any, name: str, path: Path, kinds: str = "", rows: int | 
     whole = int(np.prod([-(-n // c) for n, c in zip(shape, column.chunks, strict=True)])) if column.chunks else None
     stored = column.id.get_num_chunks() if column.chunks else column.id.get_storage_size()
     if stored < (column.nbytes if whole is None else whole):
-        raise ValueError(f"{path}: {name!r} declares {shape[0]:,} rows, but not all are in the file: copy it anew")
+        raise ValueError(f"{path}: {name!r} declares {shape[0]:,} rows, but not all are in the file: copy it again")
     return column
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an error says, in one line of a bearable length."""
+    """Returns the message of an error as one short line."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

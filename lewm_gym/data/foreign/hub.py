@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face Hub: the folder as it is, with a card; checked against its hashes after the download."""
+"""Datasets on the Hugging Face Hub: the folder with a dataset card; verified by its hashes after a download."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _KIND = "dataset"
 
 
 def push(folder: str | Path, repository: str, private: bool = False) -> str:
-    """Uploads a dataset and returns its address; files that are there already are not sent again.
+    """Uploads a dataset and returns its address; existing files are not uploaded again.
 
     You must be logged in (`hf auth login`, or the environment variable HF_TOKEN).
 
     Args:
         folder: Of the dataset.
-        repository: Such as "my-name/pusht-expert"; made if it does not exist.
+        repository: Such as "my-name/pusht-expert"; created if it does not exist.
         private: Whether a new repository is visible to its owner only.
 
     Raises:
         FileNotFoundError: If there is no dataset in the folder.
         ValueError: If its collection is not finished, or another process is writing it.
-        OSError: If the Hub cannot be reached or rejects, as without a login.
+        OSError: If the Hub cannot be reached or rejects the request, as without a login.
         ImportError: Without huggingface_hub.
     """
     hub, folder = _hub(), Path(folder)
@@ -65,12 +65,12 @@ def pull(repository: str, folder: str | Path, revision: str | None = None) -> Da
 
     Args:
         repository: Such as "my-name/pusht-expert".
-        folder: Where to.
-        revision: Branch, tag or commit; None is the newest.
+        folder: Output folder.
+        revision: Branch, tag or commit; None: the newest.
 
     Raises:
         ValueError: If the folder holds another dataset, the repository none, or a file is damaged.
-        OSError: If the Hub cannot be reached or rejects, as for a repository that does not exist.
+        OSError: If the Hub cannot be reached or rejects the request, as for a missing repository.
         ImportError: Without huggingface_hub.
     """
     hub, folder = _hub(), Path(folder)
@@ -103,7 +103,7 @@ def pull(repository: str, folder: str | Path, revision: str | None = None) -> Da
 
 
 def card(dataset: Dataset, repository: str) -> str:
-    """Returns the page that the Hub shows."""
+    """Returns the dataset card."""
     header = dataset.header
     return f"""---
 tags:
@@ -131,7 +131,7 @@ dataset = Dataset.open("data/{repository.rpartition("/")[2]}")
 
 @contextlib.contextmanager
 def _reaching(hub: Any, repository: str) -> Iterator[None]:
-    """Says in one line what the Hub, or the way to it, rejects; leaves errors of our own as they are.
+    """Turns errors of the Hub or the network into one-line errors; other errors are not changed.
 
     Failures to connect are those of the library below, requests or httpx by version: its HTTPError is the base of the
     Hub's, and of httpx's ConnectError, which unlike that of requests is no OSError.

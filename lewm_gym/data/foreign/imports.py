@@ -1,4 +1,4 @@
-"""What all importers share: episodes of another format become a dataset folder, and may be interrupted."""
+"""What all importers share: resumable conversion of episodes to a dataset folder."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def import_episodes(
     units: dict[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Returns the dataset made of `count` episodes. Like a collection, it resumes.
+    """Returns the dataset of `count` episodes. Can be resumed, like a collection.
 
     Args:
-        folder: Where to.
-        header: Recipe of the dataset; codec and columns are filled in.
-        count: How many episodes there are.
-        read: Returns the episode of a number, 0 to `count - 1`.
-        source: Where they come from, for messages.
-        units: Of quantities.
+        folder: Output folder.
+        header: Recipe of the dataset; codec and columns are added.
+        count: Number of episodes.
+        read: Returns the episode with a number in 0 to `count - 1`.
+        source: Source of the episodes, for messages.
+        units: Units of quantities.
         progress: Called after every episode.
 
     Raises:
-        ValueError: Naming the episode that is not one, or a folder with another dataset.
+        ValueError: Naming the invalid episode, or a folder with another dataset.
     """
     if count < 1:
         raise ValueError(f"{source} holds no episodes")
@@ -65,7 +65,7 @@ def padded_actions(actions: Any, length: int) -> NDArray[np.float32]:
     """Returns (length, action_size) float32 actions of an episode of `length` frames; the last row is NaN.
 
     Args:
-        actions: (length, ...) or (length - 1, ...); an action after the last frame leads to a frame that is not there.
+        actions: (length, ...) or (length - 1, ...); an action after the last frame is dropped.
         length: Number of frames.
     """
     array = np.asarray(actions, np.float32)
@@ -77,7 +77,7 @@ def padded_actions(actions: Any, length: int) -> NDArray[np.float32]:
 
 
 def resized_frames(pictures: Any) -> NDArray[np.uint8]:
-    """Returns (T, 224, 224, 3) uint8 frames of images of any size, stretched to the square and smoothed.
+    """Returns (T, 224, 224, 3) uint8 frames of images of any size, resized to the square with antialiasing.
 
     Raises:
         ValueError: If they are not (T, h, w, 3), or (T, 3, h, w), uint8.
@@ -86,7 +86,7 @@ def resized_frames(pictures: Any) -> NDArray[np.uint8]:
     if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
-        raise ValueError(f"pictures must be (T, h, w, 3) uint8, got {array.shape} {array.dtype}")
+        raise ValueError(f"images must be (T, h, w, 3) uint8, got {array.shape} {array.dtype}")
     if array.shape[1:] == FRAME_SHAPE:
         return np.ascontiguousarray(array)
     from PIL import Image
@@ -109,7 +109,7 @@ def vectors(columns: dict[str, Any], length: int) -> dict[str, NDArray[np.float6
 
 
 def state_of(columns: dict[str, NDArray[np.float64]], length: int, name: str = "state") -> NDArray[np.float64]:
-    """Returns the column called `name`, else all columns side by side, else the number of the step."""
+    """Returns the column called `name`, else all columns concatenated, else the step number."""
     if name in columns:
         return columns[name]
     if columns:

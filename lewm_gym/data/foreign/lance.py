@@ -1,8 +1,8 @@
 """Lance tables as stable-worldmodel writes them by default, imported one episode at a time.
 
-A row per step, the rows of an episode behind one another: `episode_idx` and `step_idx`, images as JPEG (`pixels`, or
-`pixels_<view>`), everything else as lists of float32. Its recorder leaves the reset frame out: the action of a row
-leads from its frame to the next row's, and that of an episode's last row is another one's and is dropped.
+One row per step, the rows of an episode consecutive: `episode_idx` and `step_idx`, images as JPEG (`pixels`, or
+`pixels_<view>`), everything else as lists of float32. Its recorder omits the reset frame: the action of a row
+leads from its frame to the next row's, and the action of an episode's last row is dropped.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def import_lance(
     units: dict[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Returns the dataset made from a Lance table. Like a collection, it resumes.
+    """Returns the dataset made from a Lance table. Can be resumed, like a collection.
 
     Args:
         path: The `.lance` folder, or a folder with one in it.
-        folder: Where to.
-        task: Name under which the dataset is recorded, such as "pusht".
-        state: Column to take as the state, or several joined by commas (default: `STATES`, the first that is there).
+        folder: Output folder.
+        task: Task name to record, such as "pusht".
+        state: Column of the state, or several separated by commas (default: the first existing one of `STATES`).
         pixels: Column of the images, if there are several.
-        units: Of the other numeric columns, which become quantities.
+        units: Units of the other numeric columns, which become quantities.
         progress: Called after every episode.
 
     Raises:
@@ -77,7 +77,7 @@ def import_lance(
 
 
 class _Columns:
-    """Which column of a table is what."""
+    """The roles of a table's columns."""
 
     def __init__(self, types: dict[str, Any], state: str | None, pixels: str | None, source: Path) -> None:
         from pyarrow import types as kinds
@@ -94,9 +94,9 @@ class _Columns:
                     f"{source} has no column {name!r}, so it is not of stable-worldmodel's layout; it has: {there}"
                 )
         if pixels is None and len(pictures) != 1 and "pixels" not in pictures:
-            raise ValueError(f"{source} should have one column of pictures, it has {pictures}; choose with --pixels")
+            raise ValueError(f"{source} should have one image column, it has {pictures}; choose one with --pixels")
         if pixels is not None and pixels not in pictures:
-            raise ValueError(f"{source} has no pictures {pixels!r}; choose among {pictures} with --pixels")
+            raise ValueError(f"{source} has no image column {pixels!r}; choose among {pictures} with --pixels")
         self.pixels = pixels or ("pixels" if "pixels" in pictures else pictures[0])
         choices = STATES if state is None else (tuple(state.split(",")),)
         chosen = next((names for names in choices if set(names) <= set(types)), None)
@@ -147,7 +147,7 @@ def _open(path: Path) -> tuple[Any, Path]:
 
 
 def _readable(read: Callable[[], Any], source: Path) -> Any:
-    """Returns what `read` does; what Lance says of a damaged table becomes one line with its name."""
+    """Returns the result of `read`; errors of Lance for a damaged table become one line with its name."""
     try:
         return read()
     except (OSError, ValueError, RuntimeError) as error:
@@ -160,7 +160,7 @@ def _episode_starts(table: Any, types: dict[str, Any], source: Path) -> NDArray[
     numbers = np.concatenate([np.zeros(0, np.int64), *(batch.column(0).to_numpy() for batch in batches)])
     steps = np.diff(numbers)
     if (steps < 0).any():
-        raise ValueError(f"{source}: the rows of an episode do not stand together (episode_idx decreases)")
+        raise ValueError(f"{source}: the rows of an episode are not consecutive (episode_idx decreases)")
     return np.concatenate([[0], np.flatnonzero(steps) + 1, [len(numbers)]]).astype(np.int64)
 
 
@@ -179,4 +179,4 @@ def _decoded(blob: bytes | None) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(blob or b"")) as picture:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError):
-        raise ValueError("a picture cannot be decoded; the table is damaged") from None
+        raise ValueError("an image cannot be decoded; the table is damaged") from None

@@ -1,4 +1,4 @@
-"""LeRobot datasets (v2.x and v3.0): recordings of robots, with cameras and actions, become datasets here.
+"""Import of LeRobot datasets (v2.x and v3.0).
 
 Layout of v3.0: `meta/info.json` (features, fps, patterns of paths), `meta/episodes/*/*.parquet` (a row per episode: its
 length, and where its rows and videos are), `data/*/*.parquet` (many episodes each), `videos/CAMERA/*/*.mp4`. Layout of
@@ -47,20 +47,20 @@ def import_lerobot(
     state: str = STATE,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Returns the dataset made from a LeRobot dataset. Like a collection, it resumes.
+    """Returns the dataset made from a LeRobot dataset. Can be resumed, like a collection.
 
     The bounds of actions are the smallest and largest that were recorded.
 
     Args:
         source: LeRobot's folder of it, with `meta/info.json`.
-        folder: Where to.
+        folder: Output folder.
         task: Name to record; None is "lerobot:" and the folder's name.
-        camera: Feature to take the images from; None is the only one, or the one that we export.
+        camera: Feature to take the images from; None: the only one, or the one that we export.
         state: Feature to take as the state.
         progress: Called after every episode.
 
     Raises:
-        ValueError: If it is no LeRobot dataset of a known version, or without images or actions.
+        ValueError: If it is not a LeRobot dataset of a supported version, or has no images or actions.
     """
     robot, source = LeRobotFolder(Path(source)), Path(source)
     camera = robot.choose_camera(camera)
@@ -88,7 +88,7 @@ class LeRobotFolder:
         folder: With `meta/info.json`.
 
     Raises:
-        ValueError: If it is none, or of an unknown version.
+        ValueError: If it is not a LeRobot dataset, or its version is not supported.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class LeRobotFolder:
         try:
             self.info = msgspec.json.decode(path.read_bytes(), type=_Info)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged, or not of a LeRobot dataset ({error}): copy it anew") from None
+            raise ValueError(f"{path} is damaged, or not of a LeRobot dataset ({error}): copy it again") from None
         self.version, self.features = self.info.codebase_version, self.info.features
         if not self.version.startswith(("v2.", "v3.")):
             raise ValueError(f"{folder} is a LeRobot dataset of {self.version}; v2.0, v2.1 and v3.0 can be read")
@@ -110,7 +110,7 @@ class LeRobotFolder:
             rows = self._rows_v3() if self._is_v3 else self._rows_v2()
             self.episodes = sorted((_Row.of(row) for row in rows), key=lambda row: row.episode_index)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
-            raise ValueError(f"{folder}: its list of episodes cannot be read ({error}): copy it anew") from None
+            raise ValueError(f"{folder}: its list of episodes cannot be read ({error}): copy it again") from None
         self._table = lru_cache(maxsize=2)(pq.read_table)
 
     def _rows_v2(self) -> list[dict[str, Any]]:
@@ -142,16 +142,16 @@ class LeRobotFolder:
         """Returns the smallest and the largest recorded action, per coordinate."""
         paths = sorted((self.folder / "data").glob("*/*.parquet"))
         if not paths:
-            raise ValueError(f"{self.folder} has no data/*/*.parquet: copy it anew")
+            raise ValueError(f"{self.folder} has no data/*/*.parquet: copy it again")
         extremes = []
         for path in paths:
             try:
                 actions = _matrix(pq.read_table(path, columns=["action"]).column("action"))
                 extremes.append((actions.min(0), actions.max(0)))
             except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-                raise ValueError(f"{path} cannot be read ({error}): copy it anew") from None
+                raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
         if len({low.shape for low, _ in extremes}) > 1:
-            raise ValueError(f"{self.folder}: its actions differ in size: copy it anew")
+            raise ValueError(f"{self.folder}: its actions differ in size: copy it again")
         low, high = (np.stack(values).astype(np.float32) for values in zip(*extremes, strict=True))
         return low.min(0).tolist(), high.max(0).tolist()
 
@@ -168,12 +168,12 @@ class LeRobotFolder:
             table = table.filter(pc.equal(table.column("episode_index"), row.episode_index))
             return self._episode(row, table, path, camera, state)
         except (OSError, KeyError, TypeError, AttributeError, NotImplementedError, pa.ArrowException) as error:
-            raise ValueError(f"{path} cannot be read ({error}): copy it anew") from None
+            raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
 
     def _episode(self, row: _Row, table: pa.Table, path: Path, camera: str, state: str) -> Episode:
         length = row.length
         if table.num_rows != length:
-            raise ValueError(f"{path} has {table.num_rows} of its {length} rows: copy it anew")
+            raise ValueError(f"{path} has {table.num_rows} of its {length} rows: copy it again")
         columns = {
             name: _matrix(table.column(name))
             for name in table.column_names
@@ -193,18 +193,18 @@ class LeRobotFolder:
         )
 
     def _place(self, row: _Row, of: str) -> dict[str, int]:
-        """Returns what the pattern of a path is filled in with, for an episode's table or video."""
+        """Returns the values for the path pattern of an episode's table or video."""
         if self._is_v3:
             return {"chunk_index": row.whole(f"{of}/chunk_index"), "file_index": row.whole(f"{of}/file_index")}
         return {"episode_chunk": row.episode_index // self.info.chunks_size, "episode_index": row.episode_index}
 
     def _path(self, pattern: str, place: dict[str, Any]) -> Path:
-        """Returns the path of a file of the dataset; raises ValueError for a pattern that is none, or leads out."""
+        """Returns the path of a file of the dataset; raises ValueError if it is invalid or outside."""
         fields = _FIELD.findall(pattern)
         if not all(n in place and _FORM.fullmatch(form) for n, form in fields) or set("{}") & {
             *_FIELD.sub("", pattern)
         }:
-            raise ValueError(f"{self.folder}: {pattern!r} is no pattern of paths that can be filled in")
+            raise ValueError(f"{self.folder}: {pattern!r} is not a valid path pattern")
         return inside(self.folder, pattern.format(**place))
 
     def _pictures(self, row: _Row, table: pa.Table, camera: str) -> NDArray[np.uint8]:
@@ -222,14 +222,14 @@ class LeRobotFolder:
         from PIL import Image
 
         if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
-            raise ValueError("a picture is missing")
+            raise ValueError("an image is missing")
         source: Any = io.BytesIO(cell["bytes"]) if cell.get("bytes") else inside(self.folder, str(cell["path"]))
         try:
             with Image.open(source) as picture:
                 return np.asarray(picture.convert("RGB"))
         except Exception as error:  # Pillow's readers raise whatever a damaged image provokes
             where = "in its table" if cell.get("bytes") else str(cell["path"])
-            raise ValueError(f"a picture, {where}, cannot be read ({error}): copy it anew") from None
+            raise ValueError(f"an image, {where}, cannot be read ({error}): copy it again") from None
 
 
 class _Feature(Struct):
@@ -237,7 +237,7 @@ class _Feature(Struct):
 
 
 class _Info(Struct):
-    """What we need of `meta/info.json`."""
+    """The fields of `meta/info.json` that are used."""
 
     codebase_version: str
     features: dict[str, _Feature]
@@ -248,7 +248,7 @@ class _Info(Struct):
 
 
 class _Row(Struct):
-    """What LeRobot says of an episode: number, length, and all else, by column."""
+    """LeRobot's record of an episode: number, length, and further columns."""
 
     episode_index: int
     length: int
@@ -263,10 +263,10 @@ class _Row(Struct):
         return row
 
     def whole(self, name: str) -> int:
-        """Returns a whole number of the row; raises ValueError if it is none."""
+        """Returns an integer of the row; raises ValueError if it is none."""
         value = self.values.get(name)
         if type(value) is not int or not 0 <= value < 2**31:
-            raise ValueError(f"{name} of an episode must be a whole number, got {value!r}")
+            raise ValueError(f"{name} of an episode must be an integer, got {value!r}")
         return value
 
 
@@ -275,7 +275,7 @@ def read_video(path: Path, start_s: float, count: int, fps: float) -> NDArray[np
 
     Args:
         path: The video.
-        start_s: Time of the first frame wanted.
+        start_s: Time of the first frame.
         count: How many.
         fps: Frames per second.
 
@@ -285,7 +285,7 @@ def read_video(path: Path, start_s: float, count: int, fps: float) -> NDArray[np
     import imageio_ffmpeg
 
     if not path.is_file():
-        raise ValueError(f"the video {path} is missing: copy it anew")
+        raise ValueError(f"the video {path} is missing: copy it again")
     height, width, channels = FRAME_SHAPE
     # half a frame early: times are rounded, and the first frame at or after the time is taken
     seek = [] if start_s == 0.0 else ["-ss", f"{max(start_s - 0.5 / fps, 0.0):.6f}"]
@@ -295,13 +295,13 @@ def read_video(path: Path, start_s: float, count: int, fps: float) -> NDArray[np
     frames = len(done.stdout) // (height * width * channels)
     if done.returncode or frames != count:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"{frames} of {count} frames"]
-        raise ValueError(f"the video {path} cannot be read ({reason[0]}): copy it anew")
+        raise ValueError(f"the video {path} cannot be read ({reason[0]}): copy it again")
     return np.frombuffer(done.stdout, np.uint8).reshape(count, *FRAME_SHAPE)
 
 
 def _same_size(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     if len({picture.shape for picture in pictures}) > 1:
-        raise ValueError("its pictures differ in size")
+        raise ValueError("its images differ in size")
     return np.stack(pictures)
 
 

@@ -31,11 +31,11 @@ _INDICES = {"frame_index": "int64", "episode_index": "int64", "index": "int64", 
 
 
 def export_lerobot(dataset: Dataset, folder: str | Path, fps: int = 10, progress: Progress | None = None) -> None:
-    """Writes a dataset as a folder in LeRobot's layout, whole or not at all.
+    """Writes a dataset as a folder in LeRobot's layout, atomically.
 
     Args:
         dataset: With frames.
-        folder: Where to; must not exist.
+        folder: Output folder; must not exist.
         fps: Frames per second to record; the tasks' environments have 10.
         progress: Called after every episode.
 
@@ -53,7 +53,7 @@ def export_lerobot(dataset: Dataset, folder: str | Path, fps: int = 10, progress
 
 
 def _write_data(dataset: Dataset, folder: Path, fps: int, progress: Progress | None) -> list[dict[str, Any]]:
-    """Writes the tables; returns a row per episode that tells where it is."""
+    """Writes the tables; returns a row with the location of each episode."""
     rows: list[dict[str, Any]] = []
     writer: Any = None
     place, path = (0, 0), folder

@@ -1,7 +1,7 @@
-"""Minari datasets (farama.org), both ways.
+"""Import and export of Minari datasets (farama.org).
 
-Import: a folder of Minari's with images among its observations. The images become 224 x 224 (stretched), "state"
-or, without one of that name, all other observations together the state, and each of them a quantity.
+Import: a Minari folder with images among its observations. Images are resized to 224 x 224; the state is "state" or,
+if there is none, the concatenation of all other observations, each of which is also a quantity.
 Export: observations are a dictionary of `pixels`, `state` and the quantities; `infos` has `success`.
 """
 
@@ -33,18 +33,18 @@ def import_minari(
     pixels: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Returns the dataset made from a Minari dataset. Like a collection, it resumes.
+    """Returns the dataset made from a Minari dataset. Can be resumed, like a collection.
 
     Args:
         source: Minari's folder of it, with `data/` inside, or that `data/` folder itself.
-        folder: Where to.
-        task: Name to record; None is the one that we exported, or "gym:" and its environment's id.
+        folder: Output folder.
+        task: Name to record; None: the one that we exported, or "gym:" and its environment's id.
         pixels: Name of the observation that is the image ("camera/front" where dictionaries are nested); None is
             the only one that can be.
         progress: Called after every episode.
 
     Raises:
-        ValueError: If it is no Minari dataset, has no images, or actions that are not a bounded vector.
+        ValueError: If it is not a Minari dataset, has no images, or its actions are not bounded vectors.
         ImportError: Without minari.
     """
     (minari, h5py), source = _minari(), Path(source)
@@ -76,11 +76,11 @@ def import_minari(
 
 
 def export_minari(dataset: Dataset, folder: str | Path, lossy: bool = False, progress: Progress | None = None) -> None:
-    """Writes a dataset as a folder that Minari reads, whole or not at all.
+    """Writes a dataset as a folder that Minari reads, atomically.
 
     Args:
         dataset: With frames.
-        folder: Where to; must not exist. Its name becomes the id's.
+        folder: Output folder; must not exist. Its name becomes the id's.
         lossy: Compress frames as JPEG, as Minari does by default; otherwise they stay exact, at 150 kB each.
         progress: Called after every episode.
 
@@ -150,7 +150,7 @@ def _episode(opened: Any, number: int, pixels: str) -> Episode:
     except ValueError:
         raise
     except Exception as error:  # whatever its reader comes upon in a damaged file
-        raise ValueError(f"cannot be read ({first_line(error)}): copy it anew") from error
+        raise ValueError(f"cannot be read ({first_line(error)}): copy it again") from error
 
 
 def _read(episode: Any, pixels: str) -> Episode:
@@ -191,8 +191,8 @@ def _choose_pixels(space: spaces.Space[Any], wanted: str | None, source: Path) -
         name for name in flat if name not in pictures
     )
     if wanted is not None:
-        raise ValueError(f"{source} has no picture {wanted!r}; {found}")
-    raise ValueError(f"{source} needs one picture, (h, w, 3) uint8: choose it with --pixels NAME; {found}")
+        raise ValueError(f"{source} has no image {wanted!r}; {found}")
+    raise ValueError(f"{source} needs one image, (h, w, 3) uint8: choose it with --pixels NAME; {found}")
 
 
 def _leaf_spaces(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[Any]]:
