@@ -226,7 +226,7 @@ def success_table(results: Path) -> str:
     runs = [[run for run in evaluations(task, results) if run["agent"] == "lewm"] for task in TASKS.values()]
     for title, with_actor in (
         ("LeWM with an actor, `--preset guided`", True),
-        ("LeWM as in the paper, search alone", False),
+        ("LeWM without an actor, CEM", False),
     ):
         cells = [_run_cell([r for r in of_task if (r["planner"] in ACTOR_PLANNERS) == with_actor]) for of_task in runs]
         lines.append(f"| {title} | {' | '.join(cells)} |")
