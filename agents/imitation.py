@@ -1,8 +1,8 @@
-"""World models that may carry an actor: agents whose training has a second stage.
+"""World models with an optional actor: agents whose training has a second stage.
 
-The first stage trains the world model, along with an actor if `imitation_weight` asks for it. In the second the model
-is frozen: its latents teach the estimate of the steps left, and an actor where the first stage had none. All frames
-are encoded once, and a step costs a hundredth of the first stage's.
+The first stage trains the world model, with `imitation_weight` jointly with an actor. In the second stage the model is
+frozen, and its latents train the estimate of the steps left, and the actor if the first stage did not. All frames are
+encoded once, and a step costs a hundredth of the first stage's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FRAMES_AT_ONCE = 256
 
 
 class LatentAgent(PlanningAgent):
-    """Planning in latents that may carry an actor: what LeWM and PLDM share."""
+    """Planning with an optional actor on the latents: what LeWM and PLDM share."""
 
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -53,7 +53,7 @@ class LatentAgent(PlanningAgent):
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
-        """Returns where training and validation batches come from: clips, with later frames to imitate towards."""
+        """Returns the samplers of training and validation batches: clips, with later frames as goals of an actor."""
         config = model.config
         options = {
             "n_frames": config.clip_frames,
@@ -82,7 +82,7 @@ class LatentAgent(PlanningAgent):
         on_log: OnLog | None = None,
         **outputs: Any,
     ) -> float:
-        """Trains the world model, then an actor on its latents if the configuration asks for one."""
+        """Trains the world model, then the second stage if the configuration has one."""
         more = model.config.actor_steps
 
         def stage(before: int, after: int) -> OnLog:
@@ -139,9 +139,10 @@ def train_actor(
     on_log: OnLog | None = None,
     **outputs: Any,
 ) -> float:
-    """Trains what an actor lacks on the latents of a trained world model, or goes on where that stands.
+    """Trains the second stage on the latents of a trained world model, or resumes it.
 
-    A policy that was trained along with the world model stays as it is: a fresh one overfits to the frozen latents.
+    A policy that was trained jointly with the world model is not trained further: a new one overfits to the frozen
+    latents.
 
     Args:
         model: The world model; gets the weights in `folder`, and the actor.
@@ -150,7 +151,7 @@ def train_actor(
         config: How the world model was trained.
         folder: The run folder; its weights become those of the world model with the actor.
         device: Where to compute.
-        on_log: Called after every step with (steps done, steps in all, latest logs).
+        on_log: Called after every step with (steps done, total steps, latest logs).
         outputs: `sinks` and `run` of `training.train`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""LeWorldModel (arXiv 2603.19312): a world model trained from pixels end to end, and an agent that plans in it.
+"""LeWorldModel (arXiv 2603.19312): a world model trained end to end from pixels, and an agent that plans with it.
 
 The model, in the order of the paper:
 
@@ -6,21 +6,21 @@ The model, in the order of the paper:
     z^_{t+1} = pred(z_{t-N+1..t}, a_{t-N+1..t})          causal, conditioned on actions  predict
     L        = mean((z^_{t+1} - z_{t+1})^2) + lambda * SIGReg(z)                         loss
 
-Nothing else: no stop-gradient, no moving average of weights, no reward, and no augmentation and no reconstruction
-unless an ablation asks for it (`image_shift`, `decoder_weight`). Planning minimises the squared distance between the
+There is no stop-gradient, no moving average of weights and no reward; augmentation and reconstruction are optional
+(`image_shift`, `decoder_weight`). Planning minimises the squared distance between the
 last predicted latent and the goal's (agents/planning.py).
 
-Beyond the paper, each off in its preset:
+Beyond the paper, all off in the preset `paper`:
 
     predictor="prefix"  z^_{t+1..t+H} in one call                            (Fast-LeWM, lewm_gym/nn/prefix.py)
     residual            z^_{t+1} = z_t + pred(...)                           (AD-WM, arXiv 2609.30264)
     inverse_weight      || g(z_t, z^_{t+1}) - sg(e_a) ||^2                   AD-WM's inverse head, e_a embeds actions
     information_weight  1/2 || e - mu(z_t, z^_{t+1}) ||^2 + 0.005 || mu ||^2 AD-WM's other head, e = e_a standardised
-    actor_steps         an actor imitates the data towards later frames      (lewm_gym/nn/actor.py)
+    actor_steps         a goal-conditioned actor, trained by imitation       (lewm_gym/nn/actor.py)
 
-The actor proposes actions to the planners `actor`, `guided`, `arcem` and `fused`. With `imitation_weight` it is trained
-along with the world model, and its gradient reaches the encoder; else afterwards, on the frozen latents, which also
-teach it to estimate the steps left (agents/imitation.py).
+The actor is an action prior for the planners `actor`, `guided`, `arcem` and `fused`. With `imitation_weight` it is
+trained jointly with the world model, including the encoder; otherwise afterwards, on the frozen latents. Its estimate
+of the steps left is always trained on the frozen latents (agents/imitation.py).
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class LeWMConfig:
     head_width: int = 1024  # hidden width of both heads
     image_shift: int = 0  # px; in training each clip is shifted by up to so many, both ways, all its frames alike
     imitation_weight: float = 0.0  # of an actor's loss while the world model is trained; 0: latents know no actor
-    frames_every: int = 1  # train on every so many-th picture of an episode, which saves memory
+    frames_every: int = 1  # N: train on every N-th frame of an episode, which saves memory
     goal_frames: int = 2  # with imitation_weight: later frames drawn with each clip
     goal_steps: int = 50  # greatest distance of a hindsight goal, environment steps
-    actor_steps: int = 0  # of the second stage, on frozen latents: steps left, and an actor not trained along; 0: none
+    actor_steps: int = 0  # of the second stage, on frozen latents (steps left; actor, if not yet trained); 0: no actor
     actor_batch_size: int = 1024  # pairs of latents
     actor_learning_rate: float = 1e-3
     actor_width: int = 512
@@ -138,12 +138,12 @@ class LeWMConfig:
 
     @property
     def acting(self) -> LeWMConfig:
-        """The same without what training alone uses: the decoder and AD-WM's heads."""
+        """Returns the configuration without the parts that only training uses: the decoder and AD-WM's heads."""
         return dataclasses.replace(self, decoder_weight=0.0, inverse_weight=0.0, information_weight=0.0)
 
     @property
     def has_heads(self) -> bool:
-        """Whether AD-WM's heads are trained along."""
+        """Whether AD-WM's heads are trained."""
         return bool(self.inverse_weight or self.information_weight)
 
     @property
@@ -195,7 +195,7 @@ class LeWM(ActionModel):
         return self.projector(self.encoder(images)).view(*pixels.shape[:-3], -1)
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """Returns the latents that follow: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
+        """Returns the next latents: (B, N, Z) and z-scored action blocks (B, N, A) -> (B, N, Z).
 
         Output t predicts the latent after latent t and block t, from inputs up to t.
         """
@@ -208,7 +208,7 @@ class LeWM(ActionModel):
         """Returns the training loss of a batch of clips, and its parts."""
         config = self.config
         pixels = shifted(batch.pixels, config.image_shift) if self.training else batch.pixels
-        seen = self.encode(pixels)  # of a clip, and of later frames where an actor is trained along
+        seen = self.encode(pixels)  # of a clip, and of later frames where an actor is trained jointly
         latents, actions = seen[:, : batch.actions.shape[1] + 1], self.normalize_actions(batch.actions)
         if self.prefix is not None:
             predicted = self.prefix(latents[:, 0], actions)
@@ -246,7 +246,7 @@ class LeWM(ActionModel):
         `lewm_gym.nn.rollout` with weights rearranged once; under autocast, matrix products in its precision.
 
         Args:
-            latents: (B, n, Z), the past and, last, the present, n <= N.
+            latents: (B, n, Z), the past and, last, the current one, n <= N.
             actions: (B, S, H, A), z-scored.
             past_actions: (B, n - 1, A), z-scored, taken between the given frames; None for n = 1.
 
@@ -267,7 +267,7 @@ class LeWM(ActionModel):
         return predicted.unflatten(0, (n_envs, n_samples))
 
     def _prepared(self, dtype: torch.dtype) -> Rollout:
-        """Returns the rollout with the present weights, made anew only when they have changed."""
+        """Returns the rollout with the current weights, created again only if they have changed."""
         rollout = self._rollouts.get(dtype)
         if rollout is None or not rollout.is_current:
             rollout = Rollout(
@@ -363,16 +363,16 @@ class LeWMAgent(LatentAgent):
         device: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """Returns an agent that ships with the package, that of a run folder, local or on the Hub, or a released one.
+        """Returns a pretrained agent of the package, the agent of a run folder, local or on the Hub, or a released one.
 
         `from_pretrained("two_room")` needs no network (agents/shipping.py).
 
-        Released weights come in stable-worldmodel's format. Such a checkpoint does not say what task it was trained
-        for and how actions were normalised: name the task, and give the mean and standard deviation of the actions that
-        it was trained on, or a dataset to take them from.
+        Released weights come in stable-worldmodel's format. Such a checkpoint contains neither its task nor the
+        normalisation of actions: give the task, and the mean and standard deviation of its training actions, or a
+        dataset to take them from.
 
         Args:
-            folder: The name of an agent that ships (a task's), a folder with a run or with released weights and
+            folder: The name of a pretrained agent (a task's), a folder with a run or with released weights and
                 config.json, or an id on the Hugging Face Hub.
             task: Name of the task that released weights were trained for.
             action_mean: (action_size,).

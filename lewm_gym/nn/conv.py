@@ -12,8 +12,7 @@ class ConvEncoder(nn.Module):
     """Encodes images (n, 3, size, size) as (n, width).
 
     The first stage cuts the image into square patches, each later one halves the map with 3x3 convolutions;
-    batch normalisation and ReLU follow each. The last map is flattened, not pooled: where things are matters here
-    more than what they are.
+    batch normalisation and ReLU follow each. The last map is flattened, not pooled, to preserve positions.
 
     Args:
         image_size: Height and width of the images, px; a multiple of patch_size.
