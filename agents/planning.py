@@ -1,4 +1,4 @@
-"""Agents that plan with a world model: encode, search for actions, act; shared by LeWM, PLDM and DINO-WM."""
+"""Agents that plan with a world model: encode, search for actions, act; shared by LeWM, PLDM, DINO-WM and TD-MPC2."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lewm_gym.agent import Agent
 from lewm_gym.controller import Reply, Request
 from lewm_gym.planning import PLANNERS, CEMConfig, RecedingHorizon
 from lewm_gym.planning.graphs import Graphs
+from lewm_gym.planning.noise import candidates
 from lewm_gym.planning.threads import suited_threads
 from lewm_gym.types import Cost, Obs, PlanResult
 
@@ -45,6 +46,8 @@ def closest_cost(predicted: Tensor, goal: Tensor) -> Tensor:
 #: (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S)
 LatentCost = Callable[[Tensor, Tensor], Tensor]
 COSTS: dict[str, LatentCost] = {"terminal": terminal_cost, "sum": sum_cost, "closest": closest_cost}
+#: The cost of a model with rewards: minus the return that it predicts, the value of a plan's end included.
+RETURN = "return"
 PRECISIONS = ("float32", "bf16")
 
 
@@ -59,7 +62,7 @@ class PlanningConfig:
     search: Any = field(default_factory=CEMConfig)  # settings of the planner, one of the PLANNERS' configurations
     horizon_blocks: int = 5  # H; planners with an actor plan as many blocks as there are steps left, at most these
     execute_blocks: int = 5  # blocks taken before the next plan
-    cost: str = "terminal"  # one of COSTS
+    cost: str = "terminal"  # one of COSTS, or `return`, minus the return predicted by a model with rewards (tdmpc2)
     # added to the cost: squared distance of the last predicted latent to what the last but two blocks predict from
     # the latent after the first two (Fast-LeWM), which tells apart plans whose prediction holds together
     consistency_weight: float = 0.0
@@ -73,8 +76,8 @@ class PlanningConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
-        if self.cost not in COSTS:
-            raise ValueError(f"cost must be one of {tuple(COSTS)}, not {self.cost!r}")
+        if self.cost not in (*COSTS, RETURN):
+            raise ValueError(f"cost must be one of {(*COSTS, RETURN)}, not {self.cost!r}")
         if not 1 <= self.execute_blocks <= self.horizon_blocks:
             raise ValueError(
                 f"execute_blocks must be within 1..horizon_blocks ({self.horizon_blocks}), got {self.execute_blocks}"
@@ -178,6 +181,8 @@ class PlanningAgent(Trainable, Agent):
 
     Subclasses name their parts: `name`, `presets`, `config_class` and `model_class`. A model offers `encode`,
     `rollout`, `normalize_actions`, `denormalize_actions` and a `config` with `frame_skip` and `action_block_size`.
+    One with rewards offers `returns` besides, for the cost `return`; one with a policy `propose`, whose plans are
+    candidates of a planner with `n_proposals`.
 
     Args:
         model: The world model; used in evaluation mode.
@@ -213,13 +218,17 @@ class PlanningAgent(Trainable, Agent):
                 f"the planner {planning.planner_name} needs an actor, and the model has none: "
                 "train one with `--preset guided`, or with `--set actor_steps=3000`"
             )
+        if cost is None and planning.cost == RETURN and not hasattr(model, "returns"):
+            raise ValueError(
+                f"the cost {RETURN} needs a model with rewards; expected one of {tuple(COSTS)} for this one"
+            )
         self.uses_steps_left = planning.needs_actor
         self.model = model.to(device).eval()
         self.planning, self.description, self.device = planning, description, torch.device(device)
         self.time_limit_s = time_limit_s
         self.plans = 0  # made since the start
         self.on_candidates: OnCandidates | None = None
-        self._cost = cost or self._named_cost()
+        self._cost = cost or (None if planning.cost == RETURN else self._named_cost())
         graphed = planning.cuda_graph and self.device.type == "cuda"
         self._graphed: Callable[..., Tensor] = Graphs(self._judge) if graphed else self._judge
         self._planner = PLANNERS[planning.planner_name][0](planning.search)
@@ -346,8 +355,11 @@ class PlanningAgent(Trainable, Agent):
             generators = [request.generator for request in requests]
             if not self.planning.needs_actor:
                 mean, std = self._proposal(requests)
+                proposals = self._policy_plans(mean, context[:, -1], goal, generators)
                 with torch.no_grad() if gradient else contextlib.nullcontext():
-                    found = self._search_plans(self._cost_of(context, goal, past), mean, std, generators, deadline)
+                    found = self._search_plans(
+                        self._cost_of(context, goal, past), mean, std, generators, deadline, **proposals
+                    )
                 return self._finished(found, found.actions, context, goal, past)
             left = self._steps_left(requests, context[:, -1], goal)
             blocks = (left / self.model.config.frame_skip).ceil().clamp(1, self.planning.horizon_blocks).int().tolist()
@@ -385,7 +397,8 @@ class PlanningAgent(Trainable, Agent):
             scale = self._planner.config.scale
 
             def cost(residuals: Tensor) -> Tensor:
-                return self._cost(propose(residuals * scale).latents, goal)
+                unrolled = propose(residuals * scale)
+                return self._costs(unrolled.latents, unrolled.actions, context[:, -1], goal)
 
             shape = (len(left), n_blocks, self.model.config.action_block_size)
             none = torch.zeros(shape, device=self.device)
@@ -405,6 +418,7 @@ class PlanningAgent(Trainable, Agent):
         std: Tensor,
         generators: list[torch.Generator],
         deadline: float | None,
+        **proposals: Tensor,
     ) -> PlanResult:
         """Returns the planner's result, and validates the costs.
 
@@ -422,7 +436,7 @@ class PlanningAgent(Trainable, Agent):
                 self.on_candidates(actions.detach(), costs.detach())
             return costs
 
-        found = self._planner.plan(checked, mean, std, generators, deadline)
+        found = self._planner.plan(checked, mean, std, generators, deadline, **proposals)
         if judged and not torch.stack(judged).any(dim=0).all():
             raise ValueError("no candidate plan has a finite cost: check the model's weights, or the cost function")
         return found
@@ -471,12 +485,18 @@ class PlanningAgent(Trainable, Agent):
     def _judge(self, actions: Tensor, context: Tensor, goal: Tensor, *past: Tensor) -> Tensor:
         """Returns the costs (B, S) of candidates (B, S, H, A)."""
         predicted = self._rollout(actions, context, *past)
-        costs = self._cost(predicted, goal)
+        costs = self._costs(predicted, actions, context[:, -1], goal)
         if self.planning.consistency_weight and actions.shape[2] > 2:
             direct, middle = predicted[:, :, -1], predicted[:, :, 1].flatten(0, 1).unsqueeze(1)
             via = self._rollout(actions[:, :, 2:].flatten(0, 1).unsqueeze(1), middle)[:, 0, -1].view_as(direct)
             costs = costs + self.planning.consistency_weight * (direct - via).square().sum(dim=-1)
         return costs
+
+    def _costs(self, predicted: Tensor, actions: Tensor, start: Tensor, goal: Tensor) -> Tensor:
+        """Returns the costs (B, S) of what is predicted, (B, S, H, Z), after `start` (B, Z) for candidates."""
+        if self._cost is not None:
+            return self._cost(predicted, goal)
+        return -self.model.returns(predicted, self._within_bounds(actions), start, goal)  # type: ignore[no-any-return]
 
     def _threads(self, numbers: int) -> contextlib.AbstractContextManager[None]:
         return suited_threads(numbers) if self.device.type == "cpu" else contextlib.nullcontext()
@@ -491,6 +511,19 @@ class PlanningAgent(Trainable, Agent):
                 if request.previous is not None and taken < len(row):
                     row[:-taken] = request.previous[taken:]
         return mean, std
+
+    def _policy_plans(
+        self, mean: Tensor, start: Tensor, goal: Tensor, generators: list[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """Returns plans of the model's policy, (B, P, H, A) like `mean`, if there is one and the planner takes some.
+
+        The first is the policy's mean; the others are drawn from the environments' streams.
+        """
+        wanted = getattr(self._planner.config, "n_proposals", 0)
+        if not wanted or not hasattr(self.model, "propose"):
+            return {}
+        noise = candidates(generators, wanted, torch.zeros_like(mean), torch.ones_like(mean))
+        return {"proposals": self.model.propose(start, goal, noise)}
 
     def _past(self, requests: list[Request]) -> list[Tensor]:
         """Returns the z-scored actions between past frames, [(B, n - 1, A)]; [] for the current frame alone."""

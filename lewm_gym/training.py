@@ -291,7 +291,7 @@ def validate(
     logs = {f"validation_{name}": value for name, value in totals.items()}
     if latents:
         statistics = latent_statistics(torch.cat(latents))
-        warning = collapse_warning(statistics)
+        warning = collapse_warning(statistics) if getattr(probe, "latents_have_unit_scale", True) else None
         if warning:
             warnings.warn(warning, RuntimeWarning, stacklevel=2)
         logs |= {f"validation_{name}": value for name, value in statistics.items()}

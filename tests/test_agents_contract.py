@@ -22,6 +22,7 @@ BASE = {"steps": 2, "batch_size": 4, "recalibration_batches": 1, "validate_every
 WORLD = {**tiny.SETTINGS, **BASE}
 POLICY = {**BASE, "conv_channels": (8, 8, 8), "encoder_width": 16, "hidden_widths": (16, 16)}
 PATCHES = {**BASE, "predictor_depth": 1, "predictor_heads": 2, "predictor_head_width": 8, "predictor_mlp_width": 16}
+REWARDS = {**BASE, "conv_channels": (8, 8, 8), "latent_size": 16, "hidden_widths": (16, 16)}
 SETTINGS = {
     "lewm": WORLD,
     "pldm": WORLD,
@@ -30,6 +31,7 @@ SETTINGS = {
     "gcbc": POLICY,
     "gcivl": POLICY,
     "gciql": POLICY,
+    "tdmpc2": REWARDS,
 }
 UNTRAINED = ("oracle", "expert", "random")
 REPLAYING = ("oracle", "expert")

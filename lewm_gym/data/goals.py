@@ -1,4 +1,4 @@
-"""Transitions with goals by hindsight relabelling, as in OGBench (arXiv 2410.20092).
+"""Transitions and clips with goals by hindsight relabelling, as in OGBench (arXiv 2410.20092).
 
 A goal is a frame of the dataset: the current one, a later one of the same episode, or any frame. Their shares are a
 `GoalMixture`, which differs between value functions and policies.
@@ -42,6 +42,20 @@ class GoalBatch(NamedTuple):
     reached: torch.Tensor
 
 
+class GoalClipBatch(NamedTuple):
+    """Clips, each with a goal for the value function.
+
+    Attributes:
+        pixels: (B, T + 1, h, w, 3) uint8, the T frames of a clip, then the goal.
+        actions: (B, T - 1, A) float32, raw, between the frames of the clip.
+        reached: (B, T - 1) float32, 1 where a frame of the clip but the last is the goal itself, else 0.
+    """
+
+    pixels: torch.Tensor
+    actions: torch.Tensor
+    reached: torch.Tensor
+
+
 @dataclass(frozen=True)
 class GoalMixture:
     """The shares of `current`, `future` and `random` goals, which sum to 1."""
@@ -67,7 +81,79 @@ VALUE_GOALS = GoalMixture(current=0.2, future=0.5, random=0.3, discount=0.99)
 ACTOR_GOALS = GoalMixture(current=0.0, future=1.0, random=0.0)
 
 
-class GoalSampler(ClipSampler):
+class GoalClips(ClipSampler):
+    """Samples clips, each with a value goal; later frames of its episode are a whole number of blocks ahead.
+
+    Args:
+        dataset: Source of the data.
+        episodes: Positions of the episodes to sample from; None for all.
+        value_goals: Mixture of the goals, relative to the first frame of a clip; its `discount` is per block.
+        options: Others of `ClipSampler`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        episodes: Iterable[int] | None = None,
+        value_goals: GoalMixture = VALUE_GOALS,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, episodes, **options)
+        self.value_goals = value_goals
+        self._lengths = dataset.lengths[self.episodes]
+
+    def batch(self, step: int, batch_size: int) -> Any:
+        """Returns the `GoalClipBatch` of a training step.
+
+        Raises:
+            ValueError: For a negative step, a batch size below 1, or damaged files.
+        """
+        which, starts = self.clips(step, batch_size)
+        rng = np.random.default_rng([self.seed, step, 1])
+        goal_episodes, goal_steps = self.draw(rng, which, starts, self.value_goals)
+        clip = starts[:, None] + np.arange(self.n_frames) * self.frame_skip
+        episodes = np.repeat(which[:, None], self.n_frames, axis=1)
+        pixels = self.frames_at(
+            np.concatenate([episodes, goal_episodes[:, None]], axis=1),
+            np.concatenate([clip, goal_steps[:, None]], axis=1),
+        )
+        rows = self.dataset.starts[self.episodes[which]] + starts
+        actions = self._actions[rows[:, None] + np.arange((self.n_frames - 1) * self.frame_skip)]
+        actions = actions.reshape(batch_size, self.n_frames - 1, -1)
+        reached = (goal_episodes == which)[:, None] & (clip[:, :-1] == goal_steps[:, None])
+        tensors = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in (actions, reached))
+        return GoalClipBatch(pixels, *tensors)
+
+    def draw(
+        self, rng: np.random.Generator, which: NDArray[np.int64], steps: NDArray[np.int64], mixture: GoalMixture
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns a goal for each state, as (B,) positions within `self.episodes` and (B,) environment steps.
+
+        Args:
+            rng: Random stream; the number of samples does not depend on the mixture.
+            which: (B,), the states' episodes, as positions within `self.episodes`.
+            steps: (B,), their environment steps, each a block or more before its episode's last frame.
+            mixture: The shares of the kinds of goals.
+        """
+        size = len(which)
+        kind, share = rng.random(size), rng.random(size)
+        rows = rng.integers(0, self._rows_before[-1], size)
+        most = (self._lengths[which] - 1 - steps) // self.frame_skip  # blocks that remain
+        if mixture.discount is None:
+            blocks = 1 + np.floor(share * most).astype(np.int64)
+        elif mixture.discount == 0.0:
+            blocks = np.ones_like(most)
+        else:  # the inverse of the geometric distribution's cumulative one, on 1, 2, ...
+            distance = np.ceil(np.log1p(-share) / np.log(mixture.discount)).astype(np.int64)
+            blocks = np.clip(distance, 1, most)
+        later = steps + blocks * self.frame_skip
+        episodes = np.searchsorted(self._rows_before, rows, side="right") - 1
+        anywhere = (rows - self._rows_before[episodes]) * self.picture_every
+        current, random = kind < mixture.current, kind >= mixture.current + mixture.future
+        return np.where(random, episodes, which), np.where(random, anywhere, np.where(current, steps, later))
+
+
+class GoalSampler(GoalClips):
     """Samples transitions of one environment step, each with a value goal and an actor goal.
 
     Args:
@@ -94,9 +180,9 @@ class GoalSampler(ClipSampler):
         **options: Any,
     ) -> None:
         dataset.require_all_pictures("a policy that is trained on single steps")
-        super().__init__(dataset, episodes, n_frames=2, frame_skip=1, seed=seed, image_size=image_size, **options)
-        self.value_goals, self.actor_goals = value_goals, actor_goals
-        self._lengths = dataset.lengths[self.episodes]
+        options = {"seed": seed, "image_size": image_size, **options}
+        super().__init__(dataset, episodes, value_goals, n_frames=2, frame_skip=1, **options)
+        self.actor_goals = actor_goals
 
     def batch(self, step: int, batch_size: int) -> Any:
         """Returns the `GoalBatch` of a training step.
@@ -121,30 +207,3 @@ class GoalSampler(ClipSampler):
             torch.from_numpy(np.ascontiguousarray(actions)),
             torch.from_numpy(reached.astype(np.float32)),
         )
-
-    def draw(
-        self, rng: np.random.Generator, which: NDArray[np.int64], steps: NDArray[np.int64], mixture: GoalMixture
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns a goal for each state, as (B,) positions within `self.episodes` and (B,) environment steps.
-
-        Args:
-            rng: Random stream; the number of samples does not depend on the mixture.
-            which: (B,), the states' episodes, as positions within `self.episodes`.
-            steps: (B,), their environment steps, each before its episode's last frame.
-            mixture: The shares of the kinds of goals.
-        """
-        size = len(which)
-        kind, share = rng.random(size), rng.random(size)
-        rows = rng.integers(0, self._rows_before[-1], size)
-        last = self._lengths[which] - 1
-        if mixture.discount is None:
-            later = steps + 1 + np.floor(share * (last - steps)).astype(np.int64)
-        elif mixture.discount == 0.0:
-            later = steps + 1
-        else:  # the inverse of the geometric distribution's cumulative one, on 1, 2, ...
-            distance = np.ceil(np.log1p(-share) / np.log(mixture.discount)).astype(np.int64)
-            later = np.minimum(steps + np.maximum(distance, 1), last)
-        episodes = np.searchsorted(self._rows_before, rows, side="right") - 1
-        anywhere = rows - self._rows_before[episodes]
-        current, random = kind < mixture.current, kind >= mixture.current + mixture.future
-        return np.where(random, episodes, which), np.where(random, anywhere, np.where(current, steps, later))

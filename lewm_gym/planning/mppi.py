@@ -21,6 +21,7 @@ class MPPIConfig(Budgeted):
     n_iterations: int = 10
     temperature: float = 0.1  # of the weights, in standard deviations of an iteration's costs
     spread_decay: float = 0.9  # of the noise per iteration; 1 keeps it, as the original does
+    n_proposals: int = 24  # besides them: plans of the model's policy, where it has one (tdmpc2; arXiv 2310.16828)
 
     def __post_init__(self) -> None:
         if self.n_samples < 2 or self.n_iterations < 1 or self.temperature <= 0 or not 0 < self.spread_decay <= 1:
@@ -28,6 +29,8 @@ class MPPIConfig(Budgeted):
                 "MPPI needs n_samples >= 2, n_iterations >= 1, temperature > 0 and spread_decay within (0, 1], got "
                 f"{self.n_samples}, {self.n_iterations}, {self.temperature} and {self.spread_decay}"
             )
+        if self.n_proposals < 0:
+            raise ValueError(f"MPPI needs n_proposals >= 0, got {self.n_proposals}")
 
 
 class MPPI:
@@ -46,13 +49,25 @@ class MPPI:
         std: Tensor,
         generators: list[torch.Generator],
         deadline: float | None = None,
+        proposals: Tensor | None = None,
     ) -> PlanResult:
-        """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`."""
+        """Returns the plan found from the proposal N(mean, std), each (B, H, A); see `lewm_gym.types.Planner`.
+
+        Args:
+            cost: As there.
+            mean: As there.
+            std: As there.
+            generators: As there.
+            deadline: As there.
+            proposals: (B, P, H, A), plans that are candidates in every iteration, besides those drawn; None for none.
+        """
         config = self.config
         costs, spreads = [], []
         clock = Deadline(deadline)
         for _ in range(config.n_iterations):
             samples = candidates(generators, config.n_samples, mean, std)
+            if proposals is not None:
+                samples = torch.cat([samples, proposals], dim=1)
             values = cost(samples)
             finite = torch.isfinite(values)
             usable = torch.where(finite, values, torch.zeros_like(values))
