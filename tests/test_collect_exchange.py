@@ -33,8 +33,8 @@ def test_every_format_goes_out_and_comes_in(dataset, tmp_path, capsys, name, nee
     ("arguments", "message"),
     [
         (("export", "SET", "--lossy"), "needs --format minari"),
-        (("import", "nowhere", "--out", "x"), "nothing at nowhere"),
-        (("import", "SET/manifest.json", "--out", "x"), "manifest.json does not say its task: give --task"),
+        (("import", "nowhere", "--out", "x"), "there is no file or folder nowhere"),
+        (("import", "SET/manifest.json", "--out", "x"), "manifest.json does not contain its task: add --task"),
         (("import", "SET", "--out", "x", "--state", "pose"), "--state does not apply to minari"),
     ],
 )

@@ -108,10 +108,10 @@ def test_an_interrupted_import_resumes(tmp_path):
     [
         (("action",), {}, "no column 'action', so it is not of stable-worldmodel's layout; it has: .*episode_idx"),
         (("state",), {}, r"no column state nor qpos\+qvel.*choose another with --state: "),
-        (("pixels",), {}, r"should have one column of pictures, it has \[\]"),
+        (("pixels",), {}, r"should have one image column, it has \[\]"),
         ((), {"state": "pose"}, "no column pose to take as the state"),
         ((), {"state": "env_name"}, "column env_name does not hold numbers"),
-        ((), {"pixels": "goal"}, r"no pictures 'goal'; choose among \['pixels'\] with --pixels"),
+        ((), {"pixels": "goal"}, r"has no image column 'goal'; choose among \['pixels'\] with --pixels"),
     ],
 )
 def test_tables_of_another_layout_are_refused(tmp_path, drop, options, message):
@@ -169,7 +169,7 @@ def test_an_export_of_ours_is_read_by_its_hdf5_reader(tmp_path):
 
 def test_the_command_sees_that_it_is_lance(tmp_path, capsys):
     path, _ = table(tmp_path)
-    with pytest.raises(ValueError, match="pusht.lance does not say its task: give --task"):
+    with pytest.raises(ValueError, match="pusht.lance does not contain its task: add --task"):
         main(["import", str(path), "--out", str(tmp_path / "data")])
     assert main(["import", str(path), "--task", "pusht", "--out", str(tmp_path / "data")]) == 0
     assert "3 episodes" in capsys.readouterr().out

@@ -120,7 +120,7 @@ def test_what_cannot_be_a_dataset_is_named(tmp_path):
     blind = {"observation_space": spaces.Box(-9, 9, (4,)), "observations": np.zeros((21, 4), np.float32)}
     with pytest.raises(ValueError, match="needs one image.*none; others: observation"):
         import_minari(robot(tmp_path / "blind", **blind), tmp_path / "data")
-    with pytest.raises(ValueError, match="no picture 'front'.*camera"):
+    with pytest.raises(ValueError, match="no image 'front'.*camera"):
         import_minari(robot(tmp_path / "robot"), tmp_path / "data", pixels="front")
     with pytest.raises(ValueError, match="not a Minari dataset"):
         import_minari(tmp_path, tmp_path / "data")

@@ -187,7 +187,7 @@ def _choose_pixels(space: spaces.Space[Any], wanted: str | None, source: Path) -
         return pictures[0]
     if wanted is not None and wanted in pictures:
         return wanted
-    found = f"pictures among its observations: {', '.join(pictures) or 'none'}; others: " + ", ".join(
+    found = f"images among its observations: {', '.join(pictures) or 'none'}; others: " + ", ".join(
         name for name in flat if name not in pictures
     )
     if wanted is not None:
