@@ -26,6 +26,7 @@ from lewm_gym.results import Result
 
 TASK = "two_room"
 OFFSET_STEPS = 25
+ACTOR_STEPS = 500  # of the estimate of the steps left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Demo(OnDevice):
 
     out: Path = option(Path("runs/demo"), "folder for all files", metavar="FOLDER")
     episodes: int = option(300, "episodes to collect, one of them for validation", least=2)
-    steps: int | None = option(None, "optimiser steps of the world model (default: the guided preset's)", least=1)
+    steps: int = option(300, "optimiser steps of the world model", least=1)
     pairs: int = option(100, "held-out pairs to evaluate, at most 200", least=1)
     seed: int = option(0, "seed of collection, training and planning", least=0)
     workers: int | None = option(None, "worker processes for collection (default: one per core)", least=1)
@@ -56,7 +57,7 @@ class Demo(OnDevice):
                 TASK, folder / "data", self.episodes, seed=self.seed, workers=self.workers, progress=bars.on_collect
             )
         print("\n2/4  train a world model and an actor from pixels: prediction loss + SIGReg + imitation", flush=True)
-        overrides: dict[str, Any] = {"seed": self.seed} | ({} if self.steps is None else {"steps": self.steps})
+        overrides: dict[str, Any] = {"seed": self.seed, "steps": self.steps, "actor_steps": ACTOR_STEPS}
         with Bars() as bars:
             data, kind = folder / "data", agent_class("lewm")
             train_run(kind, data, folder, "guided", overrides, self.device, bars.on_log, bars.on_load)
@@ -89,6 +90,6 @@ class Demo(OnDevice):
             return
         found = checkpoint.load_description(self.out)
         there = {"episodes": found["dataset"]["episodes"], **{k: found["training"][k] for k in ("seed", "steps")}}
-        asked = {"episodes": self.episodes, "seed": self.seed, "steps": self.steps or there["steps"]}
+        asked = {"episodes": self.episodes, "seed": self.seed, "steps": self.steps}
         if there != asked:
             raise ValueError(f"{self.out} holds a demo with {there}, not {asked}; choose another --out, or delete it")
