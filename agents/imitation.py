@@ -141,8 +141,7 @@ def train_actor(
 ) -> float:
     """Trains the second stage on the latents of a trained world model, or resumes it.
 
-    A policy that was trained jointly with the world model is not trained further: a new one overfits to the frozen
-    latents.
+    A policy that was trained jointly with the world model is not trained further.
 
     Args:
         model: The world model; gets the weights in `folder`, and the actor.

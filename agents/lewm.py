@@ -327,7 +327,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "two_room": {"steps": 600},
     "pusht": {"steps": 6000, "frames_every": 5},  # of 20,000 episodes; all their frames would not fit into memory
     "reacher": {"steps": 2000, "cost": "sum"},
-    # For 600 episodes, which clips that are not shifted would overfit. Search around the actor gains nothing.
+    # Of 600 episodes. Search around the actor gains nothing (docs/results/cube.md).
     "cube": {"residual": True, "information_weight": 0.01, "image_shift": 2, "planner": "actor"},
 }
 

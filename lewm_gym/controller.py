@@ -68,7 +68,7 @@ class Slot:
         blocks: Those blocks, (A,).
         taken: Executed actions of the current block; its frame is the last of `frames`.
         steps: Actions executed since this goal was set.
-        due: Number of actions within which the first plan should reach the goal; None if unknown.
+        due: Number of actions within which to reach it: as told, else as the first plan estimated; None if unknown.
     """
 
     generator: Any
@@ -162,14 +162,13 @@ class RecedingHorizon:
             if slot.goal != fingerprint or (episode_start is not None and episode_start[i]):
                 slot.forget()
                 slot.goal = fingerprint
-            if goal_steps is not None:
+            if steps_left is not None:
+                slot.due = slot.steps + float(steps_left[i])
+            elif goal_steps is not None:
                 slot.due = goal_steps
         empty = [i for i, slot in enumerate(slots) if not slot.queue]
         if empty:
-            requests = [
-                self.request(slots[i], pixels[i], goals[i], None if steps_left is None else float(steps_left[i]))
-                for i in empty
-            ]
+            requests = [self.request(slots[i], pixels[i], goals[i]) for i in empty]
             replies = self._search(requests)
             for i, reply in zip(empty, replies, strict=True):
                 slots[i].queue.extend(reply.actions)

@@ -311,6 +311,12 @@ def test_steps_left_are_estimated_once_for_a_goal_and_counted_down():
     agent.reset()
     told = [agent.act(obs if step == 0 else moved, steps_left=max(5.0, first - step)) for step in range(10)]
     np.testing.assert_allclose(counted, told, rtol=1e-5)
+    agent.reset()
+    agent.act(obs)
+    agent.act(obs, steps_left=40)  # once, within a block: what replaces the estimate
+    for _ in range(3):
+        agent.act(obs)
+    assert agent.plan(obs)[0].steps_left == 36
 
 
 @pytest.mark.parametrize("steps", [0, -3, np.nan, [5, 5], [[5]]])
