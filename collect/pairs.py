@@ -22,7 +22,7 @@ _PATIENCE = 50  # episodes in a row without a suitable pair, after which there p
 
 
 def _in_opposite_rooms(start: NDArray[np.float64], goal: NDArray[np.float64]) -> bool:
-    from envs.two_room import WALL_LEFT, WALL_RIGHT
+    from envs.two_room.env import WALL_LEFT, WALL_RIGHT
 
     low, high = sorted((start[0], goal[0]))
     return bool(low <= WALL_LEFT and high >= WALL_RIGHT)

@@ -79,7 +79,7 @@ TASKS: dict[str, Task] = {
             reference_env="swm/TwoRoom-v",
             proprioception={"agent_position": 2},
             phases=("same room", "other room"),
-            vector_entry_point="envs.two_room_vector:TwoRoomVectorEnv",
+            vector_entry_point="envs.two_room.vector:TwoRoomVectorEnv",
         ),
         Task(
             name="pusht",

@@ -19,7 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.evaluation import protocols as official
 from benchmarks.evaluation.envs import Environments, Settings, View
 from benchmarks.evaluation.evaluate import HOLD_STEPS, _Attempt, evaluate
-from envs.cube_simulation import cube_turn
+from envs.cube.simulation import cube_turn
 from envs.two_room import TwoRoomEnv
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.results import Outcome

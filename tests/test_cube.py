@@ -11,9 +11,8 @@ import pytest
 
 from collect.policies import make_policy
 from collect.policies.cube import POLICIES, MarkovPolicy, OraclePolicy, PlanPolicy, WanderingPolicy
-from envs import cube_models, cube_simulation
-from envs.cube import CubeEnv
-from envs.cube_simulation import CUBE_POSITION, CUBE_QUATERNION, WARM_START, Simulation, quaternion_yaw
+from envs.cube import CubeEnv, models, simulation
+from envs.cube.simulation import CUBE_POSITION, CUBE_QUATERNION, WARM_START, Simulation, quaternion_yaw
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("mujoco", "dm_control", "ogbench", "fast_simplification"))),
@@ -138,18 +137,18 @@ def test_a_resized_cube_weighs_what_the_compiler_says() -> None:
     import mujoco
     from ogbench.manipspace import mjcf_utils
 
-    original = cube_models.describe_cube()
+    original = models.describe_cube()
     spec = mujoco.MjSpec.from_string(
         mjcf_utils.to_string(original.mjcf_model), assets=mjcf_utils.get_assets(original.mjcf_model)
     )
     spec.geom("object_0").size = [0.03] * 3
-    compiled, ours = spec.compile(), cube_models.physics_model(0.03)
+    compiled, ours = spec.compile(), models.physics_model(0.03)
     body, geom = ours.body("object_0").id, ours.geom("object_0").id
     for field in ("body_mass", "body_inertia", "body_invweight0", "geom_size", "geom_rbound", "geom_aabb"):
         index = geom if field.startswith("geom") else body
         assert np.allclose(getattr(ours, field)[index], getattr(compiled, field)[index], rtol=1e-9), field
     assert np.allclose(ours.dof_invweight0, compiled.dof_invweight0, rtol=1e-6)
-    assert cube_models.physics_model().body("object_0").mass[0] == pytest.approx(1240 * 0.04**3)
+    assert models.physics_model().body("object_0").mass[0] == pytest.approx(1240 * 0.04**3)
 
 
 def carried(policy: OraclePolicy, steps: int) -> list[tuple[int, float]]:
@@ -301,14 +300,14 @@ def test_only_positions_are_seen() -> None:
 
 def test_constants_are_those_of_the_installed_ogbench() -> None:
     ogbench = ogbench_env()
-    assert np.array_equal(cube_simulation.ACTION_RANGE, ogbench.action_high)
-    assert np.array_equal(cube_simulation.WORKSPACE, ogbench._workspace_bounds)
-    assert np.array_equal(cube_simulation.ARM_STARTS, ogbench._arm_sampling_bounds)
-    assert np.array_equal(cube_simulation.CUBE_STARTS, ogbench._object_sampling_bounds)
-    assert np.array_equal(cube_simulation.CUBE_STARTS, ogbench._target_sampling_bounds)
-    assert np.allclose(cube_simulation._HOME, ogbench._home_qpos, rtol=0, atol=0)
-    assert cube_simulation.PHYSICS_STEPS == ogbench._n_steps
-    assert cube_simulation.CONTROL_TIMESTEP == ogbench._control_timestep
+    assert np.array_equal(simulation.ACTION_RANGE, ogbench.action_high)
+    assert np.array_equal(simulation.WORKSPACE, ogbench._workspace_bounds)
+    assert np.array_equal(simulation.ARM_STARTS, ogbench._arm_sampling_bounds)
+    assert np.array_equal(simulation.CUBE_STARTS, ogbench._object_sampling_bounds)
+    assert np.array_equal(simulation.CUBE_STARTS, ogbench._target_sampling_bounds)
+    assert np.allclose(simulation._HOME, ogbench._home_qpos, rtol=0, atol=0)
+    assert simulation.PHYSICS_STEPS == ogbench._n_steps
+    assert simulation.CONTROL_TIMESTEP == ogbench._control_timestep
 
 
 def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,8 +320,8 @@ def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatc
         model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
         return dict.fromkeys(("physics", "arm", "picture"), model)
 
-    read = cube_models._models.__wrapped__  # not the one that remembers
-    monkeypatch.setattr(cube_models, "_make_models", small_models)
+    read = models._models.__wrapped__  # not the one that remembers
+    monkeypatch.setattr(models, "_make_models", small_models)
     monkeypatch.setenv("LEWM_GYM_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
         assert read()["arm"].ngeom == 1
@@ -340,7 +339,7 @@ def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path: Path, monkeypatc
 
 def test_decimation_keeps_the_shape_with_few_faces() -> None:
     """A finely tessellated cylinder stays within 3 mm of itself."""
-    from envs.mesh_decimation import decimate
+    from envs.cube.mesh_decimation import decimate
 
     turns, rows = 64, 40
     angle, height = np.meshgrid(np.linspace(0, 2 * np.pi, turns, endpoint=False), np.linspace(0, 0.4, rows))
@@ -348,7 +347,7 @@ def test_decimation_keeps_the_shape_with_few_faces() -> None:
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(turns), indexing="ij")
     a, b, c, d = i * turns + j, i * turns + (j + 1) % turns, (i + 1) * turns + j, (i + 1) * turns + (j + 1) % turns
     faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([b, d, c], -1).reshape(-1, 3)])
-    few, fewer_faces = decimate(vertices, faces, cube_models.DECIMATION)
+    few, fewer_faces = decimate(vertices, faces, models.DECIMATION)
     assert len(fewer_faces) < 0.15 * len(faces)
     assert np.abs(np.hypot(few[:, 0], few[:, 1]) - 0.05).max() < 0.003
     assert np.ptp(few[:, 2]) == pytest.approx(0.4, abs=0.003)

@@ -66,7 +66,7 @@ def test_every_package_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("envs/pusht.py", "import agents.lewm"),
+        ("envs/pusht/env.py", "import agents.lewm"),
         ("agents/lewm.py", "from envs.two_room import TwoRoomEnv"),
         ("agents/lewm.py", "def f():\n    from collect import collector"),
         ("lewm_gym/data/clips.py", "import importlib\ndef f():\n    return importlib.import_module('envs')"),

@@ -74,7 +74,7 @@ def test_reachers_phase_is_how_far_the_arm_must_turn(turn, phase):
 @needs_mujoco
 def test_cubes_phase_is_what_the_hand_holds():
     from collect.policies.cube import MarkovPolicy
-    from envs.cube_simulation import CUBE_POSITION
+    from envs.cube.simulation import CUBE_POSITION
 
     env, policy = make_env("cube"), MarkovPolicy(noise=0.0)
     env.draw_observations = False

@@ -15,8 +15,8 @@ from PIL import Image
 
 import lewm_gym  # noqa: F401  registers the tasks
 from envs.pusht import PushTEnv
-from envs.pusht_geometry import OUTLINE, centre_of_gravity, coverage, distance, outline, wall_overlap
-from envs.pusht_physics import ContinuousSpace, Sizes, advance
+from envs.pusht.geometry import OUTLINE, centre_of_gravity, coverage, distance, outline, wall_overlap
+from envs.pusht.physics import ContinuousSpace, Sizes, advance
 
 GOLDEN = Path(__file__).parent / "golden" / "pusht.png"
 REST = np.array([100.0, 120.0, 256.0, 200.0, 1.0, 0, 0, 0, 0, 0])

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from collect.policies.pusht import COVERED, POLICIES, Expert, Weak, draw_start_and_goal
-from collect.policies.pusht_moves import action_to
-from collect.policies.pusht_planner import ExpertConfig, misplacement
-from collect.policies.pusht_primitives import START_GAP, primitives
-from collect.policies.pusht_routes import Pose, Routes, inside_arena
+from collect.policies.pusht.experts import COVERED, POLICIES, Expert, Weak, draw_start_and_goal
+from collect.policies.pusht.moves import action_to
+from collect.policies.pusht.planner import ExpertConfig, misplacement
+from collect.policies.pusht.primitives import START_GAP, primitives
+from collect.policies.pusht.routes import Pose, Routes, inside_arena
 from envs.pusht import PushTEnv
-from envs.pusht_geometry import AGENT_RADIUS, coverage, distance, outline, wall_overlap
-from envs.pusht_physics import advance
+from envs.pusht.geometry import AGENT_RADIUS, coverage, distance, outline, wall_overlap
+from envs.pusht.physics import advance
 from lewm_gym.types import BehaviourPolicy
 
 ANYWHERE = ExpertConfig(wide_starts=1.0, wide_goals=1.0)

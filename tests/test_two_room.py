@@ -12,7 +12,7 @@ from PIL import Image
 from reference import reference
 
 from envs.two_room import TwoRoomEnv
-from envs.two_room_rooms import Rooms
+from envs.two_room.rooms import Rooms
 
 GOLDEN = Path(__file__).parent / "golden" / "two_room.png"
 START, GOAL = np.array([60.0, 120.0]), np.array([170.0, 60.0])

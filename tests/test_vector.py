@@ -11,7 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import lewm_gym  # noqa: F401  registers the tasks
-from envs.two_room_vector import TwoRoomVectorEnv
+from envs.two_room.vector import TwoRoomVectorEnv
 from lewm_gym.tasks import TASKS
 
 ID = TASKS["two_room"].env_id

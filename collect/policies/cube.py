@@ -33,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.cube import CubeEnv
-from envs.cube_models import CUBE_HALF_SIZE
-from envs.cube_simulation import (
+from envs.cube.models import CUBE_HALF_SIZE
+from envs.cube.simulation import (
     ACTION_RANGE,
     ARM_STARTS,
     CONTROL_TIMESTEP,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.goal_env import State
-from envs.two_room_rooms import CENTRE, Rooms
+from envs.two_room.rooms import CENTRE, Rooms
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
 NOISE = 2.0  # standard deviation of the noise added to each coordinate of the unit direction

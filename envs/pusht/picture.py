@@ -12,7 +12,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.pusht_geometry import ARENA, BOXES, WALL_HIGH, WALL_LOW
+from envs.pusht.geometry import ARENA, BOXES, WALL_HIGH, WALL_LOW
 from lewm_gym.tasks import IMAGE_SIZE
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # libraries are silent

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.pusht_geometry import AGENT_RADIUS, BLOCK_SCALE, BOXES, WALL_HIGH, WALL_LOW
+from envs.pusht.geometry import AGENT_RADIUS, BLOCK_SCALE, BOXES, WALL_HIGH, WALL_LOW
 
 Points = NDArray[np.float64]
 

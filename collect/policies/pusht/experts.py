@@ -1,8 +1,8 @@
 """Behaviour policies for Push-T: a scripted expert in place of human demonstrations, and a weak one.
 
-The expert has a library of the effects of some 9,000 short pushes on the T (`pusht_primitives`). It repeatedly selects
-the one that brings the T nearest to its goal, slightly discounted by its duration (`pusht_planner`), moves around the T
-to the start of that push (`pusht_routes`), pushes and brakes (`pusht_moves`). If this makes no progress, it tries
+The expert has a library of the effects of some 9,000 short pushes on the T (`primitives`). It repeatedly selects
+the one that brings the T nearest to its goal, slightly discounted by its duration (`planner`), moves around the T
+to the start of that push (`routes`), pushes and brakes (`pusht_moves`). If this makes no progress, it tries
 random pushes. To resemble human demonstrations, its speed varies and it makes detours.
 
 Measured over 500 episodes, published figures (human demonstrations replayed with noise) in brackets; again with
@@ -23,11 +23,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from collect.policies.pusht_moves import Move, step_towards
-from collect.policies.pusht_planner import ExpertConfig, Planner, misplacement
-from collect.policies.pusht_routes import Pose
+from collect.policies.pusht.moves import Move, step_towards
+from collect.policies.pusht.planner import ExpertConfig, Planner, misplacement
+from collect.policies.pusht.routes import Pose
 from envs.goal_env import State
-from envs.pusht_geometry import AGENT_RADIUS, centre_of_gravity, coverage, distance, wall_overlap
+from envs.pusht.geometry import AGENT_RADIUS, centre_of_gravity, coverage, distance, wall_overlap
 from lewm_gym.types import BehaviourPolicy, Info, Obs
 
 COVERED = 0.95  # of the goal's T: the block is in place

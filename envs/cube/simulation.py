@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.cube_models import CUBE_HALF_SIZE, arm_model, physics_model
+from envs.cube.models import CUBE_HALF_SIZE, arm_model, physics_model
 from envs.goal_env import State
 from envs.mujoco_rendering import INSTALL_EXTRA, load_mujoco
 

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.goal_env import Frame, checked_count, checked_dict, numbers
-from envs.two_room import TwoRoomEnv
+from envs.two_room.env import TwoRoomEnv
 from lewm_gym.tasks import IMAGE_SIZE, get_task
 
 Mask = NDArray[np.bool_]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from collect.policies.pusht_moves import Move, Points, Push, Walk, action_to
-from collect.policies.pusht_primitives import primitives
-from collect.policies.pusht_routes import Pose, Routes, inside_arena, last_legs
+from collect.policies.pusht.moves import Move, Points, Push, Walk, action_to
+from collect.policies.pusht.primitives import primitives
+from collect.policies.pusht.routes import Pose, Routes, inside_arena, last_legs
 from envs.goal_env import State
-from envs.pusht_geometry import BLOCK_SCALE, OUTLINE, WALL_HIGH, WALL_LOW, Triple, centre_of_gravity, wall_overlap
-from envs.pusht_physics import advance
+from envs.pusht.geometry import BLOCK_SCALE, OUTLINE, WALL_HIGH, WALL_LOW, Triple, centre_of_gravity, wall_overlap
+from envs.pusht.physics import advance
 
 Indices = NDArray[np.integer]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pymunk
 
-from envs.pusht_geometry import (
+from envs.pusht.geometry import (
     AGENT_RADIUS,
     BLOCK_SCALE,
     BOXES,

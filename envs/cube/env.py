@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.cube_models import CUBE_HALF_SIZE, physics_model, picture_model, resize_cube
-from envs.cube_simulation import (
+from envs.cube.models import CUBE_HALF_SIZE, physics_model, picture_model, resize_cube
+from envs.cube.simulation import (
     CUBE_POSITION,
     CUBE_QUATERNION,
     JOINTS,

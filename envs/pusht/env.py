@@ -15,7 +15,7 @@ the distance over the four coordinates of agent and block is below 20 px and the
 Differences from the reference (stable-worldmodel), undone by `reference_rules=True`:
 
 - states are restored exactly; there, a restore runs one physics step, loses the block's velocity and cannot restore
-  a living Space (see `envs.pusht_physics`). The goal image shows the goal state itself in both.
+  a living Space (see `envs.pusht.physics`). The goal image shows the goal state itself in both.
 - the agent stops at the walls and cannot push the block through one; there, both can leave the arena.
 - states are checked: agent and block within the walls (up to 1 and 25 px), the two apart (up to 15 px).
 - random starts have no overlapping bodies.
@@ -33,9 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.goal_env import Event, Frame, GoalEnv, Placed, State
-from envs.pusht_geometry import WALL_HIGH, WALL_LOW, coverage, distance, wall_overlap
-from envs.pusht_physics import ContinuousSpace, Sizes, advance
-from envs.pusht_picture import Colour, Picture
+from envs.pusht.geometry import WALL_HIGH, WALL_LOW, coverage, distance, wall_overlap
+from envs.pusht.physics import ContinuousSpace, Sizes, advance
+from envs.pusht.picture import Colour, Picture
 from lewm_gym.tasks import get_task
 
 SUCCESS_DISTANCE = 20.0  # px, over agent and block coordinates together

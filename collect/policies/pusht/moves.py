@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.goal_env import State
-from envs.pusht_physics import ACTION_SCALE
+from envs.pusht.physics import ACTION_SCALE
 
 Points = NDArray[np.float64]
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.mesh_decimation import Decimation, decimate
+from envs.cube.mesh_decimation import Decimation, decimate
 from envs.mujoco_rendering import INSTALL_EXTRA, free_at_exit, load_mujoco
 
 CUBE_HALF_SIZE = 0.02  # m

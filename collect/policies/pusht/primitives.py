@@ -1,7 +1,7 @@
 """The library of pushes of Push-T's expert: the effect of a resting agent that pushes the T at its outline.
 
 Pushing is quasi-static and frictionless, so a push simulated once in the T's own frame has the same effect at any pose
-away from walls. See `envs.pusht_geometry` for that frame; px, rad, steps.
+away from walls. See `envs.pusht.geometry` for that frame; px, rad, steps.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.pusht_geometry import AGENT_RADIUS, BLOCK_SCALE, OUTLINE, distance
-from envs.pusht_physics import advance
+from envs.pusht.geometry import AGENT_RADIUS, BLOCK_SCALE, OUTLINE, distance
+from envs.pusht.physics import advance
 
 Position = NDArray[np.float64]
 

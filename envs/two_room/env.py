@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.goal_env import Event, Frame, GoalEnv, Placed, State
-from envs.two_room_rooms import CENTRE, Rooms
+from envs.two_room.rooms import CENTRE, Rooms
 from lewm_gym.tasks import IMAGE_SIZE, get_task
 
 _DEFAULT = Rooms()
