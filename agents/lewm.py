@@ -326,7 +326,8 @@ PRESETS["guided"] = Preset(
 RECIPES: dict[str, dict[str, Any]] = {
     "two_room": {"steps": 600},
     "pusht": {"steps": 6000, "frames_every": 5},  # of 20,000 episodes; all their frames would not fit into memory
-    "reacher": {"steps": 2000, "cost": "sum"},
+    # One frame shows no velocities, hence the earlier ones.
+    "reacher": {"steps": 2000, "context_frames": 3},
     # Of 600 episodes. Search around the actor gains nothing (docs/results/cube.md).
     "cube": {"residual": True, "information_weight": 0.01, "image_shift": 2, "planner": "actor"},
 }
