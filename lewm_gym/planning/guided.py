@@ -61,9 +61,9 @@ class ActorPlanner:
 
 @dataclass(frozen=True)
 class GuidedConfig(Budgeted):
-    """Settings of `Guided`; those of INTACT's guarded search (arXiv 2607.26056) but for `std`."""
+    """Settings of `Guided`; INTACT's guarded search (arXiv 2607.26056) has 128 samples and std 0.25."""
 
-    n_samples: int = 128  # candidates per iteration, besides the actor's plan and the best so far
+    n_samples: int = 64  # candidates per iteration, besides the actor's plan and the best so far
     n_elites: int = 16  # best candidates, to which the next proposal is fitted
     n_iterations: int = 3
     std: float = 0.3  # of the first candidates around the actor's plan, in those of the training set's actions
