@@ -30,6 +30,7 @@ from lewm_gym import checkpoint
 from lewm_gym.commands import Command, Settings, argument, option
 from lewm_gym.files import atomic_folder, sha256
 from lewm_gym.nn.images import IMAGENET_MEAN, IMAGENET_STD
+from lewm_gym.nn.unrolled import Unrolled
 from lewm_gym.onnx import ACTOR, ENCODER, METADATA, PLANNERS, ROLLOUT, SCHEMA, SHORT_ROLLOUT, open_network
 
 _OPSET = 18
@@ -84,7 +85,7 @@ def export_agent(agent: LeWMAgent, folder: Path, weights: str = "") -> None:
         ImportError: Without onnx and onnxruntime.
         ValueError: As `Export.export`.
     """
-    _check_planning(agent)
+    check_planning(agent)
     description = _described(agent, weights)
     with atomic_folder(folder) as temporary:
         for name, network in _networks(agent).items():
@@ -120,7 +121,8 @@ def _networks(agent: LeWMAgent) -> dict[str, _Network]:
 
     def rollout(horizon: int) -> _Network:
         inputs = {"latent": lambda n: latents(1), "actions": lambda n: torch.randn(n, horizon, block)}
-        return _Network(_Rollout(model), inputs, ("predicted",), ("actions",))
+        module = Unrolled(model._prepared(torch.float32)) if model.prefix is None else _PrefixRollout(model.prefix)
+        return _Network(module, inputs, ("predicted",), ("actions",))
 
     horizon = agent.planning.horizon_blocks
     networks = {
@@ -158,18 +160,15 @@ class _Encoder(nn.Module):
         return self.projector(self.encoder(images.permute(0, 3, 1, 2)))  # type: ignore[no-any-return]
 
 
-class _Rollout(nn.Module):
-    """`LeWM.rollout` of many candidates from one latent."""
+class _PrefixRollout(nn.Module):
+    """`LeWM.rollout` of many candidates from one latent, with a predictor of several blocks at once."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, prefix: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.prefix = prefix
 
     def forward(self, latent: Tensor, actions: Tensor) -> Tensor:
-        start = latent.expand(actions.shape[0], -1)
-        if self.model.prefix is not None:
-            return self.model.prefix(start, actions)  # type: ignore[no-any-return]
-        return self.model._prepared(torch.float32)(start.unsqueeze(1), actions)  # type: ignore[no-any-return]
+        return self.prefix(latent.expand(actions.shape[0], -1), actions)  # type: ignore[no-any-return]
 
 
 class _Actor(nn.Module):
@@ -181,7 +180,7 @@ class _Actor(nn.Module):
         return *self.actor(latents, goals, steps_left), self.actor.steps_left(latents, goals).float()
 
 
-def _check_planning(agent: LeWMAgent) -> None:
+def check_planning(agent: LeWMAgent) -> None:
     """Raises ValueError, saying what to change, for a way to plan that `OnnxAgent` has not."""
     planning = agent.planning
     if planning.planner_name not in PLANNERS:

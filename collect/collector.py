@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from collect.workers import EpisodeSource, play_in_processes
 from lewm_gym.data import Dataset
 from lewm_gym.data.format import MOST_EPISODES, Header
 from lewm_gym.data.writer import DatasetWriter, open_writer
+from lewm_gym.provenance import usable_cores
 from lewm_gym.tasks import get_task
 
 #: Seed of the evaluation pairs; no dataset may be collected with it, so that no agent has trained on them.
@@ -127,7 +127,7 @@ def collect_from(
     Raises:
         ValueError: For arguments out of range, or a folder with another dataset.
     """
-    workers = default_workers() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -154,11 +154,6 @@ def collect_from(
 
         draw_pictures(dataset, redraw=changed)
     return dataset
-
-
-def default_workers() -> int:
-    """Returns the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def fill(

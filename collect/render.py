@@ -7,12 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from collect.collector import default_workers, fill
+from collect.collector import fill
 from collect.episodes import check_picture_every, make_env
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import EncodedEpisode, EpisodeEncoder, FrameCodec, codec_for
 from lewm_gym.data.format import Header, installed_versions
 from lewm_gym.data.writer import open_writer, save_episode
+from lewm_gym.provenance import usable_cores
 
 
 class Renderer:
@@ -71,7 +72,7 @@ def render(
         ValueError: If `folder` holds another dataset.
     """
     source, folder = Path(source), Path(folder)
-    workers = default_workers() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     check_picture_every(picture_every)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 
 from lewm_gym.agent import Agent
 from lewm_gym.controller import Deadline, RecedingHorizon, Reply, Request
+from lewm_gym.provenance import usable_cores
 
 ENCODER, ROLLOUT, SHORT_ROLLOUT, ACTOR = "encoder.onnx", "rollout.onnx", "rollout_short.onnx", "actor.onnx"
 METADATA = "lewm_gym"  # the entry of a file's metadata that holds, as JSON, what acting needs besides the networks
 SCHEMA = 1
 PLANNERS = ("cem", "actor", "guided")
+_FEWEST_CANDIDATES = 32  # of a thread: with fewer, starting each operation takes most of the time
 
 Array = NDArray[np.float32]
 #: Costs (S,) of z-scored candidates (S, H, A).
@@ -74,6 +77,7 @@ class OnnxAgent(Agent):
         time_limit_s: Seconds that one call of `act` may spend on planning; the best plan so far is taken, after at
             least one iteration for each environment.
         stream: Creates an environment's random stream from a seed; it has `normal(*shape)`.
+        threads: Among which candidates are divided.
     """
 
     def __init__(
@@ -83,11 +87,14 @@ class OnnxAgent(Agent):
         seed: int = 0,
         time_limit_s: float | None = None,
         stream: Callable[[int], Any] = Stream,
+        threads: int = 1,
     ) -> None:
         super().__init__(description["action_low"], description["action_high"], description["frame_size"])
         if time_limit_s is not None and not 0 < time_limit_s < math.inf:
             raise ValueError(f"time_limit_s must be a positive number of seconds, or None, got {time_limit_s}")
         self._networks, self.description, self.time_limit_s = networks, description, time_limit_s
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, "lewm_gym.onnx") if threads > 1 else None
         planning = description["planning"]
         self._planner: str = planning["planner"]
         self._search: dict[str, Any] = planning["search"]
@@ -126,24 +133,24 @@ class OnnxAgent(Agent):
             seed: See the class.
             time_limit_s: See the class.
             task: The task that it must have been trained for; None for any.
-            threads: CPU threads; None: onnxruntime's default.
+            threads: CPU threads; None: one per core.
 
         Raises:
             FileNotFoundError: If there is no export.
             ImportError: Without onnxruntime.
             ValueError: If a file is damaged, of another version, or of another export or task.
         """
-        folder = Path(folder)
+        folder, threads = Path(folder), threads or usable_cores()
         networks = {ENCODER: open_network(folder / ENCODER, threads)}
         description = described(networks[ENCODER], folder / ENCODER)
         if task is not None and description["task"] != task:
             raise ValueError(f"{folder} is of an agent for {description['task']!r}, not {task!r}: export another run")
         more = {"cem": (), "actor": (ACTOR,), "guided": (ACTOR, SHORT_ROLLOUT)}[description["planning"]["planner"]]
         for name in (ROLLOUT, *more):
-            networks[name] = open_network(folder / name, threads)
+            networks[name] = open_network(folder / name)
             if described(networks[name], folder / name) != description:
                 raise ValueError(f"{folder / name} is of another export than {ENCODER}: export the run again")
-        return cls(networks, description, seed, time_limit_s)
+        return cls(networks, description, seed, time_limit_s, threads=threads)
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forgets all plans; `seeds`, one per environment, start new random streams."""
@@ -171,8 +178,16 @@ class OnnxAgent(Agent):
         horizon, network = next((horizon, network) for horizon, network in self._rollouts if horizon >= blocks)
         whole = np.zeros((candidates, horizon, size), np.float32)  # what comes later changes nothing before it
         whole[:, :blocks] = actions
-        found: Array = network.run(None, {"latent": latent[None], "actions": whole})[0]
-        return found[:, :blocks]
+        parts = np.array_split(whole, max(1, min(self._threads, candidates // _FEWEST_CANDIDATES)))
+
+        def predict(part: Array) -> Array:
+            found: Array = network.run(None, {"latent": latent[None], "actions": part})[0]
+            return found[:, :blocks]
+
+        if self._pool is None or len(parts) == 1:
+            return predict(whole)
+        others = [self._pool.submit(predict, part) for part in parts[1:]]
+        return np.concatenate([predict(parts[0]), *(other.result() for other in others)])
 
     def _run(self, name: str, **inputs: Any) -> list[Array]:
         found: list[Array] = self._networks[name].run(None, inputs)
@@ -291,7 +306,7 @@ def _best(samples: Array, costs: Array, count: int) -> Array:
     return samples[np.argsort(np.nan_to_num(costs, nan=np.inf), kind="stable")[:count]]
 
 
-def open_network(path: Path, threads: int | None = None) -> Any:
+def open_network(path: Path, threads: int = 1) -> Any:
     """Returns the onnxruntime session of a file, on the CPU.
 
     Raises:
@@ -307,8 +322,8 @@ def open_network(path: Path, threads: int | None = None) -> Any:
         raise FileNotFoundError(f"{path} is missing: python -m agents export RUN --onnx {path.parent}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised, too
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores meanwhile
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many classes, none of them public

@@ -94,15 +94,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
 def hardware() -> dict[str, Any]:
     """Returns the machine: `cpu`, `cores` (usable by this process), `memory_gib`, `system` and `gpu`.
 
     `gpu` is the name of the current CUDA device (or "Apple GPU"), None if there is none or torch was not imported.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(),
-        "cores": usable,
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "gpu": _gpu_name(),

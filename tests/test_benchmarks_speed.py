@@ -213,3 +213,25 @@ def test_plans_are_timed_beside_plain_ones(tmp_path: Path, capsys: pytest.Captur
     assert [f["how"] for f in figures] == ["ours", "plain"] * 2
     assert all(f["seconds"] > 0 and f["flops"] > 1e7 and f["tokens_per_frame"] == 1 for f in figures)
     assert figures[0]["flops"] < figures[1]["flops"]
+
+
+def test_an_export_is_timed_beside_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    out = tmp_path / "speed.json"
+    command = [
+        "speed",
+        "plan",
+        "--presets",
+        "laptop",
+        "--precisions",
+        "float32",
+        "--iterations",
+        "1",
+        "--candidates",
+        "20",
+    ]
+    assert main([*command, "--repeats", "1", "--device", "cpu", "--out", str(out)]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
+    figures = {f["how"]: f for f in Record.load(out, "speed plan")["figures"]}
+    assert list(figures) == ["ours", "plain", "onnx"] and figures["onnx"]["flops"] == figures["ours"]["flops"]

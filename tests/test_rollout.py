@@ -6,6 +6,8 @@ import pytest
 import tiny
 import torch
 
+from lewm_gym.nn.unrolled import Unrolled
+
 
 def trained(seed=0, **changes):
     """A model whose every weight and statistic matters, as after training: fresh norms and gates are trivial."""
@@ -42,6 +44,20 @@ def test_rollout_equals_stepwise_prediction_to_rounding(context, horizon):
         with torch.no_grad():
             expected = stepwise(exact, latents.double(), actions.double(), None if past is None else past.double())
         torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 4])
+@pytest.mark.parametrize("horizon", [1, 3, 6])
+def test_what_is_exported_equals_the_rollout_to_rounding(context, horizon):
+    changes = {"predictor_width": 12, "residual": True} if context == 4 else {}
+    model = trained(context=context, predictor_depth=3, **changes)
+    latent, actions = torch.randn(1, 8), torch.randn(1, 5, horizon, 10)
+    for factor in (1, 30):  # then scores are far apart: exp of one would overflow
+        with torch.no_grad():
+            for block in model.predictor.blocks:
+                block.attention.query_key_value.weight.mul_(factor)
+        unrolled = Unrolled(model._prepared(torch.float32))(latent, actions[0])
+        torch.testing.assert_close(unrolled, model.rollout(latent[None], actions)[0], rtol=1e-4, atol=1e-4 * factor)
 
 
 def test_rollout_follows_the_weights_and_copies_them_no_more_often_than_they_change():

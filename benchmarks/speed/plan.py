@@ -3,6 +3,7 @@
 The agents have the sizes of a preset and random weights. Beside them the same agent plans with
 
 - `plain`: a rollout that predicts its whole window anew at every step, with torch's default number of threads;
+- `onnx`: its export, without torch, with as many threads (what is exported: agents/export.py; where onnx is installed);
 - `reference`: the rollout of stable-worldmodel, where that is installed (preset `paper` of LeWM), under our search.
 
 What is too slow to measure whole is measured with fewer iterations or candidates, as asked or, on a CPU, as it takes;
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,8 @@ from torch import Tensor
 
 from agents import agent_class
 from agents.devices import choose_device
+from agents.export import check_planning, export_agent
+from agents.lewm import LeWMAgent
 from agents.planning import PRECISIONS, PlanningAgent
 from benchmarks.options import Timing
 from benchmarks.report.records import Measurement
@@ -35,6 +41,7 @@ from benchmarks.report.tables import Cell, Section, Table
 from benchmarks.speed.reference import reference_rollout
 from benchmarks.speed.timing import HOW, against_plain, flops_of, in_turn, milliseconds, where
 from lewm_gym.commands import option
+from lewm_gym.onnx import OnnxAgent
 from lewm_gym.planning import PLANNERS
 from lewm_gym.results import Clock, Json, Record
 
@@ -106,7 +113,7 @@ class Job:
         preset = self.kind.presets[self.preset]
         torch.manual_seed(0)
         size = preset.model.action_size
-        description = {"action_low": [-1.0] * size, "action_high": [1.0] * size, "frame_size": FRAME_SIZE}
+        description = {"action_low": [-1.0] * size, "action_high": [1.0] * size, "frame_size": FRAME_SIZE, "task": ""}
         planning = replace(preset.planning, search=search, precision=self.precision)
         model = self.kind.model_class(preset.model)
         return (self.kind if rollout is None else plainly(self.kind, rollout))(model, planning, description, device)
@@ -205,6 +212,9 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
     job = affordable(job, device)
     whole, timed = job.whole, job.timed
     agents = {"ours": job.make_agent(device, timed), "plain": job.make_agent(device, timed, plain_rollout)}
+    exported = without_torch(agents["ours"]) if device == "cpu" else None
+    if exported is not None:
+        agents["onnx"] = exported
     if (job.agent, job.preset) == ("lewm", "paper"):
         theirs = reference_rollout(agents["ours"].model.config, device)
         if theirs is not None:
@@ -222,14 +232,30 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
     common["tokens_per_frame"] = getattr(agents["ours"].model.config, "n_patches", 1)
     common["parts"] = {"encoding": round(statistics.median(times["encoding"]), 5)}
     figures = []
-    for how, plan in plans.items():
+    for how in plans:
         first = statistics.median(times[f"{how}, once"]) if ratio > 1 else 0.0
         scaled = [(first + ratio * max(seconds - first, 0.0)) / job.n_envs for seconds in times[how]]
-        first_flops = flops_of(once[how])
-        flops = float(first_flops + ratio * (flops_of(plan) - first_flops)) / job.n_envs
+        counted = "ours" if how == "onnx" else how  # it computes the same, out of sight
+        first_flops = flops_of(once[counted])
+        flops = float(first_flops + ratio * (flops_of(plans[counted]) - first_flops)) / job.n_envs
         measured = {"seconds": float(statistics.median(scaled)), "fastest": float(min(scaled)), "flops": flops}
         figures.append({**common, "how": how, **measured})
     return figures
+
+
+def without_torch(agent: Any) -> OnnxAgent | None:
+    """Returns an agent that plans as this one, with as many threads; None without such an export, or onnx."""
+    if not isinstance(agent, LeWMAgent) or any(
+        importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")
+    ):
+        return None
+    try:
+        check_planning(agent)
+    except ValueError:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        export_agent(agent, Path(name, "onnx"))
+        return OnnxAgent.load(Path(name, "onnx"), threads=torch.get_num_threads())
 
 
 def affordable(job: Job, device: str) -> Job:
@@ -271,6 +297,8 @@ def _make_plan(agent: Any, n_envs: int) -> None:
 @torch.inference_mode()
 def _encode(agent: Any, n_envs: int) -> Tensor:
     """Returns the latents (n_envs, 2, Z) of what is seen and of the goal, one environment at a time."""
+    if isinstance(agent, OnnxAgent):
+        return torch.from_numpy(np.stack([agent.encode(frames) for frames in _frames(n_envs).swapaxes(0, 1)]))
     frames = torch.from_numpy(_frames(n_envs).swapaxes(0, 1)).to(agent.device)
     return torch.cat([agent.model.encode(frames[env : env + 1]) for env in range(n_envs)])
 
@@ -278,7 +306,10 @@ def _encode(agent: Any, n_envs: int) -> Tensor:
 @torch.inference_mode()
 def _make_once(agent: Any, n_envs: int) -> None:
     """Does what a plan does once, however long it searches: encodes, and predicts the plan that was found."""
-    latents, config = _encode(agent, n_envs), agent.model.config
+    latents = _encode(agent, n_envs)
+    if isinstance(agent, OnnxAgent):
+        return  # it does not predict the plan that was found
+    config = agent.model.config
     actions = torch.zeros(1, 1, agent.planning.horizon_blocks, config.action_block_size, device=agent.device)
     with torch.autocast(agent.device.type, torch.bfloat16, enabled=agent.planning.precision == "bf16"):
         for env in range(n_envs):

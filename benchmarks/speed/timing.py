@@ -11,7 +11,12 @@ from typing import Any
 
 WHOLE_CORE = 0.9  # a process that used less of its core shared it with other work, or waited for a GPU
 #: What `how` of a figure means.
-HOW = {"ours": "this repository", "plain": "a plain implementation", "reference": "stable-worldmodel"}
+HOW = {
+    "ours": "this repository",
+    "plain": "a plain implementation",
+    "reference": "stable-worldmodel",
+    "onnx": "onnxruntime",
+}
 
 
 @dataclass(frozen=True)

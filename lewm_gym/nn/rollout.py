@@ -155,7 +155,7 @@ class Rollout:
         residual: bool = False,
     ) -> None:
         self._parts = (action_encoder, predictor, head)
-        self._residual = residual
+        self.residual = residual
         self._stamps = _stamps(self._parts)
         with torch.inference_mode(False), torch.no_grad():  # copies that gradients of actions may pass through
             self.context = predictor.context
@@ -203,7 +203,7 @@ class Rollout:
                 x, past[i] = block(x, modulations[i][:, new], past[i] if kept else None, i == len(self.blocks) - 1)
             features = F.layer_norm(x, (int(x.shape[-1]),), eps=self.eps)
             predicted = self.head_out(F.gelu(self.head_in(features))).float()
-            frames.append(frames[-1] + predicted if self._residual else predicted)
+            frames.append(frames[-1] + predicted if self.residual else predicted)
         return torch.cat(frames[n_given:], dim=1)
 
     def _modulations(self, actions: Tensor) -> list[Tensor]:
