@@ -96,6 +96,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def is_whole(path: Path) -> bool:
+    """Returns whether a PNG or an mp4 is there and was not cut off."""
+    content = path.read_bytes() if path.is_file() else b""
+    if path.suffix == ".png":
+        return content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
+    place = 0  # of a box, which begins with its size; the film's index stands before its frames
+    while content[4:8] == b"ftyp" and place < len(content):
+        place += max(8, int.from_bytes(content[place : place + 4], "big"))
+    return place == len(content) > 0
+
+
 def inside(folder: Path, name: str) -> Path:
     """Returns the path of a file that a file in a folder names; it must be in that folder.
 
@@ -125,30 +136,62 @@ def make_folder(folder: Path, remedy: str = "choose another --out") -> None:
         raise type(error)(f"cannot write to {folder} ({reason}): {remedy}") from None
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Locks the folder against a second writer for the duration of the block.
+class Locked(ValueError):
+    """Another process holds the lock."""
 
-    The kernel releases the lock when the process ends, so there are no stale locks.
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
+    """Locks a folder, or a file, against a second writer for the duration of the block.
+
+    The kernel releases the lock when the process ends, so there are no stale locks. The lock of a folder is a file in
+    it; that of a file is `.NAME.lock` beside it, which is removed at the end.
+
+    Args:
+        path: A folder, or a file that need not exist.
+        wait: Whether to wait until no other process holds it.
 
     Raises:
-        ValueError: If another process holds it.
-        OSError: If the folder cannot be written to.
+        Locked: If another process holds it.
+        OSError: If the lock cannot be written.
     """
-    path = folder / LOCK_NAME
-    with open(path, "a+", encoding="ascii", errors="replace") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise ValueError(
-                f"{folder} is being written by another process (pid {owner}): wait for it, or use another folder"
-            ) from None
+    of_folder = path.is_dir()
+    lock = path / LOCK_NAME if of_folder else path.with_name(f".{path.name}{LOCK_NAME}")
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_open_locked(lock, wait, path))
+        if not of_folder:
+            stack.callback(lock.unlink, missing_ok=True)  # while it is held
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _open_locked(lock: Path, wait: bool, path: Path) -> Iterator[IO[str]]:
+    """Opens the file `lock` of `path`, held; one that its holder removed in the meantime does not count."""
+    while True:
+        with open(lock, "a+", encoding="ascii", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                kind = "folder" if path.is_dir() else "file"
+                raise Locked(
+                    f"{path} is being written by another process (pid {owner}): wait for it, or use another {kind}"
+                ) from None
+            if _is_same_file(file, lock):
+                yield file
+                return
+
+
+def _is_same_file(file: IO[str], path: Path) -> bool:
+    """Returns whether `path` names the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from lewm_gym import provenance
 from lewm_gym.files import atomic_file, make_folder, parse_json, read_json
@@ -123,6 +123,11 @@ def is_record(path: Path) -> bool:
     return isinstance(data, dict) and data.get("format") == FORMAT
 
 
+def partial_of(path: Path) -> Path:
+    """Returns where outcomes are kept, as they come, until the record `path` is written."""
+    return path.with_name(path.name + ".partial")
+
+
 def rounded(value: Any, digits: int = 6) -> Any:
     """Returns JSON values with floats cut to so many significant digits, and null for what is no number."""
     if isinstance(value, dict):
@@ -225,6 +230,59 @@ def rates_of(outcomes: Sequence[Outcome]) -> dict[str, Rate]:
     """Returns the rate of every metric that is known of all outcomes."""
     judged = {name: [metric.judge(outcome) for outcome in outcomes] for name, metric in METRICS.items()}
     return {name: Rate.count(values) for name, values in judged.items() if values and None not in values}  # type: ignore[arg-type]
+
+
+class _Training(TypedDict, total=False):
+    seed: int | None
+    steps: int
+    batch_size: int
+
+
+class _Dataset(TypedDict, total=False):
+    folder: str
+    hash: str
+    episodes: int
+    frames: int
+
+
+class _Description(TypedDict, total=False):
+    command: str
+    preset: str | None
+    commit: Json | None
+    training: _Training
+    training_seconds: float
+    dataset: _Dataset
+
+
+class _Run(TypedDict, total=False):
+    folder: str
+    weights: str
+    steps: int | None
+    seconds: float | None
+    description: _Description
+    curves: dict[str, dict[Literal["step", "value"], list[float]]]
+
+
+class _Pairs(TypedDict, total=False):
+    hash: str
+    source: str
+    count: int
+    seed: int | None
+    phases: list[str]
+
+
+class _Timing(TypedDict, total=False):
+    act_seconds: float
+    plans: int | None
+    seconds_per_plan: float | None
+
+
+class _Parts(TypedDict):
+    """What readers of results rely on, of the parts that may hold more."""
+
+    run: _Run
+    pairs: _Pairs
+    timing: _Timing
 
 
 #: Who was evaluated on the same pairs: field of a `Result` -> what the rates of its outcomes are of.
@@ -348,17 +406,20 @@ class Result:
             raise ValueError(f"{record.path} lacks {', '.join(missing)}; run the benchmark again")
         if unknown := sorted(set(data) - names):
             raise ValueError(f"{record.path} has unknown fields {', '.join(unknown)}")
+        import msgspec  # 35 ms, which `--help` need not wait for
+
         try:
-            for name in WHO:
-                data[name] = tuple(Outcome(**row) for row in data[name])
-            result = cls(**data)
+            result: Result = msgspec.convert(data, cls)
+            for curve in msgspec.convert(data, _Parts)["run"].get("curves", {}).values():
+                if len(curve["step"]) != len(curve["value"]):
+                    raise ValueError("a training curve has more steps than values, or fewer")
             expected = [(stored, result.rates())]
             expected += [(by_phase[phase], rates) for phase, rates in result.by_phase().items() if phase in by_phase]
             agree = all(
                 isinstance(found, dict) and all(_agrees(found.get(who), rates.get(who, {})) for who in WHO.values())
                 for found, rates in expected
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (msgspec.ValidationError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{record.path} is damaged: {error}") from None
         if not agree:
             raise ValueError(f"{record.path} contradicts itself: its success rates do not follow from its outcomes")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from benchmarks.__main__ import main
 from benchmarks.evaluation.envs import Rules
 from benchmarks.evaluation.evaluate import evaluate
 from benchmarks.experiments import robustness, search, sweep
+from benchmarks.experiments import trial as trials
 from benchmarks.report.build import write_report
 from collect.collector import TUNING_SEED, collect
+from lewm_gym.files import exclusive
 from lewm_gym.paired import Difference, compare
 from lewm_gym.results import Rate, Record, Result
 from lewm_gym.tasks import TASKS, get_task
@@ -104,6 +108,8 @@ def test_killed_shift_resumes_to_the_same_record(tmp_path: Path) -> None:
     assert (tmp_path / "s.json.partial").is_file()
     assert shift(run, tmp_path / "s.json", BlindSeeker(), 4).body == whole.body
     assert not (tmp_path / "s.json.partial").exists()
+    with exclusive(tmp_path / "s.json"), pytest.raises(ValueError, match="s.json is being written by another process"):
+        shift(run, tmp_path / "s.json", BlindSeeker(), 4)
 
 
 # Lambda ------------------------------------------------------------------------------------------------------
@@ -113,9 +119,9 @@ def test_killed_shift_resumes_to_the_same_record(tmp_path: Path) -> None:
 def test_bisection_closes_in_on_the_peak_by_two_trainings_a_round(peak: float) -> None:
     asked = []
 
-    def score(weight: float) -> float:
-        asked.append(weight)
-        return -abs(math.log(weight / peak))
+    def score(weights: Sequence[float]) -> dict[float, float]:
+        asked.extend(weights)
+        return {weight: -abs(math.log(weight / peak)) for weight in weights}
 
     for rounds in (0, 2, 6):
         asked.clear()
@@ -131,7 +137,7 @@ def test_bisection_takes_the_middle_of_a_plateau() -> None:
 
 @pytest.mark.parametrize("wrong", [("--low", "0"), ("--low", "1"), ("--high", "inf"), ("--rounds", "-1")])
 def test_bisection_refuses_impossible_intervals(wrong: tuple[str, str], dataset: Path) -> None:
-    with pytest.raises(ValueError, match="--low|--rounds"):
+    with pytest.raises(ValueError, match="--low|--high|--rounds"):
         main(["tune-lambda", str(dataset), *wrong])
 
 
@@ -178,7 +184,19 @@ def test_ablations_are_one_command_and_one_table(
 ) -> None:
     variants = (sweep.Variant("5 knots", {"sigreg_knots": 5}), sweep.Variant("9 knots", {"sigreg_knots": 9}, 50.0))
     monkeypatch.setitem(sweep.STUDIES, "knots", variants)
+    Path("runs/ablate").mkdir(parents=True)
+    order, measure, other = [], trials.Trial.result, contextlib.ExitStack()
+
+    def result(one: Any, bars: Any) -> Result:
+        order.append(one.name)
+        if len(order) == 2:
+            other.close()
+        return measure(one, bars)
+
+    monkeypatch.setattr(trials.Trial, "result", result)
+    other.enter_context(exclusive(Path("runs/ablate/two_room-sigreg_knots5-seed0.trial")))  # another process is at it
     assert main(["ablate", str(dataset), "--studies", "knots", "--n-pairs", "2", *TOY]) == 0
+    assert [name.split("-")[1] for name in order] == ["preset", "sigreg_knots9", "sigreg_knots5"]
     printed = capsys.readouterr().out
     assert "as the preset" in printed and "9 knots" in printed and "  50\n" in printed
     record = Record.load("results/ablate-data.json", "ablate")

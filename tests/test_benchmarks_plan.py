@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from benchmarks.evaluation.envs import Rules
 from benchmarks.evaluation.evaluate import evaluate
 from benchmarks.evaluation.protocols import Asked, make_job
 from benchmarks.evaluation.run import Session, load_description, read_curves
+from lewm_gym.files import exclusive
 from lewm_gym.pairs import Pair, PairSet, load_shipped, stream_seed
 from lewm_gym.results import Result
 
@@ -227,6 +230,57 @@ def test_a_result_is_never_written_over_by_that_of_another_question(tmp_path: Pa
     assert len(measure(run, **asked | {"n_pairs": 3, "overwrite": True}).outcomes) == 3
 
 
+def test_a_second_process_with_the_same_question_is_refused_in_one_line(tmp_path: Path) -> None:
+    run, out = a_run(tmp_path / "run"), tmp_path / "r.json"
+    for path in (out, out.with_suffix(".mp4")):
+        path.with_name(f".{path.name}.0123.tmp{path.suffix}").write_bytes(b"of a killed process")
+    with exclusive(out), pytest.raises(ValueError, match=r"r.json is being written by another process \(pid \d+\)"):
+        measure(run, n_pairs=2, out=out)
+    assert not out.exists()
+    measure(run, n_pairs=2, out=out)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "r.json"}  # neither lock nor leftovers
+
+
+def test_what_another_process_has_measured_meanwhile_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = a_run(tmp_path / "run"), {"n_pairs": 2, "overwrite": False}
+    first = measure(run, out=tmp_path / "first.json", **asked)
+
+    @contextlib.contextmanager
+    def finish_before(path: Path) -> Iterator[None]:
+        (tmp_path / "first.json").rename(path)
+        yield
+
+    monkeypatch.setattr("benchmarks.evaluation.run.exclusive", finish_before)
+    monkeypatch.setattr("benchmarks.evaluation.run.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    assert measure(run, out=tmp_path / "r.json", **asked) == first
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [lines[0], b"\xff\xfe", *lines[2:]],
+        lambda lines: [lines[0], b'{"who": 3}', *lines[2:]],
+        lambda lines: [lines[0], lines[1].replace(b'"pair": 0', b'"pair": []'), *lines[2:]],
+        lambda lines: [lines[0], lines[1].replace(b'"seconds": ', b'"seconds": 1e999'), *lines[2:]],
+        lambda lines: [b"[" * 5000, *lines[1:]],
+        lambda lines: [b"null", *lines[1:]],
+        lambda lines: lines[1:],
+    ],
+)
+def test_a_damaged_log_of_outcomes_is_gone_on_from_before_the_damage(tmp_path: Path, damage: Any) -> None:
+    run = a_run(tmp_path / "run")
+    whole = measure(run, n_pairs=3, out=tmp_path / "whole.json")
+    asked = Asked(n_pairs=3, workers=1)
+    session = Session(make_job(run, load_description(run), asked), tmp_path / "r.json", whole.run["weights"], None)
+    session.outcomes("random", RandomAgent(2))
+    partial = tmp_path / "r.json.partial"
+    partial.write_bytes(b"\n".join(damage(partial.read_bytes().splitlines())) + b"\n")
+    assert measure(run, n_pairs=3, out=tmp_path / "r.json").outcomes == whole.outcomes
+    assert not partial.exists()
+
+
 def test_results_of_different_questions_have_different_names(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     for other in (
@@ -258,7 +312,9 @@ def test_result_says_what_made_it(tmp_path: Path, pair_set: PairSet) -> None:
         ({}, {"n_pairs": 0}, "--n-pairs must be at least 1, got 0"),
         ({}, {"n_envs": 0}, "--n-envs must be at least 1, got 0"),
         ({}, {"budget": 0}, "--budget must be at least 1, got 0"),
+        ({}, {"workers": 10**9}, "--workers must be at most 1024, got 1000000000"),
         ({}, {"seed": -1}, "--seed must not be negative, got -1"),
+        ({}, {"seed": 2**70}, "--seed must fit into 64 bits, got 1180591620717411303424"),
         ({}, {"steps_left": 0}, "--steps-left must be at least 1, got 0"),
         ({}, {"steps_left": 25}, "--steps-left is for agents with an actor"),
         ({"task": "gym:Pendulum-v1"}, {}, "'gym:Pendulum-v1', which is none of the tasks .*load_agent"),

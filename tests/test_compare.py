@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -15,6 +17,8 @@ from benchmarks.experiments import trial as trials
 from benchmarks.experiments.calibrate import Calibration, calibrate
 from benchmarks.experiments.compare import Compare, named_agents
 from lewm_gym import checkpoint
+from lewm_gym.data.dataset import Dataset
+from lewm_gym.files import exclusive
 from lewm_gym.nn import dino
 from lewm_gym.training import TrainingDiverged
 
@@ -93,6 +97,53 @@ def test_an_interrupted_call_keeps_what_is_finished_in_the_table(finished, monke
     rows = {row["agent"]: [seed["seed"] for seed in row["seeds"]] for row in table["rows"]}
     assert rows["gcbc"] == [1] and rows["lewm"] == [0, 1] and table["missing"] == 1
     lost.write_bytes(kept)
+
+
+def test_processes_divide_a_comparison_and_each_ends_with_the_whole_table(finished, monkeypatch):
+    lost = [finished / "out" / f"two_room-{name}-25-1pairs.json" for name in ("gcbc-2steps-seed0", "lewm-1steps-seed1")]
+    kept, order, measure, others = [path.read_bytes() for path in lost], [], trials.Trial.result, contextlib.ExitStack()
+    for path in lost:
+        path.unlink()
+
+    def result(one, bars):
+        order.append(one.name)
+        found = measure(one, bars)
+        if "lewm" in one.name:  # then the other process finishes, too
+            lost[0].write_bytes(kept[0])
+            others.close()
+        return found
+
+    monkeypatch.setattr(trials.Trial, "result", result)
+    others.enter_context(exclusive(finished / "runs" / "two_room-gcbc-2steps-seed0.trial"))
+    assert command(finished, "--steps", "2", "two_room/lewm=1") == 0
+    assert order == ["two_room-lewm-1steps-seed1", "two_room-gcbc-2steps-seed0"]
+    assert lost[0].read_bytes() == kept[0]  # and it is not measured again
+    found = json.loads((finished / "out" / "compare.json").read_text())
+    assert [seed["seed"] for row in found["rows"] if row["steps"] for seed in row["seeds"]] == [0, 1, 0, 1]
+    assert found["missing"] == 0 and not list(finished.rglob("*.trial.lock"))
+
+
+def test_a_trial_of_another_process_is_waited_for_and_done_if_that_was_killed(tmp_path):
+    some = [SimpleNamespace(name=name, run=tmp_path / name, claim=tmp_path / f"{name}.trial") for name in "ab"]
+    done, other = [], contextlib.ExitStack()
+    other.enter_context(exclusive(some[0].claim))
+
+    def wait(stage, *progress):
+        assert stage == "wait for another process" and progress[-1] == "a" and done == ["b"]
+        other.close()  # as the kernel does for a killed process
+
+    trials.share(some, lambda one: done.append(one.name), wait)
+    assert done == ["b", "a"] and not list(tmp_path.iterdir())
+
+
+def test_a_calibration_that_another_process_made_meanwhile_is_used(data, tmp_path, monkeypatch):
+    asked = Compare(datasets=(data,), agents=("gcbc",), out=tmp_path)
+    dataset, timed = Dataset.open(data), Calibration(0.5, 0.1, 1)
+    monkeypatch.setattr(comparing, "calibrate", lambda *_: timed)
+    ours, theirs = comparing.Calibrations(asked), comparing.Calibrations(asked)
+    assert theirs.measure(dataset, "gcbc", None) == timed
+    monkeypatch.setattr(comparing, "calibrate", None)  # would fail if it were asked again
+    assert ours.known(dataset, "gcbc") is None and ours.measure(dataset, "gcbc", None) == timed
 
 
 def test_dry_run_says_the_cost_and_writes_nothing(folder, tmp_path, capsys):
@@ -190,8 +241,12 @@ def test_calibration_gives_the_agent_what_it_senses(data):
     assert calibrate(agent_class("random_vit"), data, "laptop", settings, "cpu", None).seconds_per_choice > 0
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"two_room/gcbc": {}}', '{"two_room/gcbc": 3}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"two_room/gcbc": {}}', '{"two_room/gcbc": 3}', "of words"])
 def test_a_damaged_calibration_is_named(data, tmp_path, content):
+    if content == "of words":
+        conditions = comparing.Calibrations(Compare(datasets=(data,)))._conditions(Dataset.open(data), "gcbc")
+        timed = {"seconds_per_step": "x", "seconds_per_choice": None, "steps_per_choice": 1}
+        content = json.dumps({"two_room/gcbc": {"of": conditions, "timed": timed}})
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(ValueError, match="calibration.json.*delete it"):
         main(["compare", str(data), "--agents", "gcbc", "--out", str(tmp_path), "--dry-run"])
@@ -242,6 +297,7 @@ def test_random_features_stand_in_where_there_are_no_weights(monkeypatch):
         (["--n-pairs", "201"], "within 1 and 200"),
         (["--offset", "33"], "ship at 33 steps"),
         (["--threads", "0"], "--threads must be at least 1"),
+        (["--threads", "2147483648"], "--threads must be at most 1024"),
         (["--device", "warp"], "cannot compute on device"),
     ],
 )

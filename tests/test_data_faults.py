@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +20,7 @@ from lewm_gym.data.codec import FrameCodec, encode
 from lewm_gym.data.format import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
-from lewm_gym.files import atomic_file, exclusive, sealed
+from lewm_gym.files import Locked, atomic_file, exclusive, sealed
 
 
 @pytest.fixture
@@ -277,6 +280,27 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
         process.kill()
     with exclusive(tmp_path):
         pass
+
+
+def test_the_lock_of_a_file_is_removed_and_one_that_was_removed_while_it_was_waited_for_does_not_count(tmp_path):
+    path, lock, held = tmp_path / "r.json", tmp_path / ".r.json.lock", []
+
+    def wait():
+        with exclusive(path, wait=True):
+            held.append(lock.read_text())
+
+    waiting = threading.Thread(target=wait)
+    with exclusive(path):
+        with (
+            pytest.raises(Locked, match=r"r.json is being written by another .*, or use another file"),
+            exclusive(path),
+        ):
+            pass
+        waiting.start()
+        time.sleep(0.1)
+        assert not held and lock.exists()
+    waiting.join(10)
+    assert held == [str(os.getpid())] and not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_neither_the_file_nor_a_leftover(tmp_path):

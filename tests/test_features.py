@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -96,9 +98,27 @@ def test_damaged_features_are_refused_and_computed_again_once_they_are_deleted(d
     np.testing.assert_array_equal(cached(dataset, Encoder()), whole)
 
 
-def test_a_second_writer_is_refused(dataset):
-    (dataset.folder / FOLDER).mkdir()
-    with exclusive(dataset.folder / FOLDER), pytest.raises(ValueError, match="written by another process"):
+def test_features_that_another_process_computes_are_waited_for(dataset):
+    whole, other, waited = np.array(cached(dataset, Encoder())), dataset.folder / FOLDER, []
+    files = {path: path.read_bytes() for path in other.glob("*.*6")}
+    for path in files:
+        path.unlink()
+    waiting = threading.Thread(target=lambda: waited.append(np.array(cached(dataset, Encoder(), pytest.fail))))
+    with exclusive(other):
+        waiting.start()
+        time.sleep(0.2)
+        assert not waited
+        for path, content in files.items():
+            path.write_bytes(content)
+    waiting.join(30)
+    np.testing.assert_array_equal(waited[0], whole)
+
+
+def test_features_that_cannot_be_kept_say_where_they_are_and_what_moves_them(dataset):
+    (dataset.folder / FOLDER).write_text("")  # root may write to read-only folders, but not below a file
+    with pytest.raises(
+        OSError, match=f"cannot write to {dataset.folder / FOLDER} .*: features are kept with their dataset"
+    ):
         cached(dataset, Encoder())
 
 

@@ -28,6 +28,7 @@ from collect.episodes import make_env
 from lewm_gym import checkpoint, training
 from lewm_gym.commands import argument, option
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.files import exclusive
 from lewm_gym.nn.decoder import PatchDecoder
 from lewm_gym.nn.images import to_frames, to_network
 from lewm_gym.pairs import load_shipped
@@ -224,6 +225,14 @@ def _trained(world: World, dataset: Dataset, fit: NDArray[np.int64], config: Dec
     """Returns the decoder, trained here or before."""
     folder = world.folder / FOLDER
     identity = {"weights": weights_hash(world.folder), "dataset": dataset.content_hash, **asdict(config)}
+    with exclusive(folder.with_suffix(".training")):
+        return _train(folder, identity, world, dataset, fit, config, bars)
+
+
+def _train(
+    folder: Path, identity: Json, world: World, dataset: Dataset, fit: NDArray[np.int64], config: DecoderConfig,
+    bars: Any,
+) -> FrameDecoder:  # fmt: skip
     _claim(folder, identity)
     seen = _gather(world, dataset, fit, config.frames, bars)
     images = to_network(seen.frames[:: max(1, len(seen.frames) // 200)], IMAGE_SIZE)
@@ -241,7 +250,7 @@ def _trained(world: World, dataset: Dataset, fit: NDArray[np.int64], config: Dec
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Empties the folder of a decoder of other weights, data or settings."""
     path = folder / "decoder.json"
-    if not path.is_file() or json.loads(path.read_text()) != identity:
+    if not path.is_file() or path.read_bytes() != json.dumps(identity).encode():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         checkpoint.write_atomically(path, json.dumps(identity).encode())

@@ -23,10 +23,10 @@ from benchmarks.evaluation.evaluate import ActClock, evaluate, record
 from benchmarks.evaluation.protocols import SHIPPED, Asked, Job, is_suite, make_job
 from lewm_gym import checkpoint, provenance
 from lewm_gym.commands import Settings, argument, option
-from lewm_gym.files import atomic_file, make_folder
+from lewm_gym.files import atomic_file, exclusive, is_whole, make_folder, remove_stale
 from lewm_gym.pairs import stream_seed
 from lewm_gym.progress import Bars
-from lewm_gym.results import METRICS, Clock, Json, Outcome, Result
+from lewm_gym.results import METRICS, Clock, Json, Outcome, Result, partial_of
 from lewm_gym.tasks import get_task
 from lewm_gym.training import read_log
 from lewm_gym.types import Agent
@@ -78,7 +78,8 @@ class Plan(Asked):
             agent: Use this agent instead of loading the run's.
 
         Raises:
-            ValueError: If run, pairs and arguments do not fit one another, or `out` holds another result.
+            ValueError: If run, pairs and arguments do not fit one another, `out` holds another result, or another
+                process writes it.
             OSError: If the run is missing or the result cannot be written.
         """
         description = load_description(self.run)
@@ -87,17 +88,36 @@ class Plan(Asked):
         question = {"planning": self.planning, "weights": weights, **job.identity()}
         question |= {"pairs": {**job.source, "chosen": len(job.pairs)}}
         out = self.out or self.default_path(job)
-        known = None if self.overwrite else known_result(out, question)
-        if known is not None and not (self.film and _is_film_missing(out)):
-            return known
+        if (found := self._found(out, question)) is not None:
+            return found
         agent = load_agent(self.run) if agent is None else agent
         if self.planning:
             planner = planner_of(agent, self.run).with_planning(self.planning)
             agent, description = planner, {**description, "planning": planner.planning.to_json()}
         if self.steps_left is not None and not getattr(agent, "uses_steps_left", False):
             raise ValueError(f"--steps-left is for agents with an actor; that of {self.run} plans without one")
-        if known is not None:
-            return self._filmed(known, out, job, agent, progress)
+        make_folder(out.parent)
+        with exclusive(out):
+            if (found := self._found(out, question)) is not None:  # another process has measured it meanwhile
+                return found
+            for path in (out, out.with_suffix(".mp4"), out.with_suffix(".png")):
+                remove_stale(path)
+            result = None if self.overwrite else known_result(out, question)
+            if result is None:
+                result = self._measured(job, out, weights, description, agent, _digest(question), progress)
+            return self._filmed(result, out, job, agent, progress) if self.film else result
+
+    def _found(self, out: Path, question: Json) -> Result | None:
+        """Returns the stored result if nothing of what is asked is missing."""
+        known = None if self.overwrite else known_result(out, question)
+        films_of = (out.with_suffix(".mp4"), out.with_suffix(".png"))
+        return None if self.film and not all(map(is_whole, films_of)) else known
+
+    def _measured(
+        self, job: Job, out: Path, weights: str, description: Json, agent: Agent, question: str,
+        progress: Progress | None,
+    ) -> Result:  # fmt: skip
+        """Returns the result of evaluating the agent and the references, and writes it."""
         session = Session(job, out, weights, progress, agent, {"planning": self.planning} if self.planning else {})
         blind: Json = {"workers": 1, "steps_left": None}  # references look at no frame, and are told nothing
         random = session.outcomes("random", RandomAgent(job.task.action_size), **blind)
@@ -119,11 +139,11 @@ class Plan(Asked):
             random=random,
             replay=replay,
             timing=timing,
-            metrics={"question": _digest(question)} | ({"steps_left": self.steps_left} if self.steps_left else {}),
+            metrics={"question": question} | ({"steps_left": self.steps_left} if self.steps_left else {}),
         )
         result.save(out)
         session.remove()
-        return self._filmed(result, out, job, agent, progress) if self.film else result
+        return result
 
     def default_path(self, job: Job) -> Path:
         """Returns where a result goes if nobody says: its name tells whatever differs from the usual question."""
@@ -208,10 +228,6 @@ def _digest(question: Json) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_film_missing(out: Path) -> bool:
-    return not all(out.with_suffix(suffix).is_file() for suffix in (".mp4", ".png"))
-
-
 def planner_of(agent: Any, run: Path) -> Any:
     """Returns the agent.
 
@@ -230,6 +246,38 @@ def _replay(job: Job) -> OracleAgent:
 
 
 # What a killed evaluation goes on from -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the file that a killed evaluation goes on from.
+
+    Attributes:
+        who: Of whom the outcome is.
+        pair: As the rest that an `Outcome` has.
+        success: Likewise.
+        steps: Likewise.
+        strict: Likewise.
+        call: Identifies the call of the program.
+        seconds: Of the call until then.
+        act_seconds: Likewise, in which the agent acted.
+        plans: Likewise, the agent's plans.
+    """
+
+    who: str
+    pair: int
+    success: bool
+    steps: int | None
+    strict: bool | None
+    call: str
+    seconds: float
+    act_seconds: float
+    plans: int
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome."""
+        return Outcome(self.pair, self.success, self.steps, self.strict)
 
 
 class Session:
@@ -254,24 +302,24 @@ class Session:
         self, job: Job, out: Path, weights: str, progress: Progress | None, agent: Any = None, more: Json | None = None
     ) -> None:
         self.job, self._progress, self._agent = job, progress, agent
-        self._path = out.with_name(out.name + ".partial")
+        self._path = partial_of(out)
         self._call, self._clock, self._acting = uuid.uuid4().hex[:8], Clock(), ActClock()
         self._plans_before = getattr(agent, "plans", 0)
         self._known: dict[str, dict[int, Outcome]] = {}
         made = {"commit": provenance.commit(), "versions": provenance.versions()}
         head = {**(more or {}), "started": self._clock.started, "weights": weights, **job.identity(), **made}
-        lines = _complete_lines(self._path)
-        if not lines or {**lines[0], "started": ""} != json.loads(json.dumps({**head, "started": ""})):
-            lines = [head]
-        self.started = str(lines[0]["started"])
-        for line in lines[1:]:
-            outcome = Outcome(line["pair"], line["success"], line["steps"], line["strict"])
-            self._known.setdefault(line["who"], {})[outcome.pair] = outcome
-        calls = {line["call"]: line for line in lines[1:]}.values()  # the last line of a call has its total times
-        self._earlier = {name: sum(line[name] for line in calls) for name in self._times()}
+        found, lines = _read_lines(self._path)
+        if {**found, "started": ""} != json.loads(json.dumps({**head, "started": ""})):
+            found, lines = head, []
+        self.started = str(found.get("started", head["started"]))
+        for line in lines:
+            self._known.setdefault(line.who, {})[line.pair] = line.outcome
+        calls = {line.call: line for line in lines}.values()  # the last line of a call has its total times
+        self._earlier = {name: sum(getattr(line, name) for line in calls) for name in self._times()}
         make_folder(out.parent)
         with atomic_file(self._path) as file:  # anew, without a cut-off last line, before anything is appended to it
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            kept = [found, *map(asdict, lines)]
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def outcomes(
         self, who: str, agent: Agent, rules: Rules | None = None, indices: Sequence[int] | None = None, **changes: Any
@@ -289,9 +337,9 @@ class Session:
         acting = ActClock() if who in ("random", "replay") else self._acting
 
         def note(outcome: Outcome) -> None:
-            line = {"who": who, **asdict(outcome), "call": self._call, **self._times()}
+            line = _Line(who=who, **asdict(outcome), call=self._call, **self._times())
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(asdict(line)) + "\n")
             advance()
 
         how = replace(job.settings, **changes)
@@ -308,7 +356,7 @@ class Session:
         per_plan = round(acting / plans, 4) if plans else None
         return times["seconds"], {"act_seconds": round(acting, 3), "plans": plans or None, "seconds_per_plan": per_plan}
 
-    def _times(self) -> dict[str, float]:
+    def _times(self) -> dict[str, Any]:
         """Returns the times of this call."""
         plans = getattr(self._agent, "plans", 0) - self._plans_before
         return {"seconds": round(self._clock.seconds, 3), "act_seconds": round(self._acting.seconds, 6), "plans": plans}
@@ -318,14 +366,21 @@ class Session:
         self._path.unlink(missing_ok=True)
 
 
-def _complete_lines(path: Path) -> list[Json]:
-    if not path.is_file():
-        return []
-    lines: list[Json] = []
-    with contextlib.suppress(json.JSONDecodeError):  # the last one may be cut off
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            lines.append(json.loads(line))
-    return lines if all(isinstance(line, dict) for line in lines) else []
+def _read_lines(path: Path) -> tuple[Json, list[_Line]]:
+    """Returns what outcomes are a function of, and the lines before the first that is damaged or cut off."""
+    import msgspec  # 35 ms, which `--help` need not wait for
+
+    head: Json = {}
+    lines: list[_Line] = []
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else ()):
+            if number:
+                known = msgspec.json.decode(line, type=_Line)
+                _ = known.outcome  # raises where it contradicts itself
+                lines.append(known)
+            else:
+                head = msgspec.json.decode(line, type=dict[str, Any])
+    return head, lines
 
 
 def counter(progress: Progress | None, stage: str, total: int, done: int = 0) -> Callable[..., None]:

@@ -35,6 +35,11 @@ class Calibration:
     seconds_per_choice: float
     steps_per_choice: int
 
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+
     def steps_within(self, minutes: float) -> int:
         """Returns how many optimiser steps take so many minutes: two significant digits, at least 1.
 

@@ -21,7 +21,7 @@ import torch
 from agents import agent_class, agent_title, learning, references
 from agents.devices import choose_device
 from benchmarks.experiments.calibrate import Calibration, calibrate
-from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of
+from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of, share
 from benchmarks.options import BUDGET_MIN, OnDevice, Training
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.published import of_paper, offset_steps
@@ -30,7 +30,7 @@ from benchmarks.report.tables import Block, Cell, Mark, Section, Table, duration
 from lewm_gym import checkpoint
 from lewm_gym.commands import argument, option, parse_settings
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.files import make_folder, read_json
+from lewm_gym.files import exclusive, make_folder, read_json
 from lewm_gym.nn import dino
 from lewm_gym.pairs import PairSet, load_shipped
 from lewm_gym.progress import Bars
@@ -48,7 +48,7 @@ Scene = tuple[Dataset, PairSet]  # a dataset, and the pairs of its task that age
 class Compare(Training, OnDevice, Measurement):
     """Trains each agent on each dataset with each seed, evaluates it on the shipped held-out pairs, compares it with
     the random baseline, action replay and the expert, and writes tables. Prints the estimated cost first. Run the
-    same command again to resume.
+    same command again to resume, or several times at once to divide the trainings.
     """  # noqa: D205
 
     kind = "compare"
@@ -58,7 +58,7 @@ class Compare(Training, OnDevice, Measurement):
         (), "optimiser steps in place of --budget-min: N for all, AGENT=N, or TASK/AGENT=N", metavar="N"
     )
     offset: int = option(25, "distance from start to goal (environment steps)", metavar="STEPS")
-    threads: int | None = option(None, "CPU threads (default: one per core)", least=1)
+    threads: int | None = option(None, "CPU threads (default: one per core)", least=1, most=1024)
     runs: Path = option(Path("runs/compare"), "run folders", metavar="FOLDER")
     out: Path = option(  # type: ignore[assignment]  # a folder here
         Path("results/compare"), "folder for results, calibration.json, compare.json and compare.md", metavar="FOLDER"
@@ -158,16 +158,21 @@ class Compare(Training, OnDevice, Measurement):
         say(self.cost([one for one in trials if one.name not in results], len(trials), calibrations))
         diverged: dict[str, str] = {}
         self.tabulate(trials, results, diverged, clock, calibrations)
-        for number, one in enumerate(trials, start=1):
-            if one.name in results:
-                continue
-            say(f"[{number}/{len(trials)}] {one.name}")
+        left = [one for one in trials if one.name not in results]
+        numbers = {one.name: number for number, one in enumerate(trials, start=1)}
+
+        def do(one: Trial) -> None:
+            say(f"[{numbers[one.name]}/{len(trials)}] {one.name}")
             try:
                 results[one.name] = one.result(shown)
             except TrainingDiverged as error:  # the others are still worth their time
                 say(f"  {error}")
                 diverged[one.name] = str(error)
+            others = {other.name: other.known() for other in left if other.name not in results}  # of other processes
+            results.update({name: found for name, found in others.items() if found is not None})
             self.tabulate(trials, results, diverged, clock, calibrations)
+
+        share(left, do, shown)
         say(self.show(Record.load(self.path)).text())
         return [results[one.name] for one in trials if one.name in results]
 
@@ -389,7 +394,10 @@ class Calibrations:
     def __init__(self, comparison: Compare) -> None:
         self.path = comparison.out / "calibration.json"
         self._comparison = comparison
-        self._known = read_json(self.path, ANEW) if self.path.is_file() else {}
+        self._known = self._read()
+
+    def _read(self) -> Json:
+        return read_json(self.path, ANEW) if self.path.is_file() else {}
 
     def known(self, dataset: Dataset, agent: str) -> Calibration | None:
         """Returns the calibration of an agent on a dataset, None if it has not been timed under these conditions.
@@ -402,17 +410,22 @@ class Calibrations:
             return None
         try:
             return Calibration(**entry["timed"]) if entry["of"] == self._conditions(dataset, agent) else None
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise ValueError(f"{self.path} holds no calibration of {dataset.task}/{agent}: {ANEW}") from None
 
     def measure(self, dataset: Dataset, agent: str, on_load: Any) -> Calibration:
-        """Returns the same, timed now."""
-        asked, conditions = self._comparison, self._conditions(dataset, agent)
-        settings = asked.by_agent.get(agent, {})
-        timed = calibrate(agent_class(agent), dataset.folder, asked.preset, settings, asked.device, on_load).to_json()
-        self._known[f"{dataset.task}/{agent}"] = {"of": conditions, "timed": timed}
-        write_json(self.path, self._known)
-        return Calibration(**timed)
+        """Returns the same, timed now, or by another process while this one waits for it."""
+        with exclusive(self.path, wait=True):
+            self._known = self._read()
+            known = self.known(dataset, agent)
+            if known is not None:
+                return known
+            asked, conditions = self._comparison, self._conditions(dataset, agent)
+            settings = asked.by_agent.get(agent, {})
+            timed = calibrate(agent_class(agent), dataset.folder, asked.preset, settings, asked.device, on_load)
+            self._known[f"{dataset.task}/{agent}"] = {"of": conditions, "timed": timed.to_json()}
+            write_json(self.path, self._known)
+            return Calibration(**timed.to_json())
 
     def _conditions(self, dataset: Dataset, agent: str) -> Json:
         asked = self._comparison

@@ -62,12 +62,6 @@ class Shift(Evaluating, Measurement):
         unchanged = {"unchanged": asdict(Rate.of(before)), "changes": changes}
         return {**job.describe(), **describe_agent(self.run, description), **unchanged}
 
-    def record(self, bars: Any = None, **given: Any) -> Record:
-        """Measures, writes the record, and removes what a killed call would have gone on from."""
-        record = super().record(bars, **given)
-        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
-        return record
-
     @staticmethod
     def show(record: Record) -> Section:
         """Returns a row and a bar for each change."""

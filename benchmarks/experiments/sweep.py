@@ -10,14 +10,13 @@ not on those that results count.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from agents import agent_class
-from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of
+from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of, share
 from benchmarks.options import OnDevice
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.published import sentence
@@ -39,6 +38,7 @@ class Sweep(Measurement, OnDevice):
     """Options of commands that train LeWM several times; their results are in a folder beside the record."""
 
     kind: ClassVar[str]
+    is_shared = True
 
     dataset: Path = argument("folder that `python -m collect` wrote")
     preset: str = option("laptop", "preset of LeWM")
@@ -46,7 +46,7 @@ class Sweep(Measurement, OnDevice):
     steps: int | None = option(None, "optimiser steps (default: the preset's)", least=1)
     settings: Settings = option({}, "other settings for all trainings", flag="--set")
     offset: int = option(25, "distance from start to goal (environment steps)", metavar="STEPS")
-    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
+    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1, most=100_000)
     runs: Path | None = option(None, "run folders (default: runs/<command>)", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -73,17 +73,16 @@ class Sweep(Measurement, OnDevice):
         shared = {"settings": self.shared, "offset_steps": self.offset, "pairs": found}
         return {"task": pairs.task, "preset": self.preset, **shared}
 
-    def results(self, name: str, settings: Mapping[str, Any], pairs: PairSet, bars: Any) -> list[Result]:
-        """Returns the results of trainings with some settings, one for each seed."""
-        dataset, found = Dataset.open(self.dataset), []
+    def trials(self, name: str, settings: Mapping[str, Any], pairs: PairSet) -> list[Trial]:
+        """Returns the trainings with some settings, one for each seed."""
+        dataset, trials = Dataset.open(self.dataset), []
         asked = {"n_pairs": self.n_pairs, "strict": False}
         for seed in self.seeds:
             file = f"{pairs.task}-{name}-seed{seed}"
             run, out = (self.runs or Path("runs", self.kind)) / file, self.path.with_suffix("") / f"{file}.json"
             changed = {**self.shared, **settings, "seed": seed}
-            trial = Trial("lewm", dataset, self.preset, changed, run, out, pairs, asked, self.device)
-            found.append(trial.result(bars))
-        return found
+            trials.append(Trial("lewm", dataset, self.preset, changed, run, out, pairs, asked, self.device))
+        return trials
 
 
 # Ablations ---------------------------------------------------------------------------------------------------
@@ -102,6 +101,11 @@ class Variant:
     name: str
     settings: Mapping[str, Any]
     paper: float | None = None
+
+    @property
+    def file(self) -> str:
+        """What names its files."""
+        return "-".join(f"{name}{value}" for name, value in self.settings.items()) or "preset"
 
 
 def _width(width: int, heads: int) -> dict[str, Any]:
@@ -136,7 +140,8 @@ BASELINE = Variant("as the preset", {})
 @dataclass(frozen=True, kw_only=True)
 class Ablate(Sweep):
     """Trains LeWM with one setting changed at a time and evaluates each in the same way: predictor, dropout, latent,
-    projections, knots, lambda, encoder, decoder. Run the same command again to resume.
+    projections, knots, lambda, encoder, decoder. Run the same command again to resume, or several times at once to
+    divide the trainings.
     """  # noqa: D205
 
     kind = "ablate"
@@ -153,16 +158,25 @@ class Ablate(Sweep):
         """Returns a row for each variant; the record is written after each training."""
         pairs = load_shipped(Dataset.open(self.dataset).task, self.offset)
         check_count(self.n_pairs, pairs)
-        rows: list[Json] = []
-        body, clock = {**self.head(pairs), "rows": rows}, Clock()
-        studies = tuple(STUDIES) if self.studies == ("all",) else self.studies
-        for study, variant in [("", BASELINE), *((name, v) for name in studies for v in STUDIES[name])]:
-            file = "-".join(f"{name}{value}" for name, value in variant.settings.items()) or "preset"
-            found = describe(self.results(file, variant.settings, pairs, bars))
-            row = {"study": study, "name": variant.name, "settings": dict(variant.settings), "paper": variant.paper}
-            rows.append({**row, "seeds": found})
-            self.save(body, clock)
-        return body
+        studies, clock = tuple(STUDIES) if self.studies == ("all",) else self.studies, Clock()
+        variants = [("", BASELINE), *((name, v) for name in studies for v in STUDIES[name])]
+        cells = [(study, variant, self.trials(variant.file, variant.settings, pairs)) for study, variant in variants]
+        found: dict[str, Result] = {}
+
+        def body() -> Json:
+            rows = []
+            for study, variant, trials in cells:
+                row = {"study": study, "name": variant.name, "settings": dict(variant.settings), "paper": variant.paper}
+                if all(one.name in found for one in trials):
+                    rows.append({**row, "seeds": describe([found[one.name] for one in trials])})
+            return {**self.head(pairs), "rows": rows}
+
+        def do(one: Trial) -> None:
+            found[one.name] = one.result(bars)
+            self.save(body(), clock)
+
+        share([one for _, _, trials in cells for one in trials], do, bars)
+        return body()
 
     @staticmethod
     def show(record: Record) -> Section:
@@ -192,7 +206,8 @@ class Ablate(Sweep):
 @dataclass(frozen=True, kw_only=True)
 class TuneLambda(Sweep):
     """Finds the weight of SIGReg by the paper's bisection: trains LeWM at each weight and scores it by success on
-    tuning pairs with their own seed. Run the same command again to resume.
+    tuning pairs with their own seed. Run the same command again to resume, or several times at once to divide the
+    trainings.
     """  # noqa: D205
 
     kind = "tune-lambda"
@@ -200,7 +215,7 @@ class TuneLambda(Sweep):
     low: float = option(0.001, "lower bound of the weight")
     high: float = option(1.0, "upper bound of the weight")
     rounds: int = option(2, "rounds of bisection", least=0)
-    n_pairs: int = option(50, "tuning pairs", least=1)  # type: ignore[assignment]
+    n_pairs: int = option(50, "tuning pairs", least=1, most=100_000)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,10 +228,14 @@ class TuneLambda(Sweep):
         pairs = tuning_pairs(task, self.offset, self.n_pairs, self.path.parent, bars)
         rows: dict[float, list[Json]] = {}
 
-        def score(weight: float) -> float:
-            found = self.results(f"lambda{weight:g}", {"sigreg_weight": weight}, pairs, bars)
-            rows[weight] = describe(found)
-            return statistics.fmean(result.success.rate for result in found)
+        def score(weights: Sequence[float]) -> dict[float, float]:
+            cells = {weight: self.trials(f"lambda{weight:g}", {"sigreg_weight": weight}, pairs) for weight in weights}
+            found: dict[str, Result] = {}
+            share([one for trials in cells.values() for one in trials],
+                  lambda one: found.update({one.name: one.result(bars)}), bars)  # fmt: skip
+            for weight, trials in cells.items():
+                rows[weight] = describe([found[one.name] for one in trials])
+            return {weight: mean_of(rows[weight])[0] for weight in weights}
 
         scores = bisect(score, self.low, self.high, self.rounds)
         trials = [{"weight": weight, "success": scores[weight], "seeds": rows[weight]} for weight in sorted(scores)]
@@ -243,15 +262,20 @@ class TuneLambda(Sweep):
         return Section(title, [text, table, figure_of("Success against lambda.", [panel])])
 
 
-def bisect(score: Callable[[float], float], low: float, high: float, rounds: int) -> dict[float, float]:
-    """Returns value -> score of all values tried, 3 + 2 per round at most; the score is assumed to have one peak."""
+def bisect(
+    score: Callable[[Sequence[float]], Mapping[float, float]], low: float, high: float, rounds: int
+) -> dict[float, float]:
+    """Returns value -> score of all values tried, 3 + 2 per round at most; the score is assumed to have one peak.
+
+    `score` gets the values of a round together.
+    """
     scores: dict[float, float] = {}
 
     def between(one: float, other: float) -> float:
         return float(f"{math.sqrt(one * other):.3g}")
 
     def look(values: Sequence[float]) -> None:
-        scores.update({value: score(value) for value in values if value not in scores})
+        scores.update(score([value for value in values if value not in scores]))
 
     points = [low, between(low, high), high]
     look(points)

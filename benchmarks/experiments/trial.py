@@ -1,9 +1,14 @@
-"""One training with its evaluation, of many: what is finished is used again, what was stopped goes on."""
+"""One training with its evaluation, of many: what is finished is used again, what was stopped goes on.
+
+Several processes may do the trials of one comparison, sweep or search at once (`share`), on one machine or on several
+that share a file system with locks.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from benchmarks.evaluation.run import Plan, weights_hash
 from benchmarks.experiments.references import make_reference
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
+from lewm_gym.files import Locked, exclusive, make_folder
 from lewm_gym.pairs import PairSet
 from lewm_gym.results import Json, Result
 
@@ -53,6 +59,11 @@ class Trial:
     def learns(self) -> bool:
         """Whether there is anything to train."""
         return hasattr(agent_class(self.agent), "presets")
+
+    @property
+    def claim(self) -> Path:
+        """What a process locks while it trains and measures; calls that share run folders share it."""
+        return self.run.with_name(f"{self.run.name}.trial")
 
     @property
     def steps(self) -> int | None:
@@ -106,6 +117,31 @@ class Trial:
             pairs, budget = self.pairs.pairs[: self.n_pairs], plan.budget or 2 * self.pairs.offset_steps
             make_reference(self.agent, self.run, self.dataset.task, pairs, plan.seed, budget)
         return plan.measure(bars.on_episodes, agent)
+
+
+def share(trials: Sequence[Trial], do: Callable[[Trial], None], bars: Any) -> None:
+    """Calls `do` with each trial, whichever no other process is at first; then waits for those of the others.
+
+    Each is locked in the meantime. By then it may have been finished by another process; one whose process was killed
+    is not locked any more, and is done here.
+    """
+    left = list(trials)
+    while left:
+        held = []
+        for one in left:
+            make_folder(one.run.parent)
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(exclusive(one.claim))
+                except Locked:
+                    held.append(one)
+                    continue
+                do(one)
+        if len(held) == len(left):
+            bars("wait for another process", 0, len(held), "training", held[0].name)
+            with exclusive(held[0].claim, wait=True):
+                do(held.pop(0))
+        left = held
 
 
 def check_count(n_pairs: int | None, pairs: PairSet) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,18 +11,21 @@ from typing import Any, ClassVar
 from benchmarks.registry import COMMANDS, load_command
 from benchmarks.report.tables import Section
 from lewm_gym.commands import Command, option
+from lewm_gym.files import exclusive, make_folder
 from lewm_gym.progress import Bars
-from lewm_gym.results import Clock, Json, Record
+from lewm_gym.results import Clock, Json, Record, partial_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Command):
     """A command that writes one record and a drawing beside it, and prints what the page shows of it.
 
-    `kind` is the command's name in COMMANDS, and the kind of its records.
+    `kind` is the command's name in COMMANDS, and the kind of its records. Only what `is_shared` may several processes
+    measure at once: they divide its trainings (`benchmarks.experiments.trial.share`).
     """
 
     kind: ClassVar[str]
+    is_shared: ClassVar[bool] = False
 
     out: Path | None = option(
         None, "record file, JSON; plots are written beside it (default: results/<command>-<input>.json)"
@@ -58,11 +62,18 @@ class Measurement(Command):
         return Record.made(self.kind, body, clock).save(self.path)
 
     def record(self, bars: Any = None, **given: Any) -> Record:
-        """Measures, writes the record with its first drawing, and returns it; `given` is handed to `measure`."""
+        """Measures, writes the record with its first drawing, and returns it; `given` is handed to `measure`.
+
+        Raises:
+            ValueError: If another process measures the same, or something does not fit.
+        """
         clock = Clock()
-        record = self.save(self.measure(bars or Bars(disable=True), **given), clock)
-        for figure in self.show(record).figures[:1]:
-            figure.save(self.path.with_suffix(".png"))
+        make_folder(self.path.parent)
+        with contextlib.nullcontext() if self.is_shared else exclusive(self.path):
+            record = self.save(self.measure(bars or Bars(disable=True), **given), clock)
+            for figure in self.show(record).figures[:1]:
+                figure.save(self.path.with_suffix(".png"))
+            partial_of(self.path).unlink(missing_ok=True)
         return record
 
     def __call__(self) -> int:
@@ -81,10 +92,17 @@ def section_of(record: Record) -> Section:
     """
     if record.kind not in COMMANDS or COMMANDS[record.kind].part is None:
         raise ValueError(f"{record.path} holds a record of {record.kind!r}, which no command here leaves")
-    try:
+    with naming(record):
         section: Section = load_command(record.kind).show(record)
-        return section
-    except (KeyError, TypeError, IndexError) as error:
+    return section
+
+
+@contextlib.contextmanager
+def naming(record: Record) -> Iterator[None]:
+    """Names the record in the error if something in it cannot be shown."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise ValueError(
             f"{record.path} is damaged or of another version ({error!r}): run the benchmark again"
         ) from None

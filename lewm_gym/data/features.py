@@ -40,6 +40,8 @@ def cached_features(
 ) -> NDArray[np.float16]:
     """Returns the features of all images, (n_pictures, ...), memory-mapped; missing ones are computed first.
 
+    While another process computes features of this dataset, this one waits.
+
     Args:
         dataset: Source of the frames.
         encoder: The frozen network; its weights determine the file name, its device is used.
@@ -47,8 +49,7 @@ def cached_features(
         progress: Called with (episodes done, episodes in all).
 
     Raises:
-        ValueError: If another process is computing features of this dataset, the frames are missing, or the file is
-            damaged.
+        ValueError: If the frames are missing, or the file is damaged.
         OSError: If the folder cannot be written.
     """
     _ = dataset.codec  # raises where there are no frames, and says what to do
@@ -56,16 +57,23 @@ def cached_features(
     shape = _encoded(dataset.frames(0, [0]), encode, device).shape[1:]
     file = dataset.folder / FOLDER / f"{_key(dataset, encoder, shape)}.f16"
     checksum = file.with_suffix(".sha256")
-    if not (file.is_file() and checksum.is_file()) and is_first():
+    if not _is_there(file, checksum) and is_first():
         make_folder(
             file.parent, "features are kept with their dataset: copy it to where you can write, and name that copy"
         )
-        with exclusive(file.parent):
-            _compute(file, dataset, lambda frames: _encoded(frames, encode, device), 2 * int(np.prod(shape)), progress)
+        with exclusive(file.parent, wait=True):  # another training on this dataset may be at it
+            if not _is_there(file, checksum):
+                _compute(
+                    file, dataset, lambda frames: _encoded(frames, encode, device), 2 * int(np.prod(shape)), progress
+                )
     wait_for_all()
-    if is_first() and sha256(file) != checksum.read_text():
+    if is_first() and sha256(file) != checksum.read_text("ascii", errors="replace"):
         raise ValueError(f"{file} is damaged (its checksum differs): delete it, then its features are computed again")
     return np.memmap(file, np.float16, "r", shape=(dataset.n_pictures, *shape))
+
+
+def _is_there(file: Path, checksum: Path) -> bool:
+    return file.is_file() and checksum.is_file()
 
 
 def _key(dataset: Dataset, encoder: nn.Module, shape: tuple[int, ...]) -> str:
