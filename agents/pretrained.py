@@ -6,7 +6,6 @@ a downloaded file is executed. Sizes come from the tensors; the configuration on
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lewm_gym import checkpoint
+from lewm_gym.files import read_json
 
 SHIPPED = Path(__file__).parent / "shipped"  # the agents that ship with the package, a folder each (agents/shipping.py)
 
@@ -187,7 +187,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(
             f"{path} must hold config.json and one .pt or .safetensors file, found {[f.name for f in files]}"
         )
-    settings = json.loads((path / "config.json").read_text())
+    settings = read_json(path / "config.json", "download it again")
     if files[0].suffix == ".safetensors":
         return checkpoint.load_tensors(files[0], foreign=True), settings
     try:

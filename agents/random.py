@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lewm_gym.files import read_json
 from lewm_gym.tasks import get_task
 from lewm_gym.types import Obs
 
@@ -47,7 +47,7 @@ class RandomAgent:
             ValueError: If the folder names no task that exists.
             OSError: If it has no `run.json`.
         """
-        description = json.loads(Path(folder, "run.json").read_text(encoding="utf-8"))
+        description = read_json(Path(folder, "run.json"), "make it again")
         return cls(get_task(str(description.get("task"))).action_size, seed)
 
     def reset(self, seeds: list[int] | None = None) -> None:

@@ -339,7 +339,10 @@ def described(network: Any, path: Path) -> dict[str, Any]:
     text = network.get_modelmeta().custom_metadata_map.get(METADATA)
     if text is None:
         raise ValueError(f"{path} is not a file of `python -m agents export`: it has no metadata")
-    found: dict[str, Any] = json.loads(text)
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged (its metadata: {error}): export the run again") from None
     if found.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {found.get('schema')}, this version reads {SCHEMA}: export the run again")
     return found

@@ -354,3 +354,23 @@ def test_damaged_measurements_are_refused(tmp_path: Path) -> None:
     Record("speed plan", {}, MADE).save(tmp_path / "m.json")
     with pytest.raises(ValueError, match=r"m.json is damaged .*figures.*run the benchmark again"):
         write_report([tmp_path / "m.json"], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_measurement_with_a_value_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
+    body, _ = RECORDS[name]
+    refused = 0
+    for field in body:
+        for value in (None, [[]], -1):
+            Record(name, body | {field: value}, MADE).save(tmp_path / "m.json")
+            try:
+                write_report([tmp_path / "m.json"], tmp_path / "page.html")
+            except ValueError as error:
+                refused += 1
+                assert "m.json is damaged" in str(error) and "\n" not in str(error), error
+    assert refused
+
+
+def test_a_command_with_an_open_quotation_is_shown_as_it_is(tmp_path: Path) -> None:
+    path = save(tmp_path, "r.json", make_result(command="python -m benchmarks plan 'x --planning cost=sum"))
+    assert "plan 'x --planning cost=sum" in Page(write_report([path], tmp_path / "page.html").read_text()).text

@@ -117,13 +117,23 @@ def test_result_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         ({"outcomes": []}, "damaged.*at least one"),
         ({"kind": "dance"}, "a record of 'dance', not of 'plan'"),
         ({"format": "something else"}, "not a LeWM-Gym record"),
+        ({"seed": "x"}, r"made.json is damaged: .*`int`.*`\$.seed`"),
+        ({"task": None}, r"`\$.task`"),
+        ({"versions": {"python": 3}}, r"`\$.versions"),
+        ({"outcomes": [{"pair": [], "success": False}]}, r"`\$.outcomes\[0\].pair`"),
+        ({"run": []}, r"`\$.run`"),
+        ({"run": {"weights": 3}}, r"`\$.run.weights`"),
+        ({"run": {"description": {"training": {"seed": []}}}}, r"`\$.run.description.training.seed`"),
+        ({"run": {"curves": {"loss": {"step": [1], "value": []}}}}, "more steps than values"),
+        ({"pairs": {"hash": []}}, r"`\$.pairs.hash`"),
+        ({"timing": {"act_seconds": "x"}}, r"`\$.timing.act_seconds`"),
     ],
 )
 def test_damaged_result_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     data = on_disk(tmp_path) | change
-    write_json(tmp_path / "r.json", {key: value for key, value in data.items() if value is not ...})
+    write_json(tmp_path / "made.json", {key: value for key, value in data.items() if value is not ...})
     with pytest.raises(ValueError, match=message):
-        Result.load(tmp_path / "r.json")
+        Result.load(tmp_path / "made.json")
 
 
 def test_cut_off_result_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from benchmarks.options import OnDevice, OnTasks
 from benchmarks.report.tables import duration
 from lewm_gym import provenance
 from lewm_gym.commands import option
-from lewm_gym.files import parse_json
+from lewm_gym.files import read_json
 from lewm_gym.results import Json, write_json
 from lewm_gym.tasks import get_task
 
@@ -185,7 +185,7 @@ class Gpu(OnTasks, OnDevice):
         path = self._path(stage)
         if not path.is_file():
             return None
-        said: Json = parse_json(path, f"delete {path}, and the stage runs again")
+        said = read_json(path, f"delete {path}, and the stage runs again")
         return said.get("state") if said.get("stage") == stage.command else None
 
     def _do(self, stage: Stage, say: Say, deadline: float | None) -> str:

@@ -23,7 +23,7 @@ from benchmarks.evaluation.protocols import Asked, Job, make_job
 from benchmarks.evaluation.run import Plan, counter, describe_agent, load_description, planner_of, weights_hash
 from benchmarks.options import Evaluating
 from benchmarks.report.plots import rate_series
-from benchmarks.report.records import Measurement
+from benchmarks.report.records import Measurement, naming
 from benchmarks.report.tables import Cell, Section, Table, percent, task_title
 from benchmarks.speed.timing import flops_of, in_turn
 from lewm_gym.commands import Command, argument, option
@@ -129,7 +129,9 @@ class Tradeoff(Evaluating, Measurement):
         known = Record.load(self.path, self.kind)
         if known.get("identity") != identity:
             raise ValueError(f"{self.path} holds another measurement: give another --out, or remove it")
-        return list(known["points"])
+        with naming(known):
+            self.show(known)
+            return list(known["points"])
 
     @staticmethod
     def show(record: Record) -> Section:

@@ -20,6 +20,7 @@ from agents import agent_class
 from benchmarks.evaluation.run import weights_hash
 from benchmarks.options import BUDGET_MIN, OnTasks, Training
 from benchmarks.registry import load_command
+from benchmarks.report.records import naming
 from benchmarks.report.tables import duration
 from lewm_gym.commands import option
 from lewm_gym.data.dataset import Dataset
@@ -175,7 +176,7 @@ class Suite(OnTasks, Training):
     def _stage(self, name: str, words: tuple[str, ...], file: str, weights: str) -> Stage:
         """Returns a stage whose record is there already if it is of the same weights."""
         out = self.out / f"{file}.json"
-        done = out.is_file() and weights in out.read_text(encoding="utf-8")
+        done = out.is_file() and weights.encode() in out.read_bytes()
         again = ("--overwrite",) if words[0] == "plan" and out.is_file() else ()
         return Stage(name, ("benchmarks", *words, *again, "--out", str(out)), done)
 
@@ -186,14 +187,16 @@ class Suite(OnTasks, Training):
     def _trained(self) -> list[tuple[str, str, Path]]:
         """Returns task, agent and run folder of each training, as the comparison lists them."""
         path = self.compared.path
-        rows = Record.load(path, "compare")["rows"] if path.is_file() else []
-        named = [(row, f"{row['task']}-{row['agent']}-{row['steps']}steps-seed") for row in rows if row["steps"]]
-        named = [(row, name) for row, name in named if row["task"] in self.tasks]
-        return [
-            (row["task"], row["agent"], self.runs / f"{name}{seed['seed']}")
-            for row, name in named
-            for seed in row["seeds"]
-        ]
+        if not path.is_file():
+            return []
+        record = Record.load(path, "compare")
+        with naming(record):
+            rows = [row for row in record["rows"] if row["steps"] and row["task"] in self.tasks]
+            return [
+                (row["task"], row["agent"], self.runs / f"{row['task']}-{row['agent']}-{row['steps']}steps-seed{seed}")
+                for row in rows
+                for seed in (one["seed"] for one in row["seeds"])
+            ]
 
     def reporting(self) -> Stage:
         """Returns what writes the page."""

@@ -17,7 +17,7 @@ import markupsafe
 from benchmarks.registry import COMMANDS, PARTS, SPEED
 from benchmarks.report import published, results
 from benchmarks.report.plots import bars
-from benchmarks.report.records import section_of
+from benchmarks.report.records import naming, section_of
 from benchmarks.report.results import WINDOW, Entry, Group, group_entries
 from benchmarks.report.tables import Mark, Section, Table, data_uri, duration, link, to_html, to_markdown
 from lewm_gym.commands import Command, argument, option
@@ -38,6 +38,21 @@ class Shown(NamedTuple):
     path: Path
     record: Record
     section: Section
+
+    def markdown(self, folder: Path) -> str:
+        """Returns it for Markdown in a folder."""
+        with naming(self.record):
+            return self.section.markdown(folder, self.path.with_suffix(".png"))
+
+    def html(self) -> str:
+        """Returns it for the page."""
+        with naming(self.record):
+            return self.section.html()
+
+    def facts(self) -> Facts:
+        """Returns what made it."""
+        with naming(self.record):
+            return facts_of_record(self.record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +131,8 @@ def write_report(
         "data_uri": data_uri,
         "link": lambda path: link(path, out.parent),
         "md": lambda section: section.markdown(out.parent),
-        "shown": lambda one: one.section.markdown(out.parent, one.path.with_suffix(".png")),
+        "shown": lambda one: one.markdown(out.parent),
+        "drawn": lambda one: markupsafe.Markup(one.html()),
         "cell": lambda cell: markupsafe.Markup(to_html(cell)),
         "section": lambda section: markupsafe.Markup(section.html()),
     }
@@ -151,7 +167,7 @@ def _content(groups: Sequence[Group], shown: Sequence[Shown]) -> dict[str, Any]:
         "window": WINDOW,
         "facts": [(one.anchor, f"{one.title}: {one.result.success}", one.path.name, facts_of_result(one), one.film)
                   for one in entries]
-        + [(one.anchor, one.section.title, one.path.name, facts_of_record(one.record), None) for one in shown],
+        + [(one.anchor, one.section.title, one.path.name, one.facts(), None) for one in shown],
         "code": CODE,
     }  # fmt: skip
 
