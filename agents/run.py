@@ -19,11 +19,12 @@ from agents.devices import choose_device
 from lewm_gym import checkpoint, provenance, training
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.union import open_datasets, parts_of
-from lewm_gym.files import exclusive, make_folder, remove_leftovers, sha256_of
+from lewm_gym.files import exclusive, is_whole, make_folder, remove_leftovers, sha256_of
 from lewm_gym.nn.distributed import is_first, wait_for_all, world_size
 from lewm_gym.plots import save_curves
 from lewm_gym.training import OnLog, Sink, TrainingConfig
 
+CURVES = "curves.png"
 #: What a resumed run may have otherwise: it continues, if not bit for bit.
 MAY_CHANGE = ("device", "threads", "processes")
 #: Settings of training on which the weights do not depend: a resumed run may have them otherwise, too.
@@ -92,6 +93,8 @@ def train_run(
                     cpu_seconds = None if resumed else time.process_time() - began
                     _finish(folder, {**description, "identity": run}, seconds, cpu_seconds)
                 wait_for_all()
+    elif is_first() and not is_whole(folder / CURVES):
+        _draw_curves(folder, description)
     return agent_class.load(folder, device=device)
 
 
@@ -165,13 +168,18 @@ def _describe_parts(dataset: Dataset) -> dict[str, Any]:
 
 
 def _finish(folder: Path, description: dict[str, Any], seconds: float, cpu_seconds: float | None) -> None:
-    rows = training.read_log(folder / checkpoint.LOG)
-    title = f"{description['agent']} on {description['task']}, seed {description['training']['seed']}"
-    save_curves(rows, folder / "curves.png", title)
+    _draw_curves(folder, description)
     done = {**description, **provenance.describe(), "finished": True, "training_seconds": round(seconds, 1)}
     if cpu_seconds is not None:  # of all threads, loading and encoding included; known of an uninterrupted training
         done["cpu_seconds"] = round(cpu_seconds, 1)
     checkpoint.save_description(folder, done)
+
+
+def _draw_curves(folder: Path, description: dict[str, Any]) -> None:
+    rows = training.read_log(folder / checkpoint.LOG)
+    title = f"{description['agent']} on {description['task']}, seed {description['training']['seed']}"
+    if rows:
+        save_curves(rows, folder / CURVES, title)
 
 
 def _configure(agent_class: Any, preset: str, overrides: dict[str, Any], dataset: Dataset) -> Recipe:

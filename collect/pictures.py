@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lewm_gym.data import Dataset
-from lewm_gym.files import atomic_file, atomic_path
+from lewm_gym.files import atomic_file, atomic_path, is_whole
 
 SHEET_NAME = "contact_sheet.png"
 FILM_NAME = "film.mp4"
@@ -18,16 +18,10 @@ FPS = 10  # environment steps per second
 def draw_pictures(dataset: Dataset, redraw: bool = True) -> None:
     """Writes `contact_sheet.png` and `film.mp4` into the dataset's folder, if missing, incomplete or `redraw`."""
     sheet, film = dataset.folder / SHEET_NAME, dataset.folder / FILM_NAME
-    if redraw or not _is_whole(sheet, b"\x89PNG", b"IEND\xaeB`\x82"):
+    if redraw or not is_whole(sheet):
         _write_sheet(sheet, contact_sheet(dataset))
-    if redraw or not _is_whole(film, b"ftyp"):
+    if redraw or not is_whole(film):
         _write_film(film, film_frames(dataset), FPS / dataset.picture_every)
-
-
-def _is_whole(path: Path, head: bytes, tail: bytes = b"") -> bool:
-    """Returns whether a file exists that begins (within 8 bytes) and ends as its format requires."""
-    content = path.read_bytes() if path.is_file() else b""
-    return head in content[:8] and content.endswith(tail)
 
 
 def contact_sheet(dataset: Dataset, rows: int = 6, columns: int = 8) -> NDArray[np.uint8]:

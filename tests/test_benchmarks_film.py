@@ -16,6 +16,7 @@ from agents.random import RandomAgent
 from benchmarks.evaluation import film
 from benchmarks.evaluation.envs import Settings
 from benchmarks.evaluation.evaluate import evaluate, record
+from lewm_gym.files import is_whole
 from lewm_gym.pairs import PairSet, load_shipped
 from lewm_gym.results import Outcome, Result
 
@@ -98,6 +99,11 @@ def test_a_lost_film_is_made_again_without_measuring(tmp_path: Path) -> None:
     assert again == result == Result.load(out)
     assert out.with_suffix(".mp4").read_bytes() == film_bytes and out.with_suffix(".png").is_file()
     assert {stage for stage, _, _ in stages} == {"film"}
+    for suffix, damage in ((".mp4", film_bytes[:-1]), (".mp4", b""), (".png", b"\x89PNG")):
+        out.with_suffix(suffix).write_bytes(damage)
+        measure(run, **asked)
+        assert out.with_suffix(".mp4").read_bytes() == film_bytes and is_whole(out.with_suffix(".png"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_result_without_a_film_gets_one(tmp_path: Path) -> None:

@@ -306,6 +306,15 @@ def test_run_folder_is_complete(dataset, tmp_path):
     np.testing.assert_allclose(weights(tmp_path / "run")["action_std"], np.nanstd(actions, axis=0), rtol=1e-5)
 
 
+def test_curves_that_were_cut_off_are_drawn_again(finished, dataset):
+    curves = finished / "curves.png"
+    whole = curves.read_bytes()
+    for damage in (b"", whole[:-20]):
+        curves.write_bytes(damage)
+        run(dataset, finished)
+        assert curves.read_bytes() == whole
+
+
 def test_loss_that_is_not_a_number_stops_training(dataset, tmp_path):
     with pytest.raises(TrainingDiverged, match="at step"):
         run(dataset, tmp_path / "run", learning_rate=1e30, schedule="constant", clip_norm=1e30)

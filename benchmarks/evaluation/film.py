@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -105,19 +105,14 @@ def _encode(path: Path, frames: Sequence[Frame]) -> None:
     except ImportError:
         raise ImportError("films need imageio-ffmpeg; install it with: pip install imageio-ffmpeg") from None
     height, width, _ = frames[0].shape
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ffmpeg tells the format by the suffix
     form: dict[str, Any] = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": None}  # what every browser decodes
     form["output_params"] = ["-crf", "20", "-preset", "slow", "-threads", "1", "-movflags", "+faststart"]
-    writer = imageio_ffmpeg.write_frames(str(temporary), (width, height), fps=FPS, ffmpeg_log_level="error", **form)
-    try:
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
-        os.replace(temporary, path)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(str(temporary), (width, height), fps=FPS, ffmpeg_log_level="error", **form)
+        with contextlib.closing(writer):
+            writer.send(None)
+            for frame in frames:
+                writer.send(np.ascontiguousarray(frame))
 
 
 def contact_sheet(episodes: Sequence[Episode], title: str) -> Image.Image:
