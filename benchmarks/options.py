@@ -16,11 +16,11 @@ BUDGET_MIN = 10.0  # of a training, unless something else is asked for
 class Evaluating(Command):
     """Options of every evaluation of finished runs."""
 
-    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
+    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1, most=100_000)
     seed: int = option(0, "planner seed", least=0)
     n_envs: int = option(16, "environments evaluated at once; changes the speed, not the outcomes", least=1)
     workers: int = option(
-        os.cpu_count() or 1, "processes for the environments; changes the speed, not the outcomes", least=1
+        os.cpu_count() or 1, "processes for the environments; changes the speed, not the outcomes", least=1, most=1024
     )
 
     def evaluating(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Training(Command):
         metavar="MINUTES",
         least=1e-6,
     )
-    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1)
+    n_pairs: int | None = option(None, "number of pairs, from the first (default: all)", least=1, most=100_000)
     settings: tuple[str, ...] = option(
         (),
         "settings of agents that replace their preset's, e.g. gcbc.learning_rate=0.001",

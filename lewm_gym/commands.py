@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from typing import Any, Self
 
 from lewm_gym import cli
 
+LARGEST = 2**63  # of whole numbers
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "FILE"}
 Settings = dict[str, Any]  # a field of this type is given as NAME=VALUE ...
 
@@ -38,6 +40,7 @@ def option(
     text: str,
     *,
     least: float | None = None,
+    most: float | None = None,
     metavar: str | None = None,
     flag: str | None = None,
     choices: Sequence[str] | None = None,
@@ -50,13 +53,14 @@ def option(
         default: Default value; for a tuple's field the values, for a `Settings` field none.
         text: Help, with the unit; the default is added.
         least: The smallest number allowed.
+        most: The largest number allowed.
         metavar: Name of the value in the help.
         flag: In place of `--field-name`; `--no-...` for a field that is true by default.
         choices: Allowed values, if they are few.
         positional: Whether it is an optional positional argument.
         const: Value of the flag without an argument.
     """
-    metadata = {"text": text, "metavar": metavar, "flag": flag, "least": least, "choices": choices}
+    metadata = {"text": text, "metavar": metavar, "flag": flag, "least": least, "most": most, "choices": choices}
     metadata |= {"positional": positional, "const": const}
     if default == {}:
         return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -71,10 +75,16 @@ class Command:
             self._check(field, getattr(self, field.name))
 
     def _check(self, field: dataclasses.Field[Any], value: Any) -> None:
-        least, choices = field.metadata.get("least"), field.metadata.get("choices")
+        least, most, choices = (field.metadata.get(name) for name in ("least", "most", "choices"))
         for one in value if isinstance(value, tuple) else (value,):
-            if least is not None and one is not None and not least <= one < float("inf"):
+            if least is not None and one is not None and not least <= one:
                 raise ValueError(f"{_flag(field)} must {_at_least(least)}, got {one}")
+            if most is not None and one is not None and one > most:
+                raise ValueError(f"{_flag(field)} must be at most {most:g}, got {one}")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(f"{_flag(field)} must be a finite number, got {one}")
+            if isinstance(one, int) and abs(one) >= LARGEST:
+                raise ValueError(f"{_flag(field)} must fit into 64 bits, got {one}")
             if choices is not None and one is not None and one not in choices:
                 raise ValueError(f"{_flag(field)} must be one of {', '.join(choices)}, got {one!r}")
 

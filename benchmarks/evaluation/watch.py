@@ -22,7 +22,7 @@ class Watch(OnDevice):
     """Records a film of an agent on held-out pairs: a pretrained agent, or the agent of a run folder."""
 
     agent: str = argument("a pretrained agent (two_room, pusht, cube, ...), a run folder, or user/name on the Hub")
-    n_pairs: int = option(4, "number of pairs, from the first: one episode each", least=1)
+    n_pairs: int = option(4, "number of pairs, from the first: one episode each", least=1, most=200)
     seed: int = option(0, "planner seed", least=0)
     out: Path | None = option(None, "film (.mp4); a .png is written beside it (default: runs/films/<agent>.mp4)")
     window: bool = option(False, "also play the film in a window; Escape closes it")

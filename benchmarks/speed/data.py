@@ -53,10 +53,10 @@ class Data(Measurement):
     datasets: tuple[Path, ...] = option(
         (), "dataset folders (default: those of the tasks in data/)", metavar="DATASET", positional=True
     )
-    seconds: float = option(3.0, "seconds per measurement", least=1e-6)
+    seconds: float = option(3.0, "seconds per measurement", least=1e-6, most=86_400)
     batch_size: int = option(128, "clips in a batch", least=1)
     threads: int | None = option(
-        None, "threads that load batches in advance (default: one per core, at most 4)", least=1
+        None, "threads that load batches in advance (default: one per core, at most 4)", least=1, most=1024
     )
     plain_episodes: int = option(6, "episodes to write for the plain readers, 0 for none", least=0)
 

@@ -41,7 +41,7 @@ class Envs(OnTasks, Measurement):
 
     kind = "speed envs"
 
-    seconds: float = option(5.0, "seconds per measurement", least=1e-6)
+    seconds: float = option(5.0, "seconds per measurement", least=1e-6, most=86_400)
     quality: str | None = option(None, "render quality: fast or reference (default: fast)")
 
     def measure(self, bars: Any) -> Json:
