@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from collect.workers import EpisodeSource, play_in_processes
 from lewm_gym.data import Dataset
-from lewm_gym.data.format import MOST_EPISODES, Header
+from lewm_gym.data.format.header import Header
+from lewm_gym.data.format.shard import MOST_EPISODES
 from lewm_gym.data.writer import DatasetWriter, open_writer
 from lewm_gym.provenance import usable_cores
 from lewm_gym.tasks import get_task
@@ -26,25 +28,31 @@ MOST_WORKERS = 1024
 Progress = Callable[[int, int, int], None]
 
 
+class How(TypedDict, total=False):
+    """How a collection is carried out, which changes nothing of its episodes; see `collect_from`."""
+
+    first: int
+    workers: int | None
+    ray: str | None
+    pictures: bool
+    progress: Progress | None
+
+
 def collect(
     task: str,
     folder: str | Path,
     episodes: int | None = None,
     *,
-    first: int = 0,
     seed: int = 0,
-    workers: int | None = None,
-    ray: str | None = None,
     policy: str | None = None,
     noise: float | None = None,
     render_quality: str | None = None,
     states_only: bool = False,
     variations: str | None = None,
-    pictures: bool = True,
     picture_every: int = 1,
-    progress: Progress | None = None,
+    **how: Unpack[How],
 ) -> Dataset:
-    """Collects episodes `first` to `first + episodes - 1` into a folder and returns the dataset.
+    """Collects episodes into a folder and returns the dataset.
 
     Existing episodes are kept: an interrupted collection resumes, a larger number extends it. Episode i is a function
     of (task, policy, noise, seed, i) only.
@@ -53,20 +61,15 @@ def collect(
         task: Name of the task.
         folder: Output folder; made if needed.
         episodes: How many; None: the paper's number.
-        first: Number of the first episode, for collecting a range on each of several machines.
         seed: Seed of the whole collection.
-        workers: Worker processes; None: one per CPU core; 1: this process. With more than one, a script needs
-            `if __name__ == "__main__":`, because workers are spawned.
-        ray: Address of a Ray cluster to use instead ("auto", "ray://head:10001"), or "local".
         policy: Name of the behaviour policy; None: the task's default.
         noise: The policy's noise level, in its own unit; None: its default.
         render_quality: Of the environment; None: its default.
         states_only: Store no frames; `python -m collect render` renders them later.
         variations: Variations to sample for every episode: "all", or names separated by commas.
-        pictures: Whether to write a contact sheet and a film.
         picture_every: N: render and store frames 0, N, 2N, ... of each episode only; states and actions of all steps
             are stored.
-        progress: Called after every episode with (episodes finished, frames finished, episodes to collect).
+        how: First episode, workers and the like, see `collect_from`.
 
     Raises:
         ValueError: For arguments out of range, a folder with another dataset, or an invalid action of the policy.
@@ -86,17 +89,7 @@ def collect(
         variations=variations,
         picture_every=picture_every,
     )
-    return collect_from(
-        partial(EpisodeRunner, header),
-        header,
-        folder,
-        episodes,
-        first=first,
-        workers=workers,
-        ray=ray,
-        pictures=pictures,
-        progress=progress,
-    )
+    return collect_from(partial(EpisodeRunner, header), header, folder, episodes, **how)
 
 
 def collect_from(
@@ -118,31 +111,19 @@ def collect_from(
         header: Of the dataset.
         folder: Output folder.
         episodes: How many.
-        first: Number of the first episode.
-        workers: Processes.
-        ray: Address of a Ray cluster instead.
+        first: Number of the first episode, for collecting a range on each of several machines.
+        workers: Worker processes; None: one per CPU core; 1: this process. With more than one, a script needs
+            `if __name__ == "__main__":`, because workers are spawned.
+        ray: Address of a Ray cluster to use instead ("auto", "ray://head:10001"), or "local"; its machines need what
+            makes the episodes.
         pictures: Whether to write a contact sheet and a film.
-        progress: As in `collect`.
+        progress: Called after every episode with (episodes finished, frames finished, episodes to collect).
 
     Raises:
         ValueError: For arguments out of range, or a folder with another dataset.
     """
     workers = usable_cores() if workers is None else workers
-    for name, value, least in (("episodes", episodes, 1), ("workers", workers, 1), ("first", first, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    for name, value, most in (
-        ("episodes", episodes, MOST_AT_ONCE),
-        ("workers", workers, MOST_WORKERS),
-        ("first + episodes", first + episodes, MOST_EPISODES),
-        ("seed", header.seed, 2**63),
-    ):
-        if value > most:
-            raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
-    if header.noise is not None and not 0 <= header.noise < math.inf:
-        raise ValueError(f"noise must be a number of at least 0, got {header.noise}")
-    if header.seed in (RESERVED_SEED, TUNING_SEED):
-        raise ValueError(f"seed {header.seed} is reserved for evaluation pairs: choose another one")
+    _check_numbers(header, episodes, first, workers)
     folder = Path(folder)
     with open_writer(folder, header, range(first, first + episodes)) as writer:
         changed = bool(writer.missing)
@@ -154,6 +135,25 @@ def collect_from(
 
         draw_pictures(dataset, redraw=changed)
     return dataset
+
+
+def _check_numbers(header: Header, episodes: int, first: int, workers: int) -> None:
+    """Raises ValueError for what is out of range."""
+    for name, value, least, most in (
+        ("episodes", episodes, 1, MOST_AT_ONCE),
+        ("workers", workers, 1, MOST_WORKERS),
+        ("first", first, 0, math.inf),
+        ("first + episodes", first + episodes, 1, MOST_EPISODES),
+        ("seed", header.seed, 0, 2**63),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
+    if header.noise is not None and not 0 <= header.noise < math.inf:
+        raise ValueError(f"noise must be a number of at least 0, got {header.noise}")
+    if header.seed in (RESERVED_SEED, TUNING_SEED):
+        raise ValueError(f"seed {header.seed} is reserved for evaluation pairs: choose another one")
 
 
 def fill(

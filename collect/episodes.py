@@ -16,7 +16,7 @@ from collect.policies import make_policy, policies_of
 from collect.variations import choose_variations, draw_variations
 from lewm_gym.data.codec import EncodedEpisode, EpisodeEncoder, FrameCodec, codec_for
 from lewm_gym.data.episode import Episode, check_episode
-from lewm_gym.data.format import Header, columns_of, installed_versions
+from lewm_gym.data.format.header import Header, columns_of, installed_versions
 from lewm_gym.data.writer import save_episode
 from lewm_gym.tasks import get_task
 from lewm_gym.types import BehaviourPolicy, Obs

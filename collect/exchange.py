@@ -2,129 +2,103 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lewm_gym.cli import Parser
+from lewm_gym.commands import Command, argument, option
+from lewm_gym.progress import Bars
+
+if TYPE_CHECKING:
+    from lewm_gym.data import Dataset
 
 EXPORTS = ("hdf5", "lerobot", "minari")
 IMPORTS = ("hdf5", "lance", "lerobot", "minari")
-Bar = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
-Summary = Callable[[Any], str]
 
 
-def add_commands(commands: argparse._SubParsersAction[Parser], bar: Bar, summary: Summary) -> None:
-    """Adds the four commands.
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Exports a dataset to another format."""
 
-    Args:
-        commands: Subparsers of the parser.
-        bar: Creates a progress bar from a title and a unit.
-        summary: Describes a dataset in one line.
-    """
-    for name, help_text, add, main in (
-        ("export", "export a dataset to another format", _export_options, _export),
-        ("import", "import a dataset from another format", _import_options, _import),
-        ("push", "upload a dataset to the Hugging Face Hub", _push_options, _push),
-        ("pull", "download a dataset from the Hugging Face Hub", _pull_options, _pull),
-    ):
-        verb, what = help_text.split(maxsplit=1)
-        parser = commands.add_parser(name, help=help_text, description=f"{verb.capitalize()}s {what}.")
-        add(parser)
-        parser.set_defaults(main=lambda options, main=main: main(options, bar, summary))
-
-
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
-    parser.add_argument(
-        "--format", choices=EXPORTS, default="hdf5", help="output format (default: hdf5, stable-worldmodel's)"
+    folder: Path = argument("dataset")
+    format: str = option("hdf5", "output format; hdf5 is stable-worldmodel's", choices=EXPORTS)
+    out: Path | None = option(
+        None, "output file or folder (default: FOLDER.h5, FOLDER-minari or FOLDER-lerobot)", metavar="PATH"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help="output file or folder (default: FOLDER.h5, FOLDER-minari or FOLDER-lerobot)",
+    lossy: bool = option(False, "Minari only: store frames as JPEG, about a fiftieth of the size")
+
+    def __call__(self) -> int:
+        """Exports, with a progress bar."""
+        from lewm_gym.data import Dataset
+
+        dataset, kind = Dataset.open(self.folder), self.format
+        if self.lossy and kind != "minari":
+            raise ValueError("--lossy needs --format minari: the other formats are lossless")
+        name = f"{self.folder.name}-{kind}"
+        out = self.out or (self.folder.with_suffix(".h5") if kind == "hdf5" else self.folder.with_name(name))
+        with Bars() as bars:
+            advance = bars.of(f"export {self.folder}", "episode")
+            if kind == "hdf5":
+                from lewm_gym.data.foreign.hdf5 import export_hdf5
+
+                export_hdf5(dataset, out, advance)
+            elif kind == "minari":
+                from lewm_gym.data.foreign.minari import export_minari
+
+                export_minari(dataset, out, self.lossy, advance)
+            else:
+                from lewm_gym.data.foreign.lerobot_export import export_lerobot
+
+                export_lerobot(dataset, out, progress=advance)
+        files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
+        print(f"{out}: {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB from {summary(dataset)}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Command):
+    """Imports a dataset from another format."""
+
+    source: Path = argument("HDF5 file, or Lance, Minari or LeRobot folder")
+    format: str | None = option(None, "format of SOURCE (default: detected)", choices=IMPORTS)
+    task: str | None = option(None, "task name to record, such as pusht; required for HDF5 and Lance")
+    out: Path = option(..., "dataset folder", metavar="FOLDER")
+    state: str | None = option(
+        None, "column of the state (default: HDF5: state; Lance: state, or qpos,qvel; LeRobot: observation.state)"
     )
-    parser.add_argument(
-        "--lossy", action="store_true", help="Minari only: store frames as JPEG, about a fiftieth of the size"
-    )
+    pixels: str | None = option(None, "image column or camera, if there are several (Lance, Minari, LeRobot)")
 
+    def __call__(self) -> int:
+        """Imports, with a progress bar."""
+        kind = self.format or _kind_of(self.source)
+        for name, kinds in (("state", ("hdf5", "lance", "lerobot")), ("pixels", ("lance", "minari", "lerobot"))):
+            if getattr(self, name) is not None and kind not in kinds:
+                raise ValueError(f"--{name} does not apply to {kind}")
+        with Bars() as bars:
+            dataset = self._dataset(kind, bars)
+        print(summary(dataset))
+        return 0
 
-def _export(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
-    from lewm_gym.data import Dataset
+    def _dataset(self, kind: str, bars: Bars) -> Dataset:
+        """Returns the imported dataset."""
+        source, out, task, advance = self.source, self.out, self.task, bars.of(f"import {self.source}", "episode")
+        if kind == "minari":
+            from lewm_gym.data.foreign.minari import import_minari
 
-    dataset, folder = Dataset.open(options.folder), options.folder
-    if options.lossy and options.format != "minari":
-        raise ValueError("--lossy needs --format minari: the other formats are lossless")
-    default = (
-        folder.with_suffix(".h5") if options.format == "hdf5" else folder.with_name(f"{folder.name}-{options.format}")
-    )
-    out: Path = options.out or default
-    with bar(f"export {folder}", "episode") as advance:
-        if options.format == "hdf5":
-            from lewm_gym.data.foreign.hdf5 import export_hdf5
+            return import_minari(source, out, task, self.pixels, advance)
+        if kind == "lerobot":
+            from lewm_gym.data.foreign.lerobot import STATE, import_lerobot
 
-            export_hdf5(dataset, out, advance)
-        elif options.format == "minari":
-            from lewm_gym.data.foreign.minari import export_minari
-
-            export_minari(dataset, out, options.lossy, advance)
-        else:
-            from lewm_gym.data.foreign.lerobot_export import export_lerobot
-
-            export_lerobot(dataset, out, progress=advance)
-    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
-    print(f"{out}: {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB from {summary(dataset)}")
-
-
-def _import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="HDF5 file, or Lance, Minari or LeRobot folder")
-    parser.add_argument("--format", choices=IMPORTS, help="format of SOURCE (default: detected)")
-    parser.add_argument(
-        "--task", metavar="NAME", help="task name to record, such as pusht; required for HDF5 and Lance"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="dataset folder")
-    parser.add_argument(
-        "--state",
-        metavar="NAME",
-        help="column of the state (default: HDF5: state; Lance: state, or qpos,qvel; LeRobot: observation.state)",
-    )
-    parser.add_argument(
-        "--pixels", metavar="NAME", help="image column or camera, if there are several (Lance, Minari, LeRobot)"
-    )
-
-
-def _import(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
-    kind = options.format or _kind_of(options.source)
-    for name, kinds in (("state", ("hdf5", "lance", "lerobot")), ("pixels", ("lance", "minari", "lerobot"))):
-        if getattr(options, name) is not None and kind not in kinds:
-            raise ValueError(f"--{name} does not apply to {kind}")
-    if kind in ("hdf5", "lance") and options.task is None:
-        raise ValueError(f"{options.source} does not contain its task: add --task, such as --task pusht")
-    with bar(f"import {options.source}", "episode") as advance:
+            return import_lerobot(source, out, task, self.pixels, self.state or STATE, advance)
+        if task is None:
+            raise ValueError(f"{source} does not contain its task: add --task, such as --task pusht")
         if kind == "hdf5":
             from lewm_gym.data.foreign.hdf5 import import_hdf5
 
-            dataset = import_hdf5(options.source, options.out, options.task, options.state or "state", progress=advance)
-        elif kind == "lance":
-            from lewm_gym.data.foreign.lance import import_lance
+            return import_hdf5(source, out, task, self.state or "state", progress=advance)
+        from lewm_gym.data.foreign.lance import import_lance
 
-            dataset = import_lance(
-                options.source, options.out, options.task, options.state, options.pixels, progress=advance
-            )
-        elif kind == "minari":
-            from lewm_gym.data.foreign.minari import import_minari
-
-            dataset = import_minari(options.source, options.out, options.task, options.pixels, advance)
-        else:
-            from lewm_gym.data.foreign.lerobot import STATE, import_lerobot
-
-            dataset = import_lerobot(
-                options.source, options.out, options.task, options.pixels, options.state or STATE, advance
-            )
-    print(summary(dataset))
+        return import_lance(source, out, task, self.state, self.pixels, progress=advance)
 
 
 def _kind_of(source: Path) -> str:
@@ -137,26 +111,43 @@ def _kind_of(source: Path) -> str:
     return "lerobot" if (source / "meta" / "info.json").exists() else "minari"
 
 
-def _push_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="dataset")
-    parser.add_argument("repository", metavar="NAME/REPOSITORY", help="created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+@dataclass(frozen=True, kw_only=True)
+class Push(Command):
+    """Uploads a dataset to the Hugging Face Hub."""
+
+    folder: Path = argument("dataset")
+    repository: str = argument("created if it does not exist", metavar="NAME/REPOSITORY")
+    private: bool = option(False, "make a new repository private")
+
+    def __call__(self) -> int:
+        """Prints where it is."""
+        from lewm_gym.data.foreign.hub import push
+
+        print(push(self.folder, self.repository, self.private))
+        return 0
 
 
-def _push(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
-    from lewm_gym.data.foreign.hub import push
+@dataclass(frozen=True, kw_only=True)
+class Pull(Command):
+    """Downloads a dataset from the Hugging Face Hub."""
 
-    print(push(options.folder, options.repository, options.private))
+    repository: str = argument("dataset on the Hub", metavar="NAME/REPOSITORY")
+    out: Path | None = option(None, "dataset folder (default: data/REPOSITORY)", metavar="FOLDER")
+    revision: str | None = option(None, "branch, tag or commit (default: the latest)")
+
+    def __call__(self) -> int:
+        """Downloads and describes it."""
+        from lewm_gym.data.foreign.hub import pull
+
+        out = self.out or Path("data") / self.repository.rpartition("/")[2]
+        print(summary(pull(self.repository, out, self.revision)))
+        return 0
 
 
-def _pull_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="NAME/REPOSITORY", help="dataset on the Hub")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="dataset folder (default: data/REPOSITORY)")
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the latest)")
-
-
-def _pull(options: argparse.Namespace, bar: Bar, summary: Summary) -> None:
-    from lewm_gym.data.foreign.hub import pull
-
-    out = options.out or Path("data") / options.repository.rpartition("/")[2]
-    print(summary(pull(options.repository, out, options.revision)))
+def summary(dataset: Dataset) -> str:
+    """Returns a line on a dataset."""
+    megabytes = sum(shard.bytes for shard in dataset.manifest.shards) / 1e6
+    return (
+        f"{dataset.folder}: {dataset.n_episodes:,} episodes, {dataset.n_frames:,} frames "
+        f"(mean length {dataset.lengths.mean():.1f}), {megabytes:,.1f} MB, content {dataset.content_hash}"
+    )

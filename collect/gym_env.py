@@ -10,20 +10,20 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from collect.collector import Progress, collect_from
+from collect.collector import How, collect_from
 from collect.episodes import EpisodeRunner, check_picture_every
 from collect.policies.foreign import ForeignPolicy, name_of_policy
 from envs.pixel_goal import PixelGoal
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import codec_for
-from lewm_gym.data.format import SIMULATORS, Header, installed_versions
+from lewm_gym.data.format.header import SIMULATORS, Header, installed_versions
 from lewm_gym.tasks import IMAGE_SIZE
 
 PREFIX = "gym:"
@@ -56,13 +56,9 @@ def collect_gym(
     episodes: int,
     policy: PolicyChoice | None = None,
     *,
-    first: int = 0,
     seed: int = 0,
-    workers: int | None = None,
-    ray: str | None = None,
-    pictures: bool = True,
     picture_every: int = 1,
-    progress: Progress | None = None,
+    **how: Unpack[How],
 ) -> Dataset:
     """Collects episodes of your own environment into a folder and returns the dataset.
 
@@ -75,51 +71,41 @@ def collect_gym(
         folder: Output folder; made if needed.
         episodes: How many.
         policy: Behaviour policy; by default uniform random actions.
-        first: Number of the first episode.
         seed: Seed of the whole collection.
-        workers: Processes; None: one per CPU core; 1 plays in this process.
-        ray: Address of a Ray cluster to use instead; its machines need the environment and the policy.
-        pictures: Whether to write a contact sheet and a film.
         picture_every: N: render and store frames 0, N, 2N, ... of each episode only.
-        progress: As in `collect`.
+        how: First episode, workers and the like, see `collect.collector.collect_from`.
 
     Raises:
         ValueError: For an environment or policy that does not fit, or arguments out of range.
     """
     policy = policy or PolicyChoice()
+    header = _header(env_id, policy, seed, picture_every)
+    return collect_from(partial(make_runner, header, policy), header, folder, episodes, **how)
+
+
+def _header(env_id: str, policy: PolicyChoice, seed: int, picture_every: int) -> Header:
+    """Returns the recipe of a collection; raises ValueError for a policy that does not fit, or what is out of range."""
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     check_picture_every(picture_every)
     if not 0.0 <= policy.noise < np.inf:
         raise ValueError(f"noise must be at least 0, got {policy.noise}")
+    task = PREFIX + env_id
     env = CollectedEnv(env_id)
     try:
         name = name_of_policy(policy.name, policy.checkpoint, policy.trust)
         _make_policy(policy, env)  # says at once what is wrong with it
-        task, low, high = PREFIX + env_id, env.action_low.tolist(), env.action_high.tolist()
     finally:
         env.close()
-    header = Header(
+    return Header(
         task=task,
         policy=name,
         noise=policy.noise or None,
         seed=seed,
         codec=codec_for(task).as_json(),
-        action_low=tuple(low),
-        action_high=tuple(high),
+        action_low=tuple(env.action_low.tolist()),
+        action_high=tuple(env.action_high.tolist()),
         picture_every=picture_every,
-    )
-    make_source = partial(make_runner, header, policy)
-    return collect_from(
-        make_source,
-        header,
-        folder,
-        episodes,
-        first=first,
-        workers=workers,
-        ray=ray,
-        pictures=pictures,
-        progress=progress,
     )
 
 

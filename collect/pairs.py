@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from collect.collector import RESERVED_SEED
 from collect.episodes import EpisodeRunner, make_env, make_header
 from lewm_gym.data.episode import Episode
-from lewm_gym.data.format import installed_versions
+from lewm_gym.data.format.header import installed_versions
 from lewm_gym.pairs import Pair, PairSet
 from lewm_gym.tasks import get_task
 

@@ -11,7 +11,7 @@ from collect.collector import fill
 from collect.episodes import check_picture_every, make_env
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import EncodedEpisode, EpisodeEncoder, FrameCodec, codec_for
-from lewm_gym.data.format import Header, installed_versions
+from lewm_gym.data.format.header import Header, installed_versions
 from lewm_gym.data.writer import open_writer, save_episode
 from lewm_gym.provenance import usable_cores
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
-from lewm_gym import processes
+from lewm_gym.processes import ProcessDied, Worker
 
 _MAX_QUEUED = 16  # episodes that a worker has before it, so that it continues while a shard is written (0.3 s)
 _MAX_DEATHS = 3  # of workers on the same episode
@@ -43,87 +42,56 @@ def play_in_processes(
     """
     waiting = deque(numbers)
     deaths: dict[int, int] = {}
-    pool: list[_Worker] = []
+    pool: list[_Collector] = []
     try:
         while waiting or any(worker.queue for worker in pool):
             while len(pool) < workers and waiting:
-                with processes.interrupts_held():
-                    pool.append(_Worker(make_source, folder))
+                pool.append(_Collector(make_source, folder))
             for worker in pool:
                 worker.fill(waiting, share=len(waiting) // (2 * workers))
             ready = wait([worker.connection for worker in pool])
             for worker in [w for w in pool if w.connection in ready]:
-                answer = worker.receive()
-                if answer is not None:
-                    yield answer
+                try:
+                    number, frames = worker.receive()
+                except ProcessDied:
+                    pool.remove(worker)
+                    worker.stop()
+                    if worker.queue:
+                        _note_death(deaths, worker)
+                        waiting.extendleft(reversed(worker.queue))
                     continue
-                pool.remove(worker)
-                worker.stop()
-                if worker.queue:
-                    _note_death(deaths, worker)
-                    waiting.extendleft(reversed(worker.queue))
+                worker.queue.remove(number)
+                yield number, frames
     finally:
         for worker in pool:
             worker.stop()
 
 
-def _note_death(deaths: dict[int, int], worker: _Worker) -> None:
+def _note_death(deaths: dict[int, int], worker: _Collector) -> None:
     number = worker.queue[0]
     deaths[number] = deaths.get(number, 0) + 1
     if deaths[number] >= _MAX_DEATHS:
         raise ChildProcessError(
-            f"{_MAX_DEATHS} worker processes died on episode {number} (last exit code {worker.exit_code}): "
+            f"{_MAX_DEATHS} worker processes died on episode {number} (last exit code {worker.process.exitcode}): "
             "is memory short? Try fewer --workers; finished episodes are kept"
         )
 
 
-class _Worker:
+class _Collector(Worker):
     """A process and its pending episodes."""
 
     def __init__(self, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
+        super().__init__(partial(_saver, make_source, folder))
         self.queue: deque[int] = deque()
-        self._process, self.connection = processes.start(_serve, make_source, folder)
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.exitcode
 
     def fill(self, waiting: deque[int], share: int) -> None:
         """Distributes episodes; towards the end one by one, so that all workers finish together."""
         while waiting and len(self.queue) < max(1, min(_MAX_QUEUED, share)):
-            with contextlib.suppress(BrokenPipeError):  # it died: receive() will say so
-                self.connection.send(waiting[0])
+            self.send(waiting[0])
             self.queue.append(waiting.popleft())
 
-    def receive(self) -> tuple[int, int] | None:
-        """Returns (number, frames), or None if the process died; raises what the episode raised."""
-        try:
-            number, frames, error = self.connection.recv()
-        except (EOFError, ConnectionError):
-            return None
-        if error is not None:
-            raise error
-        self.queue.remove(number)
-        return number, frames
 
-    def stop(self) -> None:
-        self.connection.close()
-        self._process.terminate()
-        self._process.join()
-
-
-def _serve(connection: Connection, make_source: Callable[[], EpisodeSource], folder: Path) -> None:
-    """Collects requested episodes until the other end closes: a worker whose parent was killed ends by itself."""
-    processes.ignore_interrupts()
-    source = None
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            number = connection.recv()
-            try:
-                source = source or make_source()
-                connection.send((number, source.save(folder, number), None))
-            except (EOFError, ConnectionError):
-                raise
-            except Exception as error:
-                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-                connection.send((number, 0, processes.picklable(error)))
+def _saver(make_source: Callable[[], EpisodeSource], folder: Path) -> Callable[[int], tuple[int, int]]:
+    """Returns what writes the episode of a number and returns the number and the episode's frames."""
+    source = make_source()
+    return lambda number: (number, source.save(folder, number))

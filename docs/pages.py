@@ -64,7 +64,7 @@ def subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
 
 def command_parsers(program: str) -> Iterator[argparse.ArgumentParser]:
     """Yields the parsers of a program's commands that are made when they are called."""
-    where = {"benchmarks": "benchmarks.registry", "agents": "agents.__main__"}
+    where = {"benchmarks": "benchmarks.registry", "agents": "agents.__main__", "collect": "collect.__main__"}
     if program in where:
         registry = importlib.import_module(where[program])
         for name in registry.COMMANDS:

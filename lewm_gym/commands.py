@@ -17,9 +17,10 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,7 +51,8 @@ def option(
     """Returns a field that is an option.
 
     Args:
-        default: Default value; for a tuple's field the values, for a `Settings` field none.
+        default: Default value; for a tuple's field the values, for a `Settings` field none; `...` for a flag that must
+            be given.
         text: Help, with the unit; the default is added.
         least: The smallest number allowed.
         most: The largest number allowed.
@@ -62,6 +64,8 @@ def option(
     """
     metadata = {"text": text, "metavar": metavar, "flag": flag, "least": least, "most": most, "choices": choices}
     metadata |= {"positional": positional, "const": const}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
     if default == {}:
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -147,7 +151,9 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: A
         hint = next(one for one in typing.get_args(hint) if one is not type(None))
     several = hint == Settings or typing.get_origin(hint) is tuple
     kind = str if hint == Settings else typing.get_args(hint)[0] if several else hint
-    metavar = field.metadata["metavar"] or ("NAME=VALUE" if hint == Settings else METAVARS.get(kind))
+    choices = field.metadata.get("choices")
+    named = "NAME=VALUE" if hint == Settings else "{" + ",".join(choices) + "}" if choices else METAVARS.get(kind)
+    metavar = field.metadata["metavar"] or named
     options: dict[str, Any] = {"nargs": "+"} if several else {}
     if field.metadata.get("positional"):
         if field.metadata["metavar"] is None:
@@ -163,15 +169,49 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: A
         return
     if default is dataclasses.MISSING:
         default = ()
+        options["required"] = field.default_factory is dataclasses.MISSING
     if default not in (None, ()):
         shown = " ".join(map(str, default)) if several else default
         text += f" (default: {shown})"
     text = text.replace("%", "%%")
     if field.metadata["const"] is not None:
-        options = {"nargs": "?", "const": field.metadata["const"]}
+        options |= {"nargs": "?", "const": field.metadata["const"]}
     parser.add_argument(
         _flag(field), dest=field.name, type=kind, default=default, metavar=metavar, help=text, **options
     )
+
+
+def dispatch(
+    program: str,
+    description: str | None,
+    texts: Mapping[str, str],
+    load: Callable[[str], type[Command]],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs the command that a program's command line names; returns the exit status.
+
+    Args:
+        program: Such as "python -m collect".
+        description: What the program does, in its help.
+        texts: Name of each command, of one word or two, and what it does.
+        load: Returns the class of a command.
+        arguments: The words; None: this process's.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in texts:
+            return int(load(name).parse(words[count:], f"{program} {name}")())
+    parser = cli.Parser(
+        prog=program,
+        description=description,
+        epilog="\n".join(["commands:", *(f"  {name:16} {text}" for name, text in texts.items()), "",
+                          f"Details: {program} COMMAND --help"]),
+        formatter_class=cli.RawText,
+    )  # fmt: skip
+    parser.add_argument("command", metavar="COMMAND", choices=tuple(texts), help="one of the commands below")
+    parser.parse_args(words[:1])
+    return 0
 
 
 def parse_settings(settings: Sequence[str]) -> Settings:

@@ -11,10 +11,10 @@ import os
 import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 #: One thread each, set before the child imports numpy: the processes are the parallelism.
@@ -23,25 +23,69 @@ ONE_THREAD = {
 }
 
 
-def start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Returns a process that runs `target(connection, *arguments)`, and this end of its connection.
+class ProcessDied(ChildProcessError):
+    """A worker has ended before its answer."""
 
-    The process ends with this one. What it is given must be picklable.
+
+class Worker:
+    """A child process that answers requests, in their order; it ends with this process.
+
+    Args:
+        make: Returns what answers a request; picklable, called in the child at the first request.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    with _environment(ONE_THREAD):
-        process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
-        process.start()
-    theirs.close()  # so that the child's death is seen as the end of the stream
-    return process, ours
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        with interrupts_held(), _environment(ONE_THREAD):
+            self.process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+            self.process.start()
+        theirs.close()  # so that the child's death is seen as the end of the stream
+
+    def send(self, request: Any) -> None:
+        """Sends a picklable request; to a dead process, without effect."""
+        with contextlib.suppress(BrokenPipeError):  # `receive` will say so
+            self.connection.send(request)
+
+    def receive(self) -> Any:
+        """Returns the next answer.
+
+        Raises:
+            ProcessDied: If the process has ended; what it raised itself is raised here.
+        """
+        try:
+            answer, error = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            raise ProcessDied(f"process died (exit code {self.process.exitcode})") from None
+        if error is not None:
+            raise error
+        return answer
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
 
 
-def ignore_interrupts() -> None:
-    """Leaves Ctrl-C, which reaches the whole group, to the parent; to be called first in a child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(connection: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
+    """Answers until the other end closes: a worker whose parent was killed ends by itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see interrupts_held
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    answer = None
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            request = connection.recv()
+            try:
+                answer = answer or make()
+                connection.send((answer(request), None))
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                connection.send((None, _picklable(error)))
 
 
 @contextlib.contextmanager
@@ -99,7 +143,7 @@ def stops_noted() -> Iterator[list[int]]:
         signal.raise_signal(noted[0])
 
 
-def picklable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
     """Returns `error`, or what says the same where it cannot go through a pipe."""
     try:
         pickle.loads(pickle.dumps(error))

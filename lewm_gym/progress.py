@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lewm_gym.cli import raise_if_interrupted
@@ -42,6 +43,10 @@ class Bars:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
+    def of(self, stage: str, unit: str) -> Callable[[int, int], None]:
+        """Returns a callback (done, total) that moves the bar of `stage`."""
+        return lambda done, total: self(stage, done, total, unit)
+
     def on_load(self, ready: int, total: int) -> None:
         """Shows episodes whose frames are averaged down."""
         self("load", ready, total, "episode")
@@ -56,5 +61,6 @@ class Bars:
         self("train", done, total, "step", ", ".join(f"{k} {latest[k]:.3g}" for k in shown if k in latest))
 
     def on_collect(self, episodes: int, frames: int, total: int) -> None:
-        """Shows episodes collected."""
-        self("collect", episodes, total, "episode", f"{frames:,} frames")
+        """Shows episodes collected, and frames per second."""
+        seconds = max(self._bar.format_dict["elapsed"], 1e-3) if self._bar is not None else None
+        self("collect", episodes, total, "episode", f"{frames / seconds:,.0f} frames/s" if seconds else "")

@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.registry import COMMANDS, load_command
+import benchmarks.registry
+import collect.__main__
 from lewm_gym import cli
 from lewm_gym.files import SEAL, sealed
 
@@ -92,10 +93,12 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
                     found[program] = caught.args[0]
     finally:
         argparse.ArgumentParser.parse_args = before  # type: ignore[method-assign]
-    commands = argparse.ArgumentParser().add_subparsers()  # those of benchmarks are parsed one by one
-    commands._name_parser_map.update({name: load_command(name).parser(name) for name in COMMANDS})
-    found["benchmarks"]._actions.append(commands)
-    found["benchmarks"]._actions = [a for a in found["benchmarks"]._actions if a.dest != "command"]
+    for program, registry in (("benchmarks", benchmarks.registry), ("collect", collect.__main__)):
+        commands = argparse.ArgumentParser().add_subparsers()  # their commands are parsed one by one
+        made = {name: registry.load_command(name).parser(name) for name in registry.COMMANDS}  # type: ignore[attr-defined]
+        commands._name_parser_map.update(made)
+        found[program]._actions.append(commands)
+        found[program]._actions = [a for a in found[program]._actions if a.dest != "command"]
     return found
 
 

@@ -91,7 +91,7 @@ def test_a_dead_worker_and_an_error_in_one_are_told() -> None:
         with pytest.raises(ValueError, match="must be within"):
             envs.reset([replace(PAIRS[0], start_state=np.array([1e4, 0.0]))], [0], [False])
         assert envs.reset(PAIRS[:2], [0, 1], [True, False])[0].pixels.shape == (224, 224, 3)
-        envs._workers[0][0].kill()
+        envs._workers[0].process.kill()
         with pytest.raises(ChildProcessError, match="process died.*fewer --workers"):
             envs.reset(PAIRS[:1], [0], [False])
 

@@ -17,7 +17,8 @@ from collect.episodes import EpisodeRunner, make_env, make_header
 from collect.policies import make_policy, policies_of
 from collect.render import render
 from lewm_gym.data import Dataset
-from lewm_gym.data.format import MANIFEST_NAME, Shard
+from lewm_gym.data.format.manifest import MANIFEST_NAME
+from lewm_gym.data.format.shard import Shard
 from lewm_gym.data.verify import verify
 from lewm_gym.tasks import get_task
 

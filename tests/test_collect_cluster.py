@@ -11,7 +11,7 @@ import pytest
 from collect.cluster import play_on_ray
 from collect.collector import collect as run_collect
 from collect.episodes import EpisodeRunner, make_header
-from lewm_gym.data.format import MANIFEST_NAME
+from lewm_gym.data.format.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lewm-gym[ray]'")

@@ -19,7 +19,7 @@ from collect.pictures import draw_pictures
 from collect.workers import play_in_processes
 from lewm_gym.cli import describe
 from lewm_gym.data import Dataset
-from lewm_gym.data.format import MANIFEST_NAME
+from lewm_gym.data.format.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 from lewm_gym.processes import interrupts_held
 

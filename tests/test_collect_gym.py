@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from collect.gym_env import CollectedEnv, PolicyChoice, collect_gym
 from lewm_gym.data import ClipSampler, Dataset
-from lewm_gym.data.format import MANIFEST_NAME
+from lewm_gym.data.format.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 
 QUICK = {"workers": 1, "pictures": False}

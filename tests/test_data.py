@@ -13,7 +13,9 @@ import pytest
 from lewm_gym.data import Dataset, Episode, zstd
 from lewm_gym.data.codec import EpisodeEncoder, FrameCodec, FrameDecoder, encode, pixels_hash
 from lewm_gym.data.episode import check_episode
-from lewm_gym.data.format import MANIFEST_NAME, Column, Header, Shard
+from lewm_gym.data.format.header import Column, Header
+from lewm_gym.data.format.manifest import MANIFEST_NAME
+from lewm_gym.data.format.shard import Shard
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
 

@@ -17,7 +17,7 @@ from test_data import HEADER, made_up_episode, write
 
 from lewm_gym.data import Dataset
 from lewm_gym.data.codec import FrameCodec, encode
-from lewm_gym.data.format import MANIFEST_NAME
+from lewm_gym.data.format.manifest import MANIFEST_NAME
 from lewm_gym.data.verify import verify
 from lewm_gym.data.writer import open_writer, part_path, save_episode
 from lewm_gym.files import Locked, atomic_file, exclusive, sealed

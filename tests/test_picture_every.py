@@ -148,7 +148,7 @@ def test_pictures_beside_the_dataset_are_made_of_stored_frames(full, sparse):
 
 
 def test_a_picture_that_is_not_where_it_belongs_is_found(sparse, tmp_path):
-    from lewm_gym.data import format as shards
+    from lewm_gym.data.format import shard as shards
 
     episode = sparse.episode(0, pixels=False)
     frames = [bytes(frame) for frame in sparse._shard(0).frames(0)]

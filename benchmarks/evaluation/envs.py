@@ -6,20 +6,17 @@ where the agent is going to look at it, since drawing is most of the time of Cub
 
 from __future__ import annotations
 
-import contextlib
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from lewm_gym import processes
 from lewm_gym.pairs import FoundPair, Pair
+from lewm_gym.processes import ProcessDied, Worker
 from lewm_gym.tasks import Task
 
 Frame = NDArray[np.uint8]
@@ -151,10 +148,9 @@ class Environments:
     def __init__(self, task: Task, count: int, rules: Rules | None = None, workers: int = 1) -> None:
         self._task, self._rules = task, rules or Rules()
         self._envs: dict[int, EvaluationEnv] = {}
-        self._workers: list[tuple[BaseProcess, Connection]] = []
-        if min(workers, count) > 1:
-            with processes.interrupts_held():
-                self._workers = [processes.start(_serve, task, self._rules) for _ in range(min(workers, count))]
+        workers = min(workers, count)
+        make = partial(_caller, task, self._rules)
+        self._workers = [Worker(make) for _ in range(workers)] if workers > 1 else []
 
     def reset(self, pairs: Sequence[PairLike], seeds: Sequence[int], look: Sequence[bool]) -> list[View]:
         """Puts environment i at the start of pair i; draws where `look` says so."""
@@ -175,24 +171,14 @@ class Environments:
         for call in calls:
             shares.setdefault(call[0] % len(self._workers), []).append(call)
         for worker, share in shares.items():
-            with contextlib.suppress(BrokenPipeError):  # it died: _receive will say so
-                self._workers[worker][1].send(share)
-        answers = {worker: iter(self._receive(worker)) for worker in shares}
-        return [next(answers[row % len(self._workers)]) for row, _, _ in calls]
-
-    def _receive(self, worker: int) -> list[View]:
-        process, connection = self._workers[worker]
+            self._workers[worker].send(share)
         try:
-            views, error = connection.recv()
-        except (EOFError, ConnectionError):
-            process.join()
+            answers = {worker: iter(self._workers[worker].receive()) for worker in shares}
+        except ProcessDied as error:
             raise ChildProcessError(
-                f"an environment's process died (exit code {process.exitcode}): is memory short? Try fewer --workers; "
-                "finished outcomes are kept"
+                f"an environment's {error}: is memory short? Try fewer --workers; finished outcomes are kept"
             ) from None
-        if error is not None:
-            raise error
-        return list(views)
+        return [next(answers[row % len(self._workers)]) for row, _, _ in calls]
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -202,23 +188,9 @@ class Environments:
         """Closes the environments and ends the processes."""
         for env in self._envs.values():
             env.close()
-        for process, connection in self._workers:
-            connection.close()
-            process.terminate()
-            process.join()
+        for worker in self._workers:
+            worker.stop()
 
 
-def _serve(connection: Connection, task: Task, rules: Rules) -> None:
-    """Answers calls until the other end closes."""
-    processes.ignore_interrupts()
-    envs = Environments(task, 1, rules)
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            calls, failure = connection.recv(), None
-            views: list[View] = []
-            try:
-                views = envs.call(calls)
-            except Exception as error:
-                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-                failure = processes.picklable(error)
-            connection.send((views, failure))
+def _caller(task: Task, rules: Rules) -> Callable[[Sequence[Call]], list[View]]:
+    return Environments(task, 1, rules).call

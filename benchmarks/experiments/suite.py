@@ -24,7 +24,7 @@ from benchmarks.report.records import naming
 from benchmarks.report.tables import duration
 from lewm_gym.commands import option
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.format import MANIFEST_NAME
+from lewm_gym.data.format.manifest import MANIFEST_NAME
 from lewm_gym.data.writer import PARTS
 from lewm_gym.results import Record
 from lewm_gym.tasks import TASKS, Task, get_task

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from lewm_gym.data.codec import FrameCodec, FrameDecoder
 from lewm_gym.data.episode import FRAME_SHAPE, Episode, count_pictures
-from lewm_gym.data.format import Header, Manifest, Shard, scan
+from lewm_gym.data.format.header import Header
+from lewm_gym.data.format.manifest import Manifest, scan
+from lewm_gym.data.format.shard import Shard
 from lewm_gym.data.writer import PARTS
 from lewm_gym.tasks import TASKS
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.format import Header, Manifest, Shard, merged
+from lewm_gym.data.format.header import Header, merged
+from lewm_gym.data.format.manifest import Manifest
+from lewm_gym.data.format.shard import Shard
 
 #: What must agree for episodes to be of one kind; policy, noise, seed and variations may differ.
 _ALIKE = ("task", "render_quality", "states_only", "picture_every")

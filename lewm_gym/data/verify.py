@@ -9,15 +9,9 @@ import numpy as np
 
 from lewm_gym.data.codec import FrameDecoder, pixels_hash
 from lewm_gym.data.episode import check_episode, states_hash
-from lewm_gym.data.format import (
-    SHARD_PATTERN,
-    Manifest,
-    Shard,
-    ShardInfo,
-    differences,
-    load_manifest,
-    scan,
-)
+from lewm_gym.data.format.header import differences
+from lewm_gym.data.format.manifest import SHARD_PATTERN, Manifest, ShardInfo, load_manifest, scan
+from lewm_gym.data.format.shard import Shard
 from lewm_gym.files import sha256
 
 

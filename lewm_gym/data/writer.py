@@ -19,19 +19,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lewm_gym.data.codec import EncodedEpisode
-from lewm_gym.data.format import (
-    SHARD_PATTERN,
-    Header,
-    Manifest,
-    Shard,
-    ShardInfo,
-    differences,
-    merged,
-    scan,
-    shard_name,
-    write_part,
-    write_shard,
-)
+from lewm_gym.data.format.header import Header, differences, merged
+from lewm_gym.data.format.manifest import SHARD_PATTERN, Manifest, ShardInfo, scan, shard_name
+from lewm_gym.data.format.shard import Shard, write_part, write_shard
 from lewm_gym.files import exclusive, make_folder, remove_leftovers
 
 PARTS = "parts"

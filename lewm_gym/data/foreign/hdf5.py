@@ -17,7 +17,7 @@ from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
 from lewm_gym.data.foreign.hdf5_files import Sink, check_column, reading
 from lewm_gym.data.foreign.imports import Progress, import_episodes
-from lewm_gym.data.format import Header
+from lewm_gym.data.format.header import Header
 from lewm_gym.files import atomic_path, remove_stale
 
 _NOT_QUANTITIES = {"pixels", "action", "state", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}

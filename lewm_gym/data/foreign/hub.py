@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.format import MANIFEST_NAME, SHARD_PATTERN, load_manifest
+from lewm_gym.data.format.manifest import MANIFEST_NAME, SHARD_PATTERN, load_manifest
 from lewm_gym.data.writer import PARTS
 from lewm_gym.files import exclusive, make_folder, sha256
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lewm_gym.data.codec import codec_for, encode
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode, check_episode
-from lewm_gym.data.format import Header, columns_of, installed_versions
+from lewm_gym.data.format.header import Header, columns_of, installed_versions
 from lewm_gym.data.writer import open_writer, save_episode
 
 #: Called with (episodes done, episodes in all).

@@ -19,7 +19,7 @@ from lewm_gym.data.codec import codec_for
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import Episode
 from lewm_gym.data.foreign.imports import Progress, import_episodes, padded_actions, resized_frames
-from lewm_gym.data.format import Header
+from lewm_gym.data.format.header import Header
 
 _INDEX = ("episode_idx", "step_idx")
 #: Columns of its recorder that are no quantities of the world.

@@ -19,7 +19,7 @@ from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.episode import FRAME_SHAPE, Episode
 from lewm_gym.data.foreign.hdf5_files import Sink, first_line, reading
 from lewm_gym.data.foreign.imports import Progress, import_episodes, padded_actions, resized_frames, state_of, vectors
-from lewm_gym.data.format import Header
+from lewm_gym.data.format.header import Header
 from lewm_gym.files import atomic_folder
 
 _TASK_KEY = "lewm_gym_task"
