@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.policy import GoalPolicy, PolicyAgent, PolicyConfig
@@ -127,7 +126,8 @@ class GCBCAgent(PolicyAgent):
     def __init__(self, model: GCBC, description: dict[str, Any], device: str | torch.device = "cpu") -> None:
         super().__init__(model, description, device)
         self.uses_steps_left = model.config.steps_left
-        self._controller = RecedingHorizon(self._blocks, model.config.frame_skip)
+        if self.uses_steps_left:
+            self._controller = RecedingHorizon(self._blocks, model.config.frame_skip)
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: Any, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
@@ -141,32 +141,6 @@ class GCBCAgent(PolicyAgent):
             return HindsightClips(dataset, episodes, 2, config.goal_steps, n_frames=2, **options)
 
         return split_samplers(dataset, sampler, on_load)
-
-    def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets the blocks under way."""
-        self._controller.reset(seeds)
-
-    def select_envs(self, rows: list[int]) -> None:
-        """Continues with these environments only: the observations that follow are theirs, in this order."""
-        if self.uses_steps_left:
-            self._controller.slots = [self._controller.slots[row] for row in rows]
-
-    def needs_frame(self) -> list[bool] | None:
-        """Returns for each environment since the last reset whether its next frame is looked at; None: all are."""
-        return self._controller.needs_frame() if self.uses_steps_left else None
-
-    def _act(
-        self,
-        pixels: NDArray[np.uint8],
-        goals: NDArray[np.uint8],
-        episode_start: NDArray[np.bool_] | None,
-        state: Any,
-        steps_left: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], Any]:
-        if not self.uses_steps_left:
-            return super()._act(pixels, goals, episode_start, state, steps_left)
-        actions = self._controller.act(pixels, goals, episode_start, state, steps_left, self._goal_steps)
-        return actions, state if state is not None else self._controller.slots
 
     def _blocks(self, requests: Sequence[Request]) -> list[Reply]:
         """Returns the block for each request: one by one, as `PlanningAgent._search` does on a CPU."""

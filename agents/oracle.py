@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.random import Blind
 from lewm_gym import checkpoint
 from lewm_gym.tasks import get_task
-from lewm_gym.types import Obs
 
 
-class OracleAgent:
+class OracleAgent(Blind):
     """Replays actions, then takes zero actions.
 
     Attributes:
@@ -39,16 +39,13 @@ class OracleAgent:
     """
 
     name: ClassVar[str] = "oracle"
-    proprioception = False
-    plans = 0
 
     def __init__(self, plans: Mapping[int, NDArray[np.float32]], action_size: int | None = None) -> None:
         self.recorded = {int(seed): np.array(plan, np.float32) for seed, plan in plans.items()}
         sizes = {plan.shape[1:] for plan in self.recorded.values()}
         if len(sizes) != 1 or len(next(iter(sizes))) != 1 or (action_size and sizes != {(action_size,)}):
             raise ValueError(f"plans must be arrays (steps, {action_size or 'action_size'}), got shapes (.., {sizes})")
-        self.action_size = next(iter(sizes))[0]
-        self._queues: list[list[NDArray[np.float32]]] = []
+        super().__init__(next(iter(sizes))[0])
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None, seed: int = 0) -> Self:
@@ -82,40 +79,10 @@ class OracleAgent:
         unknown = [seed for seed in seeds or [] if seed not in self.recorded]
         if unknown:
             raise ValueError(f"the oracle has plans for {len(self.recorded)} seeds, none for {unknown[:3]}")
-        self._queues = [list(self.recorded[seed]) for seed in seeds or []]
+        self._memory = [list(self.recorded[seed]) for seed in seeds or []]
 
-    def select_envs(self, rows: list[int]) -> None:
-        """Continues with the environments in `rows` only, in that order."""
-        self._queues = [self._queues[row] for row in rows]
-
-    def needs_frame(self) -> list[bool]:
-        """Returns that it needs no frames."""
-        return [False] * len(self._queues)
-
-    def share_rng(self) -> None:
-        """Does nothing: environments are independent."""
-
-    def act(self, obs: Obs) -> NDArray[np.float32]:
-        """Returns an action (action_size,) for one observation, (B, action_size) for a stacked one."""
-        stacked = np.ndim(obs["pixels"]) == 4
-        count = len(obs["pixels"]) if stacked else 1
-        if len(self._queues) != count:
-            raise ValueError(
-                f"the oracle was reset for {len(self._queues)} environments, not {count}; call reset(seeds) first"
-            )
-        rest = np.zeros(self.action_size, np.float32)
-        actions = np.stack([queue.pop(0) if queue else rest for queue in self._queues])
-        return actions if stacked else actions[0]
-
-    def predict(
-        self,
-        observation: Obs,
-        state: Any = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """Returns (action, state) in stable-baselines3's form; plans begin with `reset` only."""
-        return self.act(observation), state
+    def _next(self, memory: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return memory.pop(0) if memory else np.zeros(self.action_size, np.float32)
 
 
 class ExpertAgent(OracleAgent):

@@ -195,6 +195,8 @@ class PlanningAgent(Trainable, Agent):
         cost: A custom cost function, (predicted latents (B, S, H, Z), goal latent (B, Z)) -> (B, S).
     """
 
+    _controller: RecedingHorizon
+
     def __init__(
         self,
         model: Any,
@@ -285,22 +287,6 @@ class PlanningAgent(Trainable, Agent):
         """Writes the agent into a run folder that `load` reads."""
         self.write(folder, self.model, {**self.description, "planning": self.planning.to_json()})
 
-    def select_envs(self, rows: list[int]) -> None:
-        """Continues with these environments only: the observations that follow are theirs, in this order."""
-        self._controller.slots = [self._controller.slots[row] for row in rows]
-
-    def needs_frame(self) -> list[bool]:
-        """Returns for each environment since the last reset whether it will look at the next frame there."""
-        return self._controller.needs_frame()
-
-    def share_rng(self) -> None:
-        """Makes all environments draw from one random stream until the next reset, as in the reference."""
-        self._controller.share_rng()
-
-    def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets all plans; `seeds`, one per environment, start new random streams."""
-        self._controller.reset(seeds)
-
     def plan(self, obs: Obs, steps_left: float | NDArray[Any] | None = None) -> list[Plan]:
         """Returns a new plan for each environment without executing it; uses the environments' random streams.
 
@@ -315,17 +301,6 @@ class PlanningAgent(Trainable, Agent):
             self._plan([self._controller.request(slot, frame, goal, k)], None)[0]
             for slot, frame, goal, k in zip(slots, pixels, goals, left, strict=True)
         ]
-
-    def _act(
-        self,
-        pixels: NDArray[np.uint8],
-        goals: NDArray[np.uint8],
-        episode_start: NDArray[np.bool_] | None,
-        state: Any,
-        steps_left: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], Any]:
-        actions = self._controller.act(pixels, goals, episode_start, state, steps_left, self._goal_steps)
-        return actions, state if state is not None else self._controller.slots
 
     def _search(self, requests: list[Request]) -> list[Reply]:
         """Returns a plan for each request.

@@ -163,23 +163,13 @@ class PolicyAgent(Trainable, Agent):
         """Writes the agent into a run folder that `load` reads."""
         self.write(folder, self.model, self.description)
 
-    def reset(self, seeds: list[int] | None = None) -> None:
-        """Does nothing: the agent has no state."""
-
-    def _act(
-        self,
-        pixels: NDArray[np.uint8],
-        goals: NDArray[np.uint8],
-        episode_start: NDArray[np.bool_] | None,
-        state: Any,
-        steps_left: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], Any]:
+    def _react(self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8]) -> NDArray[np.float32]:
         frames = [torch.from_numpy(np.ascontiguousarray(part)).to(self.device) for part in (pixels, goals)]
         # One by one on the CPU: products round differently for other batch shapes (see PlanningAgent._search).
         chunks = [part.split(1 if self.device.type == "cpu" else len(part)) for part in frames]
         with torch.inference_mode():
             actions = torch.cat([self.model.act(*chunk) for chunk in zip(*chunks, strict=True)])
-        return actions.float().cpu().numpy(), state
+        return actions.float().cpu().numpy()
 
     # Training (see Trainable) --------------------------------------------------------------------------------
 

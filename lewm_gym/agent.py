@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lewm_gym.controller import RecedingHorizon
 from lewm_gym.types import Obs
 
 
-class Agent(ABC):
+class Agent:
     """A policy from pixels and a goal image to actions.
 
     Attributes:
@@ -24,6 +24,7 @@ class Agent(ABC):
     proprioception = False
     uses_steps_left = False  # whether it can be told within how many steps a goal is to be reached
     plans = 0  # made since the start
+    _controller: RecedingHorizon | None = None  # of agents that plan, or act by blocks
 
     def __init__(self, action_low: Any, action_high: Any, frame_size: int) -> None:
         self.action_low = np.asarray(action_low, np.float32)
@@ -32,30 +33,28 @@ class Agent(ABC):
         self._goal: NDArray[np.uint8] | None = None
         self._goal_steps: float | None = None
 
-    @abstractmethod
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets plans and buffers; `seeds`, one per environment, start new random streams."""
+        """Forgets plans; `seeds`, one per environment, start new random streams."""
+        if self._controller is not None:
+            self._controller.reset(seeds)
 
-    def select_envs(self, rows: list[int]) -> None:  # noqa: B027  # a default, not a duty
-        """Continues with these environments only; a no-op for agents without state."""
+    def select_envs(self, rows: list[int]) -> None:
+        """Continues with these environments only: the observations that follow are theirs, in this order."""
+        if self._controller is not None:
+            self._controller.slots = [self._controller.slots[row] for row in rows]
 
     def needs_frame(self) -> list[bool] | None:
-        """Returns for each environment whether the agent needs its next frame; None: it needs all."""
-        return None
+        """Returns for each environment since the last reset whether it will look at the next frame; None: at all."""
+        return None if self._controller is None else self._controller.needs_frame()
 
-    def share_rng(self) -> None:  # noqa: B027
-        """Makes all environments share one random stream; a no-op for deterministic agents."""
+    def share_rng(self) -> None:
+        """Makes all environments draw from one random stream until the next reset, as in the reference."""
+        if self._controller is not None:
+            self._controller.share_rng()
 
-    @abstractmethod
-    def _act(
-        self,
-        pixels: NDArray[np.uint8],
-        goals: NDArray[np.uint8],
-        episode_start: NDArray[np.bool_] | None,
-        state: Any,
-        steps_left: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """Returns actions (B, action_size) for frames and goals (B, h, w, 3), and the state for the next call."""
+    def _react(self, pixels: NDArray[np.uint8], goals: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns actions (B, action_size) for frames and goals (B, h, w, 3), of an agent without a controller."""
+        raise NotImplementedError("an agent without a controller needs _react")
 
     def set_goal(self, image: NDArray[np.uint8] | None, steps_left: float | None = None) -> None:
         """Sets the goal in environments whose observations have none; None removes it.
@@ -118,7 +117,11 @@ class Agent(ABC):
             if len(episode_start) != len(pixels):
                 raise ValueError(f"episode_start has {len(episode_start)} entries for {len(pixels)} observations")
         left = None if steps_left is None else self._checked_steps(steps_left, len(pixels))
-        actions, state = self._act(pixels, goals, episode_start, state, left)
+        if self._controller is None:
+            actions = self._react(pixels, goals)
+        else:
+            actions = self._controller.act(pixels, goals, episode_start, state, left, self._goal_steps)
+            state = self._controller.slots if state is None else state
         actions = np.clip(actions, self.action_low, self.action_high)
         return (actions[0] if single else actions), state
 

@@ -152,22 +152,6 @@ class OnnxAgent(Agent):
                 raise ValueError(f"{folder / name} is of another export than {ENCODER}: export the run again")
         return cls(networks, description, seed, time_limit_s, threads=threads)
 
-    def reset(self, seeds: list[int] | None = None) -> None:
-        """Forgets all plans; `seeds`, one per environment, start new random streams."""
-        self._controller.reset(seeds)
-
-    def select_envs(self, rows: list[int]) -> None:
-        """Continues with these environments only: the observations that follow are theirs, in this order."""
-        self._controller.slots = [self._controller.slots[row] for row in rows]
-
-    def needs_frame(self) -> list[bool]:
-        """Returns for each environment since the last reset whether it will look at the next frame there."""
-        return self._controller.needs_frame()
-
-    def share_rng(self) -> None:
-        """Makes all environments draw from one random stream until the next reset, as in the reference."""
-        self._controller.share_rng()
-
     def encode(self, pixels: NDArray[np.uint8]) -> Array:
         """Returns latents (n, Z) of frames (n, h, w, 3)."""
         return self._run(ENCODER, pixels=pixels)[0]
@@ -192,17 +176,6 @@ class OnnxAgent(Agent):
     def _run(self, name: str, **inputs: Any) -> list[Array]:
         found: list[Array] = self._networks[name].run(None, inputs)
         return found
-
-    def _act(
-        self,
-        pixels: NDArray[np.uint8],
-        goals: NDArray[np.uint8],
-        episode_start: NDArray[np.bool_] | None,
-        state: Any,
-        steps_left: NDArray[np.float32] | None,
-    ) -> tuple[Array, Any]:
-        actions = self._controller.act(pixels, goals, episode_start, state, steps_left, self._goal_steps)
-        return actions, state if state is not None else self._controller.slots
 
     def _plan_all(self, requests: list[Request]) -> list[Reply]:
         """Returns a plan for each request, found one after the other."""

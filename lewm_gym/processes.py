@@ -47,13 +47,16 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # `receive` will say so
             self.connection.send(request)
 
-    def receive(self) -> Any:
-        """Returns the next answer.
+    def receive(self, timeout_s: float | None = None) -> Any:
+        """Returns the next answer, for which it waits as long as `timeout_s`, if that is given.
 
         Raises:
             ProcessDied: If the process has ended; what it raised itself is raised here.
+            TimeoutError: If no answer came in time.
         """
         try:
+            if not self.connection.poll(timeout_s):
+                raise TimeoutError(f"it did not finish within {timeout_s:.0f} s")
             answer, error = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()

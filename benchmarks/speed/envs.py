@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -22,6 +22,7 @@ from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Cell, Section, Table, task_title
 from benchmarks.speed.timing import Speed, measure, spread, use_one_core
 from lewm_gym.commands import option
+from lewm_gym.processes import Worker
 from lewm_gym.results import Json, Record
 from lewm_gym.tasks import Task, get_task
 
@@ -65,20 +66,17 @@ class Envs(OnTasks, Measurement):
             row["detail"] = "stable-worldmodel"
             if importlib.util.find_spec("stable_worldmodel") is None:
                 return row | {"why_not": "stable-worldmodel is not installed (pip install stable-worldmodel)"}
-        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        environment = {"SDL_VIDEODRIVER": "dummy", **os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(sys.path)}
-        if what == "reference" and sys.platform == "linux":
-            environment.setdefault("MUJOCO_GL", "egl")  # ours chooses by itself
-        job = json.dumps([task.name, what, self.seconds, self.quality])
-        limit = 10 * self.seconds + 300  # the first use of a task may make lighter meshes
+        worker = Worker(partial(_measurer, task.name, what, self.seconds, self.quality))
         try:
-            done = subprocess.run([sys.executable, "-m", "benchmarks.speed.envs", job], capture_output=True, text=True,
-                                  env=environment, timeout=limit)  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return row | {"why_not": f"it did not finish within {limit:.0f} s"}
-        if done.returncode:
-            return row | {"why_not": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-        return row | dict(json.loads(done.stdout.splitlines()[-1]))
+            worker.send(None)
+            limit_s = 10 * self.seconds + 300  # the first use of a task may make lighter meshes
+            return row | dict(worker.receive(limit_s))
+        except TimeoutError as error:
+            return row | {"why_not": str(error)}
+        except Exception as error:  # whatever keeps one from being measured, the others are
+            return row | {"why_not": f"{type(error).__name__}: {error}"}
+        finally:
+            worker.stop()
 
     @staticmethod
     def show(record: Record) -> Section:
@@ -102,9 +100,17 @@ class Envs(OnTasks, Measurement):
         return Section("Environments", [text, Table(header, rows, words=2), *dict.fromkeys(notes)])
 
 
+def _measurer(name: str, what: str, seconds: float, quality: str | None) -> Callable[[None], Json]:
+    """Prepares a fresh process; returns what measures there."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if what == "reference" and sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # ours chooses by itself
+    use_one_core()
+    return lambda _: _measure_here(name, what, seconds, quality)
+
+
 def _measure_here(name: str, what: str, seconds: float, quality: str | None) -> Json:
     """Returns what a row has of one measurement, made in this process."""
-    use_one_core()
     task = get_task(name)
     if what == "batched":
         return _measure_batched(task, seconds)
@@ -152,7 +158,3 @@ def _reference(task: Task) -> tuple[gymnasium.Env[Any, Any], str]:
     if picture != (224, 224, 3):
         raise ValueError(f"{ids[-1]} draws {picture}, not 224 px: not comparable")
     return env, ids[-1]
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure_here(*json.loads(sys.argv[1]))))
