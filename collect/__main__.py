@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
 from collect.exchange import Export, Import, Pull, Push, summary
 from lewm_gym.cli import run
@@ -23,6 +23,8 @@ PICTURE_EVERY = "render and store every N-th frame only; states and actions of a
 class Collecting(Command):
     """Options of every collection, under the names that `collect.collector.collect` has for them."""
 
+    episodes: int = option(1000, "total number of episodes")
+    out: Path | None = option(None, "dataset folder (default: data/ID)", metavar="FOLDER")
     first: int = option(0, "number of the first episode")
     seed: int = option(0, "seed of the whole collection")
     workers: int | None = option(None, WORKERS)
@@ -32,8 +34,10 @@ class Collecting(Command):
     pictures: bool = option(True, "write no contact sheet and no film", flag="--no-pictures")
 
     def options(self, kind: type[Collecting]) -> dict[str, Any]:
-        """Returns the options of `kind`, this class or one between."""
-        return {field.name: getattr(self, field.name) for field in fields(kind)}
+        """Returns the options of `kind`, this class or one between, but for `episodes` and `out`."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(kind) if field.name not in ("episodes", "out")
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +55,25 @@ class Recipe(Collecting):
     states_only: bool = option(False, "store no frames; render them later with `render`")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CollectTask(Recipe):
-    """Collects the episodes of a task; a subclass of each."""
+def _of_task(task: Task) -> type[Command]:
+    """Returns the command that collects a task."""
 
-    task: ClassVar[Task]
+    @dataclass(frozen=True, kw_only=True)
+    class CollectTask(Recipe):
+        episodes: int = option(task.collect_episodes, "total number of episodes")
+        out: Path = option(Path("data") / task.name, "dataset folder", metavar="FOLDER")
 
-    episodes: int | None = option(None, "total number of episodes (default: the paper's)")
-    out: Path | None = option(None, "dataset folder (default: data/TASK)", metavar="FOLDER")
+        def __call__(self) -> int:
+            from collect.collector import collect
 
-    def __call__(self) -> int:
-        """Collects, with a progress bar."""
-        from collect.collector import collect
+            with Bars() as bars:
+                options = self.options(Recipe)
+                dataset = collect(task.name, self.out, self.episodes, progress=bars.on_collect, **options)
+            print(summary(dataset))
+            return 0
 
-        task, out = self.task.name, self.out or Path("data") / self.task.name
-        with Bars() as bars:
-            dataset = collect(task, out, self.episodes, progress=bars.on_collect, **self.options(Recipe))
-        print(summary(dataset))
-        return 0
+    CollectTask.__doc__ = f"Collects {task.title} episodes. Existing episodes are kept; the same command resumes."
+    return CollectTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +81,6 @@ class CollectGym(Collecting):
     """Collects episodes of any Gymnasium environment with a bounded Box action and rgb_array rendering."""
 
     env: str = option(..., "environment id, such as Pendulum-v1 or my_package:MyEnv-v0", metavar="ID")
-    episodes: int = option(1000, "total number of episodes")
-    out: Path | None = option(None, "dataset folder (default: data/ID)", metavar="FOLDER")
     policy: str = option(
         "random",
         "random, or package.module:factory, where factory(env, rng) returns act(observation) -> action",
@@ -208,15 +211,6 @@ class Render(Command):
             dataset = render(self.folder, out, self.workers, self.picture_every, bars.on_collect)
         print(summary(dataset))
         return 0
-
-
-_RESUMES = "Existing episodes are kept; the same command resumes."
-
-
-def _of_task(task: Task) -> type[CollectTask]:
-    """Returns the command that collects a task."""
-    text = f"Collects {task.title} episodes; the paper has {task.collect_episodes:,}. "
-    return cast(type[CollectTask], type("CollectTask", (CollectTask,), {"task": task, "__doc__": text + _RESUMES}))
 
 
 COMMANDS: dict[str, tuple[type[Command], str]] = {
