@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
 import sys
@@ -22,7 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lewm_gym import cli
 
@@ -72,7 +73,12 @@ def option(
 
 
 class Command:
-    """The base of commands: the docstring is the help, `__call__` runs the command and returns the exit status."""
+    """The base of commands: the docstring is the help, `__call__` runs the command and returns the exit status.
+
+    With an `epilog`, which stands at the end of the help, the help keeps its lines.
+    """
+
+    epilog: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
@@ -99,7 +105,9 @@ class Command:
     @classmethod
     def parser(cls, program: str) -> cli.Parser:
         """Returns the parser of the command line `program`."""
-        parser = cli.Parser(prog=program, description=cls.__doc__)
+        form = cli.RawText if cls.epilog else argparse.HelpFormatter
+        text = inspect.cleandoc(cls.__doc__ or "")
+        parser = cli.Parser(prog=program, description=text, epilog=cls.epilog, formatter_class=form)
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.metadata:
