@@ -17,7 +17,6 @@ from lewm_gym import cli
 from lewm_gym.commands import Command, Settings, argument, option
 from lewm_gym.tasks import TASKS
 
-MOST_THREADS = 1024
 #: What else can be done with a finished run: name -> (`module:class` of the `Command`, what it does).
 COMMANDS = {
     "ship": ("agents.shipping:Ship", "add a finished run to the package, for LeWMAgent.from_pretrained"),
@@ -60,7 +59,7 @@ class Train(Command):
     )
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU if there is one)")
     threads: int | None = option(
-        None, "CPU threads; the weights depend on their number (default: one per core)", least=1
+        None, "CPU threads; the weights depend on their number (default: one per core)", least=1, most=1024
     )
     resume: bool = option(False, "fail if there is no run to resume")
     tensorboard: bool = option(False, "also log to TensorBoard in the run folder")
@@ -84,8 +83,6 @@ class Train(Command):
         from lewm_gym.progress import Bars
 
         if self.threads is not None:
-            if self.threads > MOST_THREADS:
-                raise ValueError(f"--threads must be at most {MOST_THREADS}, got {self.threads}")
             torch.set_num_threads(self.threads)
         given = {name: getattr(self, name) for name in ("seed", "steps", "batch_size", "precision", "encoder")}
         overrides = {name: value for name, value in given.items() if value is not None} | self.settings
