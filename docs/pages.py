@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+from agents.lewm import LeWMAgent
 from lewm_gym.results import wilson_interval
 from lewm_gym.tasks import TASKS, Task
 
@@ -119,8 +120,8 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
     """Returns the stored evaluations of a task on all 200 held-out pairs 25 steps apart, the best first.
 
     Each as `name`, `agent`, `success`, `strict`, `random` (rates: `rate`, `low`, `high`), `minutes` of training or
-    None, `suite` of pairs ("" for the task's own), and `planner` or None. Those of agents that were told the steps left
-    are not among them.
+    None, `suite` of pairs ("" for the task's own), and `planning`, its settings. Those of agents that were told the
+    steps left are not among them.
     """
     found = []
     for path in sorted(results.glob("*.json")):
@@ -132,7 +133,6 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
         if success["episodes"] == 200 and "steps_left" not in record["metrics"]:
             seconds = record["run"]["description"].get("cpu_seconds") or record["run"].get("seconds")
             minutes = seconds / 60 if seconds else None
-            planning = record["run"]["description"].get("planning") or {}
             found.append(
                 {
                     "name": path.stem,
@@ -142,7 +142,7 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
                     "random": random,
                     "minutes": minutes,
                     "suite": record["pairs"]["source"].removeprefix("shipped").removeprefix(", "),
-                    "planner": planning.get("planner"),
+                    "planning": record["run"]["description"].get("planning") or {},
                 }
             )
     return sorted(found, key=lambda record: (record["suite"], -record["success"]["rate"]))
@@ -224,12 +224,13 @@ def success_table(results: Path) -> str:
     compared = json.loads((results / "compare" / "compare.json").read_text(encoding="utf-8"))["rows"]
     lines = ["| | " + " | ".join(task.title for task in TASKS.values()) + " |", "|---|" + "---|" * len(TASKS)]
     runs = [[run for run in evaluations(task, results) if run["agent"] == "lewm"] for task in TASKS.values()]
-    for title, with_actor in (
-        ("LeWM with an actor, `--preset guided`", True),
-        ("LeWM without an actor, CEM", False),
-    ):
-        cells = [_run_cell([r for r in of_task if (r["planner"] in ACTOR_PLANNERS) == with_actor]) for of_task in runs]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    recipes = [LeWMAgent.preset("guided", task).planning.to_json() for task in TASKS]
+    guided = [
+        [run for run in of_task if run["planning"] == recipe] for of_task, recipe in zip(runs, recipes, strict=True)
+    ]
+    plain = [[run for run in of_task if run["planning"].get("planner") not in ACTOR_PLANNERS] for of_task in runs]
+    for title, rows in (("LeWM with an actor, `--preset guided`", guided), ("LeWM without an actor, CEM", plain)):
+        lines.append(f"| {title} | {' | '.join(map(_run_cell, rows))} |")
     random = [next((run["random"] for run in of_task if not run["suite"]), None) for of_task in runs]
     lines.append(f"| random baseline | {' | '.join(_shown(rate) for rate in random)} |")
     for agent, title in AGENTS.items():
