@@ -21,7 +21,8 @@ from benchmarks.__main__ import main
 from benchmarks.evaluation.envs import Rules
 from benchmarks.evaluation.evaluate import evaluate
 from benchmarks.evaluation.protocols import Asked, make_job
-from benchmarks.evaluation.run import Session, load_description, read_curves
+from benchmarks.evaluation.run import Session
+from benchmarks.evaluation.runs import load_description, read_curves
 from lewm_gym.files import exclusive
 from lewm_gym.pairs import Pair, PairSet, load_shipped, stream_seed
 from lewm_gym.results import Result

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluation.run import read_curves, weights_hash
+from benchmarks.evaluation.runs import read_curves, weights_hash
 from benchmarks.report.plots import curve_panels
 from benchmarks.report.published import sentence
 from benchmarks.report.records import Measurement

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.analysis.worlds import World, describe_dataset, divide, encoded, load_world, open_dataset
-from benchmarks.evaluation.run import weights_hash
+from benchmarks.evaluation.runs import weights_hash
 from benchmarks.options import OnDevice
 from benchmarks.report.records import Measurement
 from benchmarks.report.tables import Picture, Section, task_title

@@ -21,7 +21,7 @@ from torch import Tensor
 from agents.planning import terminal_cost
 from benchmarks.analysis.statistics import column_json, interval_text
 from benchmarks.analysis.worlds import World, load_worlds
-from benchmarks.evaluation.run import planner_of
+from benchmarks.evaluation.runs import planner_of
 from benchmarks.options import OnDevice
 from benchmarks.report.plots import band
 from benchmarks.report.records import Measurement

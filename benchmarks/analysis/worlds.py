@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents import agent_class, load_agent
-from benchmarks.evaluation.run import load_description, weights_hash
+from benchmarks.evaluation.runs import load_description, weights_hash
 from benchmarks.report.tables import run_title
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.results import Json, part_of

@@ -7,12 +7,10 @@ import hashlib
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from agents import agent_title, load_agent
 from agents.oracle import OracleAgent
@@ -21,19 +19,18 @@ from benchmarks.evaluation import film as films
 from benchmarks.evaluation.envs import Rules
 from benchmarks.evaluation.evaluate import ActClock, evaluate, record
 from benchmarks.evaluation.protocols import SHIPPED, Asked, Job, is_suite, make_job
-from lewm_gym import checkpoint, provenance
+from benchmarks.evaluation.runs import describe_run, load_description, planner_of, weights_hash
+from lewm_gym import provenance
 from lewm_gym.commands import Settings, argument, option
 from lewm_gym.files import atomic_file, exclusive, is_whole, make_folder, remove_stale
 from lewm_gym.pairs import stream_seed
 from lewm_gym.progress import Bars
 from lewm_gym.results import METRICS, Clock, Json, Outcome, Result, partial_of
 from lewm_gym.tasks import get_task
-from lewm_gym.training import read_log
 from lewm_gym.types import Agent
 
 #: Who is evaluated, in order, and the name under which its progress is reported.
 STAGES = {"random": "random baseline", "replay": "action replay", "agent": "planning"}
-CURVE_POINTS = 200  # of each training curve that a result carries: as many as a drawing can show
 #: Called with (stage, done, total).
 Progress = Callable[[str, int, int], None]
 
@@ -228,17 +225,6 @@ def _digest(question: Json) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def planner_of(agent: Any, run: Path) -> Any:
-    """Returns the agent.
-
-    Raises:
-        ValueError: If it does not plan.
-    """
-    if not hasattr(agent, "with_planning"):
-        raise ValueError(f"{run} holds {getattr(agent, 'name', type(agent).__name__)!r}, which does not plan")
-    return agent
-
-
 def _replay(job: Job) -> OracleAgent:
     """Returns who takes the recorded actions of each pair, then zeros."""
     plans = {stream_seed(job.settings.seed, index): pair.actions for index, pair in enumerate(job.pairs)}
@@ -394,65 +380,3 @@ def counter(progress: Progress | None, stage: str, total: int, done: int = 0) ->
 
     advance()
     return advance
-
-
-# Run folders -------------------------------------------------------------------------------------------------
-
-
-def load_description(run: Path) -> Json:
-    """Returns what `run.json` says.
-
-    Raises:
-        ValueError: If there is no run, it is not finished, or it does not say what it is.
-    """
-    if not run.is_dir():
-        raise ValueError(f"there is no run folder {run}; train one with `python -m agents lewm DATASET`")
-    description = checkpoint.load_description(run)
-    missing = [key for key in ("agent", "task") if key not in description]
-    if missing:
-        raise ValueError(f"{run / 'run.json'} does not say its {' and '.join(missing)}; train the run again")
-    if description.get("finished") is False:
-        raise ValueError(f"the training of {run} is not finished; run its command again, it resumes")
-    return dict(description)
-
-
-def describe_run(run: Path, description: Json, weights: str) -> Json:
-    """Returns what a result says of the run: folder, weights' hash, steps, seconds, description and curves."""
-    rows = read_log(run / checkpoint.LOG)
-    last = rows[-1] if rows else {}
-    seconds = description.get("training_seconds", last.get("seconds"))  # the log holds the first stage's only
-    known = {"steps": last.get("step"), "seconds": seconds, "description": description}
-    return {"folder": str(run), "weights": weights, **known, "curves": read_curves(rows)}
-
-
-def describe_agent(run: Path, description: Json) -> Json:
-    """Returns what other records say of it: agent, preset, folder and weights' hash."""
-    folder = {"folder": str(run), "weights": weights_hash(run)}
-    return {"agent": description["agent"], "preset": description.get("preset"), "run": folder}
-
-
-def weights_hash(run: Path) -> str:
-    """Returns the SHA-256 of the weights, or of `run.json` for an agent without any: what acts."""
-    weights = run / checkpoint.WEIGHTS
-    with (weights if weights.is_file() else run / checkpoint.DESCRIPTION).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_curves(rows: Iterable[Mapping[str, Any]], points: int = CURVE_POINTS) -> dict[str, dict[str, list[float]]]:
-    """Returns `{column: {"step": [...], "value": [...]}}` of a training log, at most `points` of each.
-
-    Neighbouring rows are averaged, which keeps the trend of a noisy loss and loses none of its mass. Columns that
-    are not numbers are left out, and rows without a column do not count in it (validation comes rarely).
-    """
-    columns: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        numbers = {name: value for name, value in row.items() if type(value) in (int, float) and np.isfinite(value)}
-        for name in numbers if "step" in numbers else ():
-            if name not in ("step", "seconds"):
-                columns.setdefault(name, []).append((numbers["step"], numbers[name]))
-    curves = {}
-    for name, samples in columns.items():
-        means = [chunk.mean(axis=0) for chunk in np.array_split(np.array(samples, float), min(points, len(samples)))]
-        steps, values = [round(float(step), 1) for step, _ in means], [float(f"{value:.6g}") for _, value in means]
-        curves[name] = {"step": steps, "value": values}
-    return curves

@@ -11,7 +11,8 @@ from agents.pretrained import locate
 from benchmarks.evaluation import film as films
 from benchmarks.evaluation.evaluate import record
 from benchmarks.evaluation.protocols import Asked, make_job
-from benchmarks.evaluation.run import counter, load_description
+from benchmarks.evaluation.run import counter
+from benchmarks.evaluation.runs import load_description
 from benchmarks.options import OnDevice
 from lewm_gym.commands import argument, option
 from lewm_gym.progress import Bars

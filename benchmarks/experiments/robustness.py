@@ -16,7 +16,8 @@ from agents import load_agent
 from agents.random import RandomAgent
 from benchmarks.evaluation.envs import Environments, PairLike, Rules
 from benchmarks.evaluation.protocols import Asked, make_job
-from benchmarks.evaluation.run import Session, describe_agent, load_description, weights_hash
+from benchmarks.evaluation.run import Session
+from benchmarks.evaluation.runs import describe_agent, load_description, weights_hash
 from benchmarks.options import Evaluating
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.records import Measurement

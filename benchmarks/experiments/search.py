@@ -20,7 +20,8 @@ from agents.planning import PRECISIONS
 from benchmarks.evaluation.envs import Environments
 from benchmarks.evaluation.evaluate import ActClock, evaluate
 from benchmarks.evaluation.protocols import Asked, Job, make_job
-from benchmarks.evaluation.run import Plan, counter, describe_agent, load_description, planner_of, weights_hash
+from benchmarks.evaluation.run import Plan, counter
+from benchmarks.evaluation.runs import describe_agent, load_description, planner_of, weights_hash
 from benchmarks.options import Evaluating
 from benchmarks.report.plots import rate_series
 from benchmarks.report.records import Measurement, naming

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import agent_class
-from benchmarks.evaluation.run import weights_hash
+from benchmarks.evaluation.runs import weights_hash
 from benchmarks.options import BUDGET_MIN, OnTasks, Training
 from benchmarks.registry import load_command
 from benchmarks.report.records import naming

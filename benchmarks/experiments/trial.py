@@ -15,7 +15,8 @@ from typing import Any
 
 from agents import agent_class
 from agents.run import is_finished, train_run
-from benchmarks.evaluation.run import Plan, weights_hash
+from benchmarks.evaluation.run import Plan
+from benchmarks.evaluation.runs import weights_hash
 from benchmarks.experiments.references import make_reference
 from lewm_gym import checkpoint
 from lewm_gym.data.dataset import Dataset
