@@ -119,15 +119,9 @@ class Bundle(OnTasks):
                         f"the bundle takes {size / MEGABYTE:.0f} MB, at most {self.most_mb:g} are allowed; the largest "
                         f"wheels (MB): {listed}; name those that the machine has by --without"
                     )
-        values = {
-            "tasks": shlex.join(self.tasks),
-            "archive": self.out.name,
-            "script": self.script.name,
-            "python": self.python,
-            "machine": self.machine,
-        }
+        names = {"tasks": shlex.join(self.tasks), "archive": self.out.name, "script": self.script.name}
         with atomic_file(self.script) as file:
-            file.write(SCRIPT.format(**values).encode())
+            file.write(SCRIPT.format(**names, python=self.python, machine=self.machine).encode())
         return size
 
 
@@ -195,18 +189,8 @@ def download(requirements: Sequence[str], folder: Path, python: str, machine: st
     """
     platforms = [word for glibc in GLIBC for word in ("--platform", f"manylinux_2_{glibc}_{machine}")]
     platforms += ["--platform", f"manylinux2014_{machine}", "--platform", f"linux_{machine}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        python,
-    ]
-    command += ["--implementation", "cp", *platforms, "-d", str(folder), *requirements]
+    options = ["-q", "--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    command = [sys.executable, "-m", "pip", "download", *options, *platforms, "-d", str(folder), *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
