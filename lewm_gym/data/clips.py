@@ -72,26 +72,9 @@ class ClipSampler:
         proprioception: NDArray[np.float32] | None = None,
         frames_every: int = 1,
     ) -> None:
-        for name, value, least in (("n_frames", n_frames, 2), ("frame_skip", frame_skip, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if image_size < 1 or IMAGE_SIZE % image_size:
-            raise ValueError(f"image_size must divide {IMAGE_SIZE} (such as 56, 112 or 224), got {image_size}")
         self._stored = dataset.codec  # raises if there are no frames
-        if frames_every < 1:
-            raise ValueError(f"frames_every must be at least 1, got {frames_every}")
         self.picture_every = dataset.picture_every * frames_every
-        if frames_every > 1 and frame_skip % self.picture_every:
-            raise ValueError(
-                f"frame_skip must be a multiple of frames_every times the dataset's picture_every, {frames_every} x "
-                f"{dataset.picture_every}, got {frame_skip}"
-            )
-        if frame_skip % self.picture_every:
-            raise ValueError(
-                f"{dataset.folder} stores every {self.picture_every}th frame only, so frame_skip must be a "
-                f"multiple of {self.picture_every}, got {frame_skip}: choose another one, or collect again without "
-                "--picture-every"
-            )
+        _check_clips(dataset, n_frames, frame_skip, seed, image_size, frames_every)
         self.dataset = dataset
         self.n_frames, self.frame_skip, self.seed, self.image_size = n_frames, frame_skip, seed, image_size
         self.threads = threads or min(4, os.cpu_count() or 1)
@@ -299,6 +282,31 @@ class ClipSampler:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_clips(
+    dataset: Dataset, n_frames: int, frame_skip: int, seed: int, image_size: int, frames_every: int
+) -> None:
+    """Raises ValueError for values out of range, or frames that the dataset has not at that `frame_skip`."""
+    for name, value, least in (("n_frames", n_frames, 2), ("frame_skip", frame_skip, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if image_size < 1 or IMAGE_SIZE % image_size:
+        raise ValueError(f"image_size must divide {IMAGE_SIZE} (such as 56, 112 or 224), got {image_size}")
+    if frames_every < 1:
+        raise ValueError(f"frames_every must be at least 1, got {frames_every}")
+    stride = dataset.picture_every * frames_every
+    if frames_every > 1 and frame_skip % stride:
+        raise ValueError(
+            f"frame_skip must be a multiple of frames_every times the dataset's picture_every, {frames_every} x "
+            f"{dataset.picture_every}, got {frame_skip}"
+        )
+    if frame_skip % stride:
+        raise ValueError(
+            f"{dataset.folder} stores every {stride}th frame only, so frame_skip must be a "
+            f"multiple of {stride}, got {frame_skip}: choose another one, or collect again without "
+            "--picture-every"
+        )
 
 
 def box_average(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
