@@ -60,32 +60,11 @@ class Ship(Command):
             )
         model, description = LeWMAgent.read(self.run)
         result = _result_of(self.run, self.result)
-        planning = result.run["description"]["planning"]
         config = model.config.acting
-        names = LeWM(config).state_dict().keys()
-        everything = model.state_dict()
+        names, everything = LeWM(config).state_dict().keys(), model.state_dict()
         tensors = {name: _narrowed(name, everything[name]) for name in names}
-        description = {name: value for name, value in description.items() if name not in ("schema", SEAL)}
-        description |= {
-            "model": dataclasses.asdict(config),
-            "planning": planning,
-            "command": _relative(description.get("command", "")),
-            "dataset": _relative_folder(description["dataset"]),
-            "result": {
-                "file": self.result.name,
-                "planner": planning["planner"],
-                **{name: getattr(result, name) for name in ("protocol", "offset_steps", "budget_steps", "seed")},
-                "pairs": {name: result.pairs[name] for name in ("hash", "source", "count", "seed")},
-                "success": dataclasses.asdict(result.success),
-                "failed": [outcome.pair for outcome in result.outcomes if not outcome.success],
-            },
-            "shipped": {
-                "version": lewm_gym.__version__,
-                "command": _relative(provenance.command()),
-                "from": sha256(self.run / checkpoint.WEIGHTS),
-                "left_out": sorted({name.split(".")[0] for name in everything.keys() - names}),
-            },
-        }
+        left_out = sorted({name.split(".")[0] for name in everything.keys() - names})
+        description = self._describe(description, dataclasses.asdict(config), result, left_out)
         out = SHIPPED / result.task if self.out is None else self.out
         with atomic_folder(out.with_name(f"{out.name}.new")) as temporary:
             checkpoint.save_tensors(temporary / checkpoint.WEIGHTS, tensors, str(description.get("identity", "")))
@@ -101,6 +80,33 @@ class Ship(Command):
         shutil.rmtree(out, ignore_errors=True)
         out.with_name(f"{out.name}.new").rename(out)
         return out
+
+    def _describe(
+        self, description: dict[str, Any], model: dict[str, Any], result: Result, left_out: list[str]
+    ) -> dict[str, Any]:
+        """Returns what the shipped run says of itself: what `description` does, how it was measured and shipped."""
+        planning = result.run["description"]["planning"]
+        return {
+            **{name: value for name, value in description.items() if name not in ("schema", SEAL)},
+            "model": model,
+            "planning": planning,
+            "command": _relative(description.get("command", "")),
+            "dataset": _relative_folder(description["dataset"]),
+            "result": {
+                "file": self.result.name,
+                "planner": planning["planner"],
+                **{name: getattr(result, name) for name in ("protocol", "offset_steps", "budget_steps", "seed")},
+                "pairs": {name: result.pairs[name] for name in ("hash", "source", "count", "seed")},
+                "success": dataclasses.asdict(result.success),
+                "failed": [outcome.pair for outcome in result.outcomes if not outcome.success],
+            },
+            "shipped": {
+                "version": lewm_gym.__version__,
+                "command": _relative(provenance.command()),
+                "from": sha256(self.run / checkpoint.WEIGHTS),
+                "left_out": left_out,
+            },
+        }
 
 
 def _result_of(run: Path, path: Path) -> Result:
