@@ -48,9 +48,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for atomic writing, as `atomic_path`."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # a leftover (`remove_stale`) is held by nobody
-        yield file
+    with atomic_path(path) as temporary, _open_held(temporary, "wb", fcntl.LOCK_EX) as file:
+        yield file  # held: a leftover (`remove_stale`) is not
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -74,26 +73,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` when the block succeeds, and is removed otherwise.
 
     Raises:
-        ValueError: If `path` exists.
+        ValueError: If `path` exists, or another process is writing it.
         OSError: If it cannot be written.
     """
     if path.exists():
         raise ValueError(f"{path} exists already: choose another --out, or delete it")
     make_folder(path.parent)
-    remove_stale(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    temporary.mkdir()
-    try:
-        with exclusive(temporary):  # while it is held, nobody takes the folder for a leftover
+    with exclusive(path):
+        remove_stale(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            temporary.mkdir()
             yield temporary
-            (temporary / LOCK_NAME).unlink()
             temporary.rename(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
-        if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)
-        raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
+            if isinstance(error, OSError) and error.errno is not None:
+                error.filename = str(path)
+            raise
 
 
 def is_whole(path: Path) -> bool:
@@ -158,35 +156,35 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     of_folder = path.is_dir()
     lock = path / LOCK_NAME if of_folder else path.with_name(f".{path.name}{LOCK_NAME}")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open_locked(lock, wait, path))
+        try:
+            file = stack.enter_context(_open_held(lock, "ab", fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            kind, owner = "folder" if of_folder else "name", "unknown"
+            with contextlib.suppress(OSError):
+                owner = lock.read_text("ascii", errors="replace").strip() or owner
+            raise Locked(
+                f"{path} is being written by another process (pid {owner}): wait for it, or use another {kind}"
+            ) from None
         if not of_folder:
             stack.callback(lock.unlink, missing_ok=True)  # while it is held
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk: whatever is written next says so
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield
 
 
 @contextlib.contextmanager
-def _open_locked(lock: Path, wait: bool, path: Path) -> Iterator[IO[str]]:
-    """Opens the file `lock` of `path`, held; one that its holder removed in the meantime does not count."""
+def _open_held(path: Path, mode: str, how: int) -> Iterator[IO[bytes]]:
+    """Opens a file and locks it; one that another process removed in the meantime is opened again."""
     while True:
-        with open(lock, "a+", encoding="ascii", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                kind = "folder" if path.is_dir() else "file"
-                raise Locked(
-                    f"{path} is being written by another process (pid {owner}): wait for it, or use another {kind}"
-                ) from None
-            if _is_same_file(file, lock):
+        with open(path, mode) as file:
+            fcntl.flock(file, how)
+            if _is_same_file(file, path):
                 yield file
                 return
 
 
-def _is_same_file(file: IO[str], path: Path) -> bool:
+def _is_same_file(file: IO[bytes], path: Path) -> bool:
     """Returns whether `path` names the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))

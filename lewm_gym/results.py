@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from lewm_gym import provenance
-from lewm_gym.files import atomic_file, make_folder, parse_json, read_json
+from lewm_gym.files import atomic_file, make_folder, parse_json, read_json, remove_stale
 from lewm_gym.tasks import get_task
 
 FORMAT = "lewm-gym record"
@@ -140,9 +140,10 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 
 def write_json(path: Path, data: Json) -> None:
-    """Writes `data` to `path`, a line per key, atomically, making the folder."""
+    """Writes `data` to `path`, a line per key, atomically, making the folder; removes what a killed writer left."""
     lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items()]
     make_folder(path.parent)
+    remove_stale(path)
     with atomic_file(path) as file:
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
 

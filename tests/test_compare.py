@@ -72,11 +72,15 @@ def test_the_table_says_how_to_repeat_it(finished):
 def test_what_is_finished_is_not_done_again(finished, capsys):
     files = [file for file in finished.rglob("*") if file.is_file() and file.name not in ("compare.json", "compare.md")]
     lost = finished / "out" / "two_room-lewm-1steps-seed1-25-1pairs.json"
+    for name in ("compare.json", "compare.md", lost.name):
+        path = finished / "out" / name
+        path.with_name(f".{name}.0123.tmp{path.suffix}").write_text("of a killed process")
     before = {file: file.stat().st_mtime_ns for file in files if file != lost}
     outcomes = json.loads(lost.read_text())["outcomes"]
     lost.unlink()
     assert command(finished, "--steps", "2", "two_room/lewm=1") == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert not list(finished.rglob(".*.tmp*"))
     assert json.loads(lost.read_text())["outcomes"] == outcomes
     said = capsys.readouterr().out
     assert "left to do: 1 of 7" in said and "[7/7] two_room-lewm-1steps-seed1" in said and "[6/7]" not in said

@@ -292,7 +292,7 @@ def test_the_lock_of_a_file_is_removed_and_one_that_was_removed_while_it_was_wai
     waiting = threading.Thread(target=wait)
     with exclusive(path):
         with (
-            pytest.raises(Locked, match=r"r.json is being written by another .*, or use another file"),
+            pytest.raises(Locked, match=r"r.json is being written by another .*, or use another name"),
             exclusive(path),
         ):
             pass

@@ -97,7 +97,7 @@ class Plan(Asked):
         with exclusive(out):
             if (found := self._found(out, question)) is not None:  # another process has measured it meanwhile
                 return found
-            for path in (out, out.with_suffix(".mp4"), out.with_suffix(".png")):
+            for path in (partial_of(out), out.with_suffix(".mp4"), out.with_suffix(".png")):
                 remove_stale(path)
             result = None if self.overwrite else known_result(out, question)
             if result is None:

@@ -30,7 +30,7 @@ from benchmarks.report.tables import Block, Cell, Mark, Section, Table, duration
 from lewm_gym import checkpoint
 from lewm_gym.commands import argument, option, parse_settings
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.files import exclusive, make_folder, read_json
+from lewm_gym.files import exclusive, make_folder, read_json, remove_stale
 from lewm_gym.nn import dino
 from lewm_gym.pairs import PairSet, load_shipped
 from lewm_gym.progress import Bars
@@ -306,6 +306,7 @@ class Compare(Training, OnDevice, Measurement):
         record = self.save({**body, "diverged": dict(diverged)}, clock)
         section = self.show(record)
         text = f"# {section.title}\n\n{section.markdown(self.out)}\n"
+        remove_stale(self.out / "compare.md")
         checkpoint.write_atomically(self.out / "compare.md", text.encode())
 
     def repeat(self, rows: Sequence[Json]) -> str:

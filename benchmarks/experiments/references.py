@@ -24,7 +24,7 @@ from benchmarks.evaluation.sampled import pursue
 from collect.episodes import make_env
 from collect.policies import make_goal_expert
 from lewm_gym import checkpoint
-from lewm_gym.files import make_folder
+from lewm_gym.files import make_folder, remove_leftovers
 from lewm_gym.pairs import stream_seed
 
 
@@ -42,6 +42,7 @@ def make_reference(
     if name not in references():
         raise ValueError(f"unknown reference {name!r}; expected one of: {', '.join(references())}")
     make_folder(folder)
+    remove_leftovers(folder)
     if name == "random":
         checkpoint.save_description(folder, {"agent": name, "task": task, "finished": True})
         return folder

@@ -21,7 +21,7 @@ from benchmarks.report.records import naming, section_of
 from benchmarks.report.results import WINDOW, Entry, Group, group_entries
 from benchmarks.report.tables import Mark, Section, Table, data_uri, duration, link, to_html, to_markdown
 from lewm_gym.commands import Command, argument, option
-from lewm_gym.files import atomic_file, make_folder
+from lewm_gym.files import atomic_file, make_folder, remove_stale
 from lewm_gym.plots import figure_of
 from lewm_gym.results import Record, Result, is_record, part_of
 from lewm_gym.tasks import TASKS
@@ -138,6 +138,7 @@ def write_report(
     }
     make_folder(out.parent)
     for path, name, escaped in ((out, "page.html.j2", True), (out.with_suffix(".md"), "page.md.j2", False)):
+        remove_stale(path)
         with atomic_file(path) as file:
             file.write(environment.overlay(autoescape=escaped).get_template(name).render(content).encode())
     return out

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from benchmarks.registry import COMMANDS, load_command
 from benchmarks.report.tables import Section
 from lewm_gym.commands import Command, option
-from lewm_gym.files import exclusive, make_folder
+from lewm_gym.files import exclusive, make_folder, remove_stale
 from lewm_gym.progress import Bars
 from lewm_gym.results import Clock, Json, Record, partial_of
 
@@ -69,10 +69,13 @@ class Measurement(Command):
         """
         clock = Clock()
         make_folder(self.path.parent)
+        picture = self.path.with_suffix(".png")
         with contextlib.nullcontext() if self.is_shared else exclusive(self.path):
+            if not self.is_shared:
+                remove_stale(picture)
             record = self.save(self.measure(bars or Bars(disable=True), **given), clock)
             for figure in self.show(record).figures[:1]:
-                figure.save(self.path.with_suffix(".png"))
+                figure.save(picture)
             partial_of(self.path).unlink(missing_ok=True)
         return record
 

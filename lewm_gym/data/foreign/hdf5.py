@@ -18,7 +18,7 @@ from lewm_gym.data.episode import FRAME_SHAPE, Episode
 from lewm_gym.data.foreign.hdf5_files import Sink, check_column, reading
 from lewm_gym.data.foreign.imports import Progress, import_episodes
 from lewm_gym.data.format.header import Header
-from lewm_gym.files import atomic_path, remove_stale
+from lewm_gym.files import atomic_path, exclusive, make_folder, remove_stale
 
 _NOT_QUANTITIES = {"pixels", "action", "state", "ep_len", "ep_offset", "episode_idx", "step_idx", "goal"}
 _SUCCESS = ("success", "is_success", "terminated")
@@ -64,15 +64,18 @@ def export_hdf5(dataset: Dataset, path: str | Path, progress: Progress | None = 
     """Writes a dataset as one HDF5 file, atomically; frames are gzip-compressed one by one.
 
     Raises:
-        ValueError: If the dataset has no frames, or not all.
+        ValueError: If the dataset has no frames, or not all, or another process is writing the file.
         ImportError: Without h5py.
     """
     path, h5py = Path(path), _h5py()
     dataset.codec  # noqa: B018  raises without frames
     dataset.require_all_pictures("the HDF5 layout")
     count = dataset.n_frames
-    remove_stale(path)
-    with atomic_path(path) as temporary, Sink(temporary, "w+") as sink:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose another --out")
+    make_folder(path.parent)
+    with exclusive(path), atomic_path(path) as temporary, Sink(temporary, "w+") as sink:
+        remove_stale(path)
         with h5py.File(sink, "w") as file:
             file["ep_len"] = dataset.lengths.astype(np.int32)
             file["ep_offset"] = dataset.starts[:-1]
