@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -124,6 +126,17 @@ def test_what_cannot_be_a_dataset_is_named(tmp_path):
         import_minari(robot(tmp_path / "robot"), tmp_path / "data", pixels="front")
     with pytest.raises(ValueError, match="not a Minari dataset"):
         import_minari(tmp_path, tmp_path / "data")
+    described = tmp_path / "robot/data/metadata.json"
+    whole = json.loads(described.read_text())
+    for change, message in (
+        ({"lewm_gym_task": [[]]}, "robot calls its task .*, which is no name: add --task"),
+        ({"lewm_gym_task": 1.5}, "robot calls its task 1.5"),
+        ({"total_episodes": "x"}, "robot is not a Minari dataset"),
+        ({"total_episodes": 10**20}, "robot is not a Minari dataset"),
+    ):
+        described.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(ValueError, match=message):
+            import_minari(tmp_path / "robot", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 

@@ -54,16 +54,20 @@ def import_minari(
             pass
     try:
         opened = minari.MinariDataset(data)
-        space, shown, metadata = opened.action_space, opened.observation_space, opened.storage.metadata
+        space, shown, count = opened.action_space, opened.observation_space, int(opened.total_episodes)
+        named = opened.storage.metadata.get(_TASK_KEY) or _task_of(opened)
+        policy = f"imported from Minari {opened.spec.dataset_id}"
     except Exception as error:  # whatever its readers of JSON, spaces and specs come upon
         raise ValueError(f"{source} is not a Minari dataset: {first_line(error)}") from error
     if not isinstance(space, spaces.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(f"{source}: actions must be a bounded Box, got {space}")
     pixels = _choose_pixels(shown, pixels, source)
-    task = task or metadata.get(_TASK_KEY) or _task_of(opened)
+    task = task or named
+    if not isinstance(task, str):
+        raise ValueError(f"{source} calls its task {task!r}, which is no name: add --task")
     header = Header(
         task=task,
-        policy=f"imported from Minari {opened.spec.dataset_id}",
+        policy=policy,
         noise=None,
         seed=0,
         codec=codec_for(task).as_json(),
@@ -71,7 +75,7 @@ def import_minari(
         action_high=tuple(space.high.ravel().tolist()),
     )
     return import_episodes(
-        Path(folder), header, opened.total_episodes, lambda i: _episode(opened, i, pixels), source, progress=progress
+        Path(folder), header, count, lambda i: _episode(opened, i, pixels), source, progress=progress
     )
 
 
