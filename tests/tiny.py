@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def collect_two_room(folder: Path, episodes: int = 6) -> Path:
 
     collect("two_room", folder, episodes, workers=1, pictures=False)
     return folder
+
+
+def note_counts(counts: dict) -> None:
+    """Appends what a test has counted to the file `COUNTS`, if that is set; docs/robustness.md shows stored ones."""
+    if "COUNTS" in os.environ:
+        with open(os.environ["COUNTS"], "a", encoding="utf-8") as file:
+            file.write(json.dumps(counts) + "\n")
 
 
 def edit_run(folder: Path, **changes) -> None:
