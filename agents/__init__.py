@@ -33,6 +33,7 @@ AGENTS: dict[str, Known] = {
     "gcivl": Known("agents.gcivl:GCIVLAgent", "GCIVL"),
     "gciql": Known("agents.gciql:GCIQLAgent", "GCIQL"),
     "tdmpc2": Known("agents.tdmpc2:TDMPC2Agent", "TD-MPC2 (needs rewards)"),
+    "dreamer": Known("agents.dreamer:DreamerAgent", "Dreamer (needs rewards)"),
     "oracle": Known("agents.oracle:OracleAgent", "action replay: the recorded actions again", learns=False),
     "expert": Known("agents.oracle:ExpertAgent", "expert: the collector's policy, on states", learns=False),
     "random": Known("agents.random:RandomAgent", "random policy", learns=False),

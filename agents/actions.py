@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lewm_gym.data.dataset import Dataset
 
 
 class ActionModel(nn.Module):
@@ -51,3 +57,17 @@ def candidate_blocks(actions: Tensor, past_actions: Tensor | None) -> Tensor:
     if past_actions is None:
         return blocks
     return torch.cat([past_actions.repeat_interleave(actions.shape[1], dim=0), blocks], dim=1)
+
+
+def learn_bounds(model: Any, dataset: Dataset, name: str) -> None:
+    """Gives the actor of a fresh model, which has its statistics, the z-scored bounds of a block, `low` and `high`.
+
+    Raises:
+        ValueError: If actions are not bounded.
+    """
+    bounds = np.stack([dataset.action_low, dataset.action_high])
+    if not np.isfinite(bounds).all():
+        raise ValueError(f"the policy of {name} needs bounded actions, got the bounds {bounds.tolist()}")
+    blocks = torch.from_numpy(bounds.astype(np.float32)).repeat(1, model.config.frame_skip)
+    for bound, block in zip((model.actor.low, model.actor.high), model.normalize_actions(blocks), strict=True):
+        bound.copy_(block)

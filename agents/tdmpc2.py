@@ -49,29 +49,27 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from agents.actions import ActionModel
+from agents.actions import ActionModel, learn_bounds
 from agents.planning import RETURN, PlanningAgent, PlanningConfig
-from agents.trainable import OnLoad, Preset, split_samplers
+from agents.trainable import OnLoad, Preset, goal_clips
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.data.goals import VALUE_GOALS, GoalClipBatch, GoalClips
+from lewm_gym.data.goals import GoalClipBatch
 from lewm_gym.nn.actor import ActionBlock
 from lewm_gym.nn.conv import ConvEncoder
-from lewm_gym.nn.goal_conditioned import concat_goal, polyak_update
+from lewm_gym.nn.goal_conditioned import concat_goal, follow_spread, polyak_update
 from lewm_gym.nn.images import shifted, to_network
+from lewm_gym.nn.mlp import normed_mlp, zero_at_first
 from lewm_gym.nn.two_hot import TwoHot
 from lewm_gym.planning.mppi import MPPIConfig
 from lewm_gym.training import TrainingConfig
 
 LOG_STD_BOUNDS = (-10.0, 2.0)  # of the policy before it is squashed
-_TRACKING = 0.01  # share of the new percentiles in S at each step
 _PAIR = 2  # Q that are asked at a time
 
 
@@ -156,7 +154,7 @@ class Critics(nn.Module):
     def __init__(self, in_width: int, config: TDMPC2Config) -> None:
         super().__init__()
         self.members = nn.ModuleList(
-            _zero_at_first(_mlp(in_width, config.hidden_widths, config.n_bins, config.dropout))
+            zero_at_first(normed_mlp(in_width, config.hidden_widths, config.n_bins, nn.Mish, config.dropout))
             for _ in range(config.critics)
         )
 
@@ -178,7 +176,7 @@ class Policy(nn.Module):
     def __init__(self, config: TDMPC2Config) -> None:
         super().__init__()
         size = config.action_block_size
-        self.layers = _mlp(3 * config.latent_size, config.hidden_widths, 2 * size)
+        self.layers = normed_mlp(3 * config.latent_size, config.hidden_widths, 2 * size, nn.Mish)
         self.register_buffer("low", -torch.ones(size))
         self.register_buffer("high", torch.ones(size))
 
@@ -228,9 +226,11 @@ class TDMPC2(ActionModel):
         convolutions = ConvEncoder(config.image_size, config.conv_channels, size)
         self.encoder = nn.Sequential(convolutions, nn.LayerNorm(size), SimNorm(config.group_size))
         self.dynamics = nn.Sequential(
-            _mlp(size + block, config.hidden_widths, size), nn.LayerNorm(size), SimNorm(config.group_size)
+            normed_mlp(size + block, config.hidden_widths, size, nn.Mish),
+            nn.LayerNorm(size),
+            SimNorm(config.group_size),
         )
-        self.reward = _zero_at_first(_mlp(3 * size + block, config.hidden_widths, config.n_bins))
+        self.reward = zero_at_first(normed_mlp(3 * size + block, config.hidden_widths, config.n_bins, nn.Mish))
         self.critic = Critics(3 * size + block, config)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = Policy(config)
@@ -342,7 +342,7 @@ class TDMPC2(ActionModel):
         fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         values = self.bins.decode(functional_call(self.critic, fixed, (inputs, self._pair()))).mean(dim=0)
         if self.training:
-            self._track(values[:, 0].detach())
+            follow_spread(self.q_scale, values[:, 0])
         return self._over_steps(self.config.entropy_weight * log_prob - values / self.q_scale), values.detach()
 
     def after_step(self) -> None:
@@ -356,29 +356,6 @@ class TDMPC2(ActionModel):
 
     def _pair(self) -> list[int]:
         return torch.randperm(self.config.critics)[:_PAIR].tolist()
-
-    @torch.no_grad()
-    def _track(self, values: Tensor) -> None:
-        low, high = values.float().quantile(torch.tensor([0.05, 0.95], device=values.device))
-        self.q_scale.lerp_((high - low).clamp_min(1.0), _TRACKING)
-
-
-def _mlp(in_width: int, hidden_widths: tuple[int, ...], out_width: int, dropout: float = 0.0) -> nn.Sequential:
-    """Returns linear layers with LayerNorm and Mish between them, and dropout in the first where asked for."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise((in_width, *hidden_widths)):
-        drops = [nn.Dropout(dropout)] if dropout and not layers else []
-        layers += [nn.Linear(before, after), *drops, nn.LayerNorm(after), nn.Mish()]
-    return nn.Sequential(*layers, nn.Linear((in_width, *hidden_widths)[-1], out_width))
-
-
-def _zero_at_first(network: nn.Sequential) -> nn.Sequential:
-    """Returns the network with a last layer of zeros: over symmetric bins it says 0."""
-    last = network[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return network
 
 
 def _planning(n_samples: int) -> PlanningConfig:
@@ -433,22 +410,9 @@ class TDMPC2Agent(PlanningAgent):
             ValueError: If actions are not bounded.
         """
         super().set_normalization(model, dataset)
-        bounds = np.stack([dataset.action_low, dataset.action_high])
-        if not np.isfinite(bounds).all():
-            raise ValueError(f"the policy of tdmpc2 needs bounded actions, got the bounds {bounds.tolist()}")
-        blocks = torch.from_numpy(bounds.astype(np.float32)).repeat(1, model.config.frame_skip)
-        for bound, block in zip((model.actor.low, model.actor.high), model.normalize_actions(blocks), strict=True):
-            bound.copy_(block)
+        learn_bounds(model, dataset, cls.name)
 
     @classmethod
     def samplers(cls, dataset: Dataset, model: TDMPC2, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
         """Returns clips with goals by hindsight relabelling, of training and of held-out episodes."""
-        config = model.config
-        goals = dataclasses.replace(VALUE_GOALS, discount=config.discount)
-        options = {
-            "n_frames": config.predict_blocks + 1,
-            "frame_skip": config.frame_skip,
-            "seed": seed,
-            "image_size": config.image_size,
-        }
-        return split_samplers(dataset, lambda episodes: GoalClips(dataset, episodes, goals, **options), on_load)
+        return goal_clips(dataset, model.config, model.config.predict_blocks + 1, seed, on_load)

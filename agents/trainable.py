@@ -13,6 +13,7 @@ import torch
 
 from lewm_gym import checkpoint, training
 from lewm_gym.data.clips import ClipSampler
+from lewm_gym.data.goals import VALUE_GOALS, GoalClips
 from lewm_gym.training import OnLog, TrainingConfig
 
 if TYPE_CHECKING:
@@ -228,3 +229,10 @@ def split_samplers(dataset: Dataset, make: Callable[[Any], Any], on_load: OnLoad
     for sampler in samplers:
         sampler.preload(on_load)
     return samplers
+
+
+def goal_clips(dataset: Dataset, config: Any, n_frames: int, seed: int, on_load: OnLoad | None) -> tuple[Any, Any]:
+    """Returns samplers of clips with value goals, a whole number of blocks ahead, of training and held-out episodes."""
+    goals = dataclasses.replace(VALUE_GOALS, discount=config.discount)
+    options = {"frame_skip": config.frame_skip, "seed": seed, "image_size": config.image_size}
+    return split_samplers(dataset, lambda some: GoalClips(dataset, some, goals, n_frames=n_frames, **options), on_load)

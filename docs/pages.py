@@ -207,7 +207,15 @@ def write_results(folder: Path, results: Path) -> None:
 
 
 #: Agents in the README's table, as they are called there.
-AGENTS = {"lewm": "LeWM", "pldm": "PLDM", "gcbc": "GCBC", "gcivl": "GCIVL", "gciql": "GCIQL"}
+AGENTS = {
+    "lewm": "LeWM",
+    "pldm": "PLDM",
+    "gcbc": "GCBC",
+    "gcivl": "GCIVL",
+    "gciql": "GCIQL",
+    "tdmpc2": "TD-MPC2 (needs rewards)",
+    "dreamer": "Dreamer (needs rewards)",
+}
 #: Planners that begin with an actor's proposal.
 ACTOR_PLANNERS = ("actor", "guided", "arcem", "fused")
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -235,6 +243,8 @@ def success_table(results: Path) -> str:
     lines.append(f"| random baseline | {' | '.join(_shown(rate) for rate in random)} |")
     for agent, title in AGENTS.items():
         seeds = {row["task"]: row["seeds"] for row in compared if row["agent"] == agent}
+        if not seeds:  # not measured
+            continue
         cells = [_over_seeds(seeds.get(task, [])) for task in TASKS]
         lines.append(f"| {title}, 10 min, 3 seeds | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

@@ -23,6 +23,16 @@ WORLD = {**tiny.SETTINGS, **BASE}
 POLICY = {**BASE, "conv_channels": (8, 8, 8), "encoder_width": 16, "hidden_widths": (16, 16)}
 PATCHES = {**BASE, "predictor_depth": 1, "predictor_heads": 2, "predictor_head_width": 8, "predictor_mlp_width": 16}
 REWARDS = {**BASE, "conv_channels": (8, 8, 8), "latent_size": 16, "hidden_widths": (16, 16)}
+IMAGINATION = {
+    **BASE,
+    "conv_channels": (8, 8, 8),
+    "embedding_width": 16,
+    "recurrent_width": 16,
+    "groups": 4,
+    "classes": 4,
+    "hidden_widths": (16, 16),
+    "imagine_blocks": 2,
+}
 SETTINGS = {
     "lewm": WORLD,
     "pldm": WORLD,
@@ -32,6 +42,7 @@ SETTINGS = {
     "gcivl": POLICY,
     "gciql": POLICY,
     "tdmpc2": REWARDS,
+    "dreamer": IMAGINATION,
 }
 UNTRAINED = ("oracle", "expert", "random")
 REPLAYING = ("oracle", "expert")

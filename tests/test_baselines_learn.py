@@ -12,9 +12,11 @@ from torch import nn
 
 from agents import agent_class
 from agents.dino_wm import DinoWM, DinoWMConfig
+from agents.dreamer import Dreamer, DreamerAgent, DreamerConfig
 from agents.planning import PlanningConfig
 from agents.pldm import PLDM, PLDMConfig
 from agents.tdmpc2 import PRESETS, TDMPC2, TDMPC2Agent, TDMPC2Config
+from lewm_gym.agent import Agent
 from lewm_gym.data.goals import GoalBatch, GoalClipBatch
 from lewm_gym.nn.goal_conditioned import concat_goal
 from lewm_gym.planning.cem import CEM, CEMConfig
@@ -22,6 +24,7 @@ from lewm_gym.types import Batch
 
 SIZE = 28  # px
 CELLS = 7
+LINE = {"action_low": [-1.0], "action_high": [1.0], "frame_size": SIZE}  # as a run folder describes it
 SMALL = {"image_size": SIZE, "conv_channels": (16, 16), "encoder_width": 32}
 
 
@@ -163,7 +166,7 @@ def test_dino_wm_plans_to_the_goal():
     assert share_reached_by_planning(model.eval(), table) > 0.75
 
 
-# A world model with rewards ----------------------------------------------------------------------------------
+# World models with rewards ----------------------------------------------------------------------------------
 
 
 def goal_clips(seed: int, size: int = 64, steps: int = 20, blocks: int = 3):
@@ -181,13 +184,14 @@ def goal_clips(seed: int, size: int = 64, steps: int = 20, blocks: int = 3):
         cells = positions[row[:, None], clip]
         reached = (cells[:, :-1] == goal[:, None]).astype(np.float32)
         recorded = actions[row[:, None], clip[:, :-1], None].astype(np.float32)
+        ahead = ((0.2 <= kind) & (kind <= 0.7))[:, None] & (later[:, None] > clip[:, :-1])
         pixels = render(np.concatenate([cells, goal[:, None]], axis=1))
-        return GoalClipBatch(pixels, torch.from_numpy(recorded), torch.from_numpy(reached))
+        return GoalClipBatch(pixels, *map(torch.from_numpy, (recorded, reached, ahead.astype(np.float32))))
 
     return batch
 
 
-def share_reached(agent: TDMPC2Agent, starts: np.ndarray, goals: np.ndarray) -> float:
+def share_reached(agent: Agent, starts: np.ndarray, goals: np.ndarray) -> float:
     agent.reset(list(range(len(starts))))
     positions, reached = starts.astype(float), starts == goals
     for _ in range(CELLS):
@@ -214,10 +218,30 @@ def test_tdmpc2_learns_the_value_of_distances_and_reaches_the_goal_by_plan_and_b
     exact = -(1 - 0.9 ** np.abs(starts - goals)) / (1 - 0.9)
     assert np.abs(found - exact).mean() < 0.5  # of the policy's plans; the mean of all is 1.1 off
     planning = PRESETS["laptop"].planning.changed({"n_samples": 32, "n_iterations": 3, "n_proposals": 8})
-    description = {"action_low": [-1.0], "action_high": [1.0], "frame_size": SIZE}
     few = starts % 3 == 0
     for how in (planning, PlanningConfig().changed({"planner": "actor"})):
-        assert share_reached(TDMPC2Agent(model, how, description), starts[few], goals[few]) > 0.9
+        assert share_reached(TDMPC2Agent(model, how, LINE), starts[few], goals[few]) > 0.9
+
+
+def test_dreamer_learns_what_the_goal_is_and_reaches_it():
+    torch.manual_seed(0)
+    sizes = {"conv_channels": (16, 16), "embedding_width": 32, "recurrent_width": 64, "groups": 4, "classes": 8}
+    options = {"image_size": SIZE, "action_size": 1, "frame_skip": 1, "clip_frames": 4, "imagine_blocks": 4}
+    other = {"hidden_widths": (64, 64), "discount": 0.9}
+    model = Dreamer(DreamerConfig(**sizes, **options, **other))
+    train(model, goal_clips(0, size=32), 300, 2e-3)
+    model.eval()
+    cells = np.arange(CELLS, dtype=float)
+    starts, goals = (x.ravel() for x in np.meshgrid(cells, cells, indexing="ij"))
+    with torch.no_grad():
+        frames, aims = (model.encode(render(x)) for x in (starts, goals))
+        states, _, _ = model.dynamics.observe(frames.unsqueeze(1), torch.zeros(len(starts), 0, 1))
+        inputs = model.inputs(states.features[:, 0], aims)
+        rewards, values = (model.bins.decode(head(inputs)).numpy() for head in (model.reward, model.critic))
+    assert np.abs(rewards - (starts == goals) + 1).mean() < 0.2
+    exact = -(1 - 0.9 ** np.abs(starts - goals)) / (1 - 0.9)
+    assert np.corrcoef(values, exact)[0, 1] > 0.5  # of the actor as it was on the way, which samples
+    assert share_reached(DreamerAgent(model, LINE), starts, goals) > 0.9
 
 
 # Values ------------------------------------------------------------------------------------------------------

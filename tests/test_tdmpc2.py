@@ -15,6 +15,7 @@ from agents.planning import PlanningConfig
 from agents.tdmpc2 import PRESETS, TDMPC2, SimNorm, TDMPC2Agent, TDMPC2Config
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.data.goals import VALUE_GOALS, GoalClipBatch, GoalClips, GoalMixture
+from lewm_gym.nn.goal_conditioned import follow_spread
 from lewm_gym.nn.images import average_down
 from lewm_gym.nn.two_hot import TwoHot, symexp, symlog
 from lewm_gym.planning import MPPI, MPPIConfig
@@ -39,7 +40,8 @@ def clips(size: int = 6, blocks: int = 3, width: int = 10) -> GoalClipBatch:
     pixels = torch.randint(0, 256, (size, blocks + 2, 28, 28, 3), dtype=torch.uint8, generator=generator)
     reached = (torch.rand(size, blocks, generator=generator) < 0.3).float()
     assert 0 < reached.sum() < reached.numel()
-    return GoalClipBatch(pixels, torch.randn(size, blocks, width, generator=generator), reached)
+    ahead = 1 - reached
+    return GoalClipBatch(pixels, torch.randn(size, blocks, width, generator=generator), reached, ahead)
 
 
 # Pieces ------------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def test_each_part_of_the_loss_trains_its_networks_and_no_other():
 def test_the_scale_follows_the_spread_of_values_in_training_alone():
     model = make()
     values = torch.linspace(-30, 10, 101)
-    model._track(values)
+    follow_spread(model.q_scale, values)
     assert model.q_scale.item() == pytest.approx(0.99 * 1 + 0.01 * 36)
     before = model.q_scale.clone()
     model.loss(clips())
@@ -264,6 +266,13 @@ def test_clips_hold_their_frames_actions_and_goal_and_say_where_it_is_reached(da
     same = (batch.pixels[:, :3] == batch.pixels[:, 3 + 1 :]).flatten(2).all(dim=2)
     assert same[batch.reached == 1].all()
     assert 0.2 < batch.reached[:, 0].mean() < 0.6 and batch.reached[:, 1:].any()
+    assert torch.equal(batch.ahead, (batch.reached.cumsum(dim=1) == 0).float())
+    random = GoalClips(dataset, [0], GoalMixture(0.0, 0.0, 1.0), **options)
+    which, starts = random.clips(0, 200)
+    _, goals = random.draw(np.random.default_rng([0, 0, 1]), which, starts, random.value_goals)
+    later = goals[:, None] > starts[:, None] + [0, 5, 10]
+    np.testing.assert_array_equal(random.batch(0, 200).ahead, later)  # of one episode: some goals lie behind
+    assert 0.2 < later.mean() < 0.8
 
 
 def test_later_goals_lie_whole_blocks_ahead_within_the_episode(dataset):

@@ -49,11 +49,13 @@ class GoalClipBatch(NamedTuple):
         pixels: (B, T + 1, h, w, 3) uint8, the T frames of a clip, then the goal.
         actions: (B, T - 1, A) float32, raw, between the frames of the clip.
         reached: (B, T - 1) float32, 1 where a frame of the clip but the last is the goal itself, else 0.
+        ahead: (B, T - 1) float32, 1 where the goal is a later frame of the frame's episode, else 0.
     """
 
     pixels: torch.Tensor
     actions: torch.Tensor
     reached: torch.Tensor
+    ahead: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ class GoalClips(ClipSampler):
         rows = self.dataset.starts[self.episodes[which]] + starts
         actions = self._actions[rows[:, None] + np.arange((self.n_frames - 1) * self.frame_skip)]
         actions = actions.reshape(batch_size, self.n_frames - 1, -1)
-        reached = (goal_episodes == which)[:, None] & (clip[:, :-1] == goal_steps[:, None])
-        tensors = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in (actions, reached))
+        same, left = (goal_episodes == which)[:, None], goal_steps[:, None] - clip[:, :-1]
+        parts = actions, same & (left == 0), same & (left > 0)
+        tensors = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in parts)
         return GoalClipBatch(pixels, *tensors)
 
     def draw(

@@ -1,15 +1,19 @@
-"""Images from latents, for visualisation, or as the paper's ablation of the loss.
+"""Images from latents, for visualisation, as the paper's ablation of the loss, or as Dreamer's loss.
 
-Learned queries, one for each patch of the image, attend to the latent through blocks of cross-attention; each then
-becomes a patch (arXiv 2603.19312: 196 queries, patches of 16x16x3). LeWM itself has no decoder. One is trained on
-frozen latents for visualisation, or jointly with the model (`decoder_weight` in agents/lewm.py), which harms control
-according to the paper.
+`PatchDecoder`: learned queries, one for each patch of the image, attend to the latent through blocks of
+cross-attention; each then becomes a patch (arXiv 2603.19312: 196 queries, patches of 16x16x3). LeWM itself has no
+decoder. One is trained on frozen latents for visualisation, or jointly with the model (`decoder_weight` in
+agents/lewm.py), which harms control according to the paper. `ConvDecoder`: the convolutional encoder backwards.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+
+from lewm_gym.nn.distributed import BatchNorm2d
 
 
 class PatchDecoder(nn.Module):
@@ -67,3 +71,38 @@ class DecoderBlock(nn.Module):
         """Returns queries (n, queries, width) after attention to (n, tokens, width)."""
         x = x + self.attention(self.norm1(x), seen, seen, need_weights=False)[0]
         return x + self.mlp(self.norm2(x))
+
+
+class ConvDecoder(nn.Module):
+    """Decodes (n, width) as normalised images (n, 3, size, size): the maps of `ConvEncoder` in reverse order.
+
+    Args:
+        width: Width of the input.
+        image_size: Height and width of the images, px; a multiple of patch_size.
+        channels: Channels of the encoder's stages.
+        patch_size: Height and width of the last stage's patches, px.
+    """
+
+    def __init__(self, width: int, image_size: int, channels: tuple[int, ...], patch_size: int = 4) -> None:
+        super().__init__()
+        if image_size % patch_size or not channels:
+            raise ValueError(
+                f"image_size must be a multiple of the convolutions' patches of {patch_size} px and channels "
+                f"not empty, got {image_size} and {channels}"
+            )
+        sides = [image_size // patch_size]
+        for _ in channels[1:]:
+            sides.append((sides[-1] + 1) // 2)
+        self.first = nn.Linear(width, channels[-1] * sides[-1] ** 2)
+        self.map_shape = (channels[-1], sides[-1], sides[-1])
+        stages: list[nn.Module] = []
+        for (before, after), (small, large) in zip(pairwise(channels[::-1]), pairwise(sides[::-1]), strict=True):
+            even = 1 - (2 * small - large)  # the encoder's map had an even side
+            up = nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=even, bias=False)
+            stages += [BatchNorm2d(before), nn.ReLU(inplace=True), up]
+        patches = nn.ConvTranspose2d(channels[0], 3, patch_size, stride=patch_size)
+        self.stages = nn.Sequential(*stages, BatchNorm2d(channels[0]), nn.ReLU(inplace=True), patches)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Returns (n, 3, size, size)."""
+        return self.stages(self.first(latents).unflatten(1, self.map_shape))  # type: ignore[no-any-return]

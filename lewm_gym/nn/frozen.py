@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.nn.functional as F
@@ -43,3 +45,16 @@ def freeze(module: Module) -> Module:
         else:
             freeze(child)
     return module.requires_grad_(False)
+
+
+@contextmanager
+def held(*modules: nn.Module) -> Iterator[None]:
+    """Within: gradients pass through the modules, but not to their parameters."""
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Pieces of goal-conditioned learning from data: value functions, expectiles, advantage weights, target networks."""
+"""Pieces of goal-conditioned learning from data: values and their spread, expectiles, advantage weights, targets."""
 
 from __future__ import annotations
 
@@ -106,3 +106,10 @@ def polyak_update(target: nn.Module, source: nn.Module, rate: float) -> None:
     """Moves the target's parameters: target <- rate target + (1 - rate) source."""
     for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
         slow.lerp_(fast, 1 - rate)
+
+
+@torch.no_grad()
+def follow_spread(scale: Tensor, values: Tensor, rate: float = 0.01) -> None:
+    """Moves `scale` towards the distance between the 5th and the 95th percentile of values, or 1 if that is less."""
+    low, high = values.float().flatten().quantile(torch.tensor([0.05, 0.95], device=values.device))
+    scale.lerp_((high - low).clamp_min(1.0), rate)
