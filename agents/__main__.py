@@ -94,16 +94,18 @@ class Train(Command):
         if self.resume and not (folder / "run.json").exists():
             raise ValueError(f"there is no run in {folder} to resume")
         with _processes(self.device) as (device, first), Bars(disable=not first) as bars:
-            begin = partial(self._begin, kind, folder) if first else lambda description: ()
+            begin = partial(self._begin, kind, folder, first)
             train_run(kind, datasets, folder, self.preset, overrides, device, bars.on_log, bars.on_load, begin)
         if first:
             print(f"{folder} is ready. Next: " + _next_step(task, folder))
         return 0
 
-    def _begin(self, kind: Any, folder: Path, description: dict[str, Any]) -> list[Any]:
-        """Prints the agent's features as its training begins, and returns further log sinks."""
+    def _begin(self, kind: Any, folder: Path, first: bool, description: dict[str, Any]) -> list[Any]:
+        """Prints the agent's features as its training begins, and returns further log sinks: the first process does."""
         from agents import sinks
 
+        if not first:
+            return []
         if description["preset"] == "guided":
             print(f"settings that differ from preset laptop: {_recipe(description, kind.presets['laptop'])}")
         if "features" in description:
