@@ -216,6 +216,8 @@ AGENTS = {
     "tdmpc2": "TD-MPC2 (needs rewards)",
     "dreamer": "Dreamer (needs rewards)",
 }
+#: Stored comparisons of ten minutes; the second, of the agents that need rewards.
+COMPARISONS = ("compare", "compare-rewards")
 #: Planners that begin with an actor's proposal.
 ACTOR_PLANNERS = ("actor", "guided", "arcem", "fused")
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -229,7 +231,8 @@ def with_tables(text: str, results: Path) -> str:
 
 def success_table(results: Path) -> str:
     """Returns tasks x agents: LeWM's runs with and without an actor, and every agent of the ten-minute comparison."""
-    compared = json.loads((results / "compare" / "compare.json").read_text(encoding="utf-8"))["rows"]
+    paths = [results / folder / "compare.json" for folder in COMPARISONS]
+    compared = [row for path in paths if path.exists() for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     lines = ["| | " + " | ".join(task.title for task in TASKS.values()) + " |", "|---|" + "---|" * len(TASKS)]
     runs = [[run for run in evaluations(task, results) if run["agent"] == "lewm"] for task in TASKS.values()]
     recipes = [LeWMAgent.preset("guided", task).planning.to_json() for task in TASKS]
