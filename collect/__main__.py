@@ -223,8 +223,8 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "render": (Render, "render the frames of a states-only dataset"),
     "export": (Export, "export a dataset to another format"),
     "import": (Import, "import a dataset from another format"),
-    "push": (Push, "upload a dataset to the Hugging Face Hub"),
-    "pull": (Pull, "download a dataset from the Hugging Face Hub"),
+    "push": (Push, "upload a dataset to S3, the Hugging Face Hub, ..."),
+    "pull": (Pull, "download a dataset from S3, the Hugging Face Hub, ..."),
 }
 
 

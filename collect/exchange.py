@@ -1,4 +1,4 @@
-"""The commands that exchange datasets with other formats and the Hub: import, export, push, pull."""
+"""The commands that exchange datasets with other formats and places: import, export, push, pull."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Export(Command):
         dataset, kind = Dataset.open(self.folder), self.format
         if self.lossy and kind != "minari":
             raise ValueError("--lossy needs --format minari: the other formats are lossless")
-        name = f"{self.folder.name}-{kind}"
-        out = self.out or (self.folder.with_suffix(".h5") if kind == "hdf5" else self.folder.with_name(name))
+        folder = Path(self.folder.name) if ":/" in str(self.folder) else self.folder  # of an address
+        out = self.out or (folder.with_suffix(".h5") if kind == "hdf5" else folder.with_name(f"{folder.name}-{kind}"))
         with Bars() as bars:
             advance = bars.of(f"export {self.folder}", "episode")
             if kind == "hdf5":
@@ -111,36 +111,44 @@ def _kind_of(source: Path) -> str:
     return "lerobot" if (source / "meta" / "info.json").exists() else "minari"
 
 
+_ADDRESS = "s3://BUCKET/FOLDER, gs://..., another of fsspec's, or NAME/REPOSITORY on the Hugging Face Hub"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Push(Command):
-    """Uploads a dataset to the Hugging Face Hub."""
+    """Uploads a dataset to S3, the Hugging Face Hub, ... Run the same command again to resume."""
 
     folder: Path = argument("dataset")
-    repository: str = argument("created if it does not exist", metavar="NAME/REPOSITORY")
-    private: bool = option(False, "make a new repository private")
+    address: str = argument(_ADDRESS)
+    private: bool = option(False, "Hub only: make a new repository private")
 
     def __call__(self) -> int:
         """Prints where it is."""
-        from lewm_gym.data.foreign.hub import push
+        from lewm_gym.data.remote import push
 
-        print(push(self.folder, self.repository, self.private))
+        with Bars() as bars:
+            address = push(self.folder, self.address, self.private, bars.of(f"push {self.folder}", "shard"))
+        print(address)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pull(Command):
-    """Downloads a dataset from the Hugging Face Hub."""
+    """Downloads a dataset from S3, the Hugging Face Hub, ... Run the same command again to resume."""
 
-    repository: str = argument("dataset on the Hub", metavar="NAME/REPOSITORY")
-    out: Path | None = option(None, "dataset folder (default: data/REPOSITORY)", metavar="FOLDER")
-    revision: str | None = option(None, "branch, tag or commit (default: the latest)")
+    address: str = argument(_ADDRESS)
+    out: Path | None = option(None, "dataset folder (default: data/, and the address's last name)", metavar="FOLDER")
+    revision: str | None = option(None, "Hub only: branch, tag or commit (default: the latest)")
 
     def __call__(self) -> int:
         """Downloads and describes it."""
-        from lewm_gym.data.foreign.hub import pull
+        from lewm_gym.data import Dataset
+        from lewm_gym.data.remote import pull
 
-        out = self.out or Path("data") / self.repository.rpartition("/")[2]
-        print(summary(pull(self.repository, out, self.revision)))
+        out = self.out or Path("data") / self.address.rstrip("/").rpartition("/")[2]
+        with Bars() as bars:
+            pull(self.address, out, self.revision, progress=bars.of(f"pull {self.address}", "shard"))
+        print(summary(Dataset.open(out)))
         return 0
 
 

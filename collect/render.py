@@ -84,7 +84,7 @@ def render(
     )
     with open_writer(folder, header, states.episode_numbers.tolist()) as writer:
         changed = bool(writer.missing)
-        fill(writer, partial(Renderer, header, source), workers, progress)
+        fill(writer, partial(Renderer, header, states.folder), workers, progress)
         writer.close()
     from collect.pictures import draw_pictures
 

@@ -105,6 +105,16 @@ def is_whole(path: Path) -> bool:
     return place == len(content) > 0
 
 
+def cache_folder() -> Path:
+    """Returns the folder for what can be made again; it need not exist.
+
+    `$LEWM_GYM_CACHE`, else `$XDG_CACHE_HOME/lewm_gym`, else `~/.cache/lewm_gym`.
+    """
+    if os.environ.get("LEWM_GYM_CACHE"):
+        return Path(os.environ["LEWM_GYM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm_gym"
+
+
 def inside(folder: Path, name: str) -> Path:
     """Returns the path of a file that a file in a folder names; it must be in that folder.
 

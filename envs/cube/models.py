@@ -17,7 +17,6 @@ import copy
 import functools
 import hashlib
 import importlib
-import os
 import platform
 import tempfile
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from envs.cube.mesh_decimation import Decimation, decimate
 from envs.mujoco_rendering import INSTALL_EXTRA, free_at_exit, load_mujoco
+from lewm_gym.files import cache_folder
 
 CUBE_HALF_SIZE = 0.02  # m
 #: Chosen by eye: at 224 px a pixel is about 4 mm wide.
@@ -158,13 +158,6 @@ def _models() -> dict[str, Any]:
         for name, model in models.items():
             _write_model(folder / f"{name}.mjb", model)
     return models
-
-
-def cache_folder() -> Path:
-    """Returns where generated files are kept; it need not exist."""
-    if os.environ.get("LEWM_GYM_CACHE"):
-        return Path(os.environ["LEWM_GYM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewm_gym"
 
 
 def _cache_key() -> str:

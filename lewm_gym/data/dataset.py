@@ -59,10 +59,21 @@ class Dataset:
     def open(folder: str | Path) -> Dataset:
         """Returns the dataset in a folder; takes well under a second for 20,000 episodes.
 
+        Args:
+            folder: A folder, or an address such as "s3://bucket/pusht", "gs://...", or "hf://datasets/user/name" for
+                the Hugging Face Hub, of which a local copy is made, or completed, and checked by its hashes.
+
         Raises:
             FileNotFoundError: If there is no dataset.
             ValueError: If a shard is missing, truncated or of another dataset.
+            OSError: If an address does not answer, or refuses.
+            ImportError: Without the package for an address.
         """
+        if ":/" in str(folder):
+            from lewm_gym.data import remote
+
+            address = remote.address_of(folder)
+            folder = folder if address is None else remote.cached(address)
         folder = Path(folder)
         manifest = scan(folder)
         if manifest is None:
