@@ -71,6 +71,19 @@ class Training(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnCluster(Command):
+    """Options of commands that may run each training, with its evaluation, as a task of a Ray cluster."""
+
+    ray: str | None = option(
+        None, "use a Ray cluster: auto, ray://head:10001, or local (default: none)", metavar="ADDRESS"
+    )
+    ray_cpus: int | None = option(
+        None, "with --ray: CPUs of each training, and its threads (default: as many as here)", least=1, most=1024
+    )
+    ray_gpus: float = option(0.0, "with --ray: GPUs of each training, such as 0.5", least=0.0, most=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing(OnDevice):
     """Options of every measurement of a model's speed."""
 

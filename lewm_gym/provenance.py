@@ -37,6 +37,10 @@ PACKAGES = (
 SOURCES = ("lewm_gym", "envs", "agents", "collect", "benchmarks", "setup.cfg", "pyproject.toml")
 
 
+#: In a task of a cluster: the command that asked for it.
+scheduled_by: str | None = None
+
+
 def describe() -> dict[str, Any]:
     """Returns `command`, `commit`, `versions` and `hardware` together, ready for JSON."""
     return {"command": command(), "commit": commit(), "versions": versions(), "hardware": hardware()}
@@ -44,6 +48,8 @@ def describe() -> dict[str, Any]:
 
 def command() -> str:
     """Returns the running command as a user would type it, e.g. `python -m benchmarks plan runs/x --seed 1`."""
+    if scheduled_by is not None:
+        return scheduled_by
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     arguments = shlex.join(sys.argv[1:])
     if spec is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 
 from agents import agent_class, learning
 from benchmarks.__main__ import main
@@ -16,7 +19,7 @@ from benchmarks.experiments import compare as comparing
 from benchmarks.experiments import trial as trials
 from benchmarks.experiments.calibrate import Calibration, calibrate
 from benchmarks.experiments.compare import Compare, named_agents
-from lewm_gym import checkpoint
+from lewm_gym import checkpoint, provenance
 from lewm_gym.data.dataset import Dataset
 from lewm_gym.files import exclusive
 from lewm_gym.nn import dino
@@ -138,6 +141,38 @@ def test_a_trial_of_another_process_is_waited_for_and_done_if_that_was_killed(tm
 
     trials.share(some, lambda one: done.append(one.name), wait)
     assert done == ["b", "a"] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_trials_done_on_a_cluster_leave_what_trials_here_leave(finished, folder, tmp_path, monkeypatch, shared):
+    def run(function, calls, address, cpus, gpus):  # stands in for a cluster; tests/test_cluster.py has one
+        assert (address, cpus, gpus) == ("auto", 1, 0)
+        for number, arguments in enumerate(calls):
+            yield number, partial(function, *pickle.loads(pickle.dumps(arguments)))
+
+    def left(place):
+        weights = {path.parent.name: path.read_bytes() for path in (place / "runs").glob("*/weights.safetensors")}
+        results = [json.loads(path.read_text()) for path in sorted((place / "out").glob("two_room-*.json"))]
+        return weights, [(result["outcomes"], result["run"]["steps"]) for result in results]
+
+    caller = trials._Caller
+    if not shared:  # as on a machine that does not see our files
+        monkeypatch.setattr(trials, "_Caller", lambda cwd, marker, *rest: caller(cwd, marker / "no", *rest))
+    monkeypatch.setattr(trials, "run_on_ray", run)
+    monkeypatch.setattr(provenance, "scheduled_by", None)
+    (tmp_path / "two_room").symlink_to(folder / "two_room")
+    options = ["--steps", "2", "two_room/lewm=1", "--ray", "auto", "--ray-cpus", "1"]
+    threads = torch.get_num_threads()
+    try:
+        assert command(tmp_path, *options) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert left(tmp_path) == left(finished) and len(left(finished)[0]) == 4
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert found["missing"] == 0 and len(found["rows"]) == 5
+    assert not list(tmp_path.rglob(".shared-*")) and not list(tmp_path.rglob("*.trial.lock"))
+    monkeypatch.setattr(trials, "run_on_ray", None)  # would fail if anything were left to do
+    assert command(tmp_path, *options) == 0
 
 
 def test_a_calibration_that_another_process_made_meanwhile_is_used(data, tmp_path, monkeypatch):

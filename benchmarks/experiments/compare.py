@@ -22,7 +22,7 @@ from agents import agent_class, agent_title, learning, references
 from agents.devices import choose_device
 from benchmarks.experiments.calibrate import Calibration, calibrate
 from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of, share
-from benchmarks.options import BUDGET_MIN, OnDevice, Training
+from benchmarks.options import BUDGET_MIN, OnCluster, OnDevice, Training
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.published import of_paper, offset_steps
 from benchmarks.report.records import Measurement
@@ -45,7 +45,7 @@ Scene = tuple[Dataset, PairSet]  # a dataset, and the pairs of its task that age
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Training, OnDevice, Measurement):
+class Compare(Training, OnDevice, OnCluster, Measurement):
     """Trains each agent on each dataset with each seed, evaluates it on the shipped held-out pairs, compares it with
     the random baseline, action replay and the expert, and writes tables. Prints the estimated cost first. Run the
     same command again to resume, or several times at once to divide the trainings.
@@ -172,7 +172,7 @@ class Compare(Training, OnDevice, Measurement):
             results.update({name: found for name, found in others.items() if found is not None})
             self.tabulate(trials, results, diverged, clock, calibrations)
 
-        share(left, do, shown)
+        share(left, do, shown, self)
         say(self.show(Record.load(self.path)).text())
         return [results[one.name] for one in trials if one.name in results]
 

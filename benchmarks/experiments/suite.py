@@ -18,7 +18,7 @@ from typing import Any
 
 from agents import agent_class
 from benchmarks.evaluation.runs import weights_hash
-from benchmarks.options import BUDGET_MIN, OnTasks, Training
+from benchmarks.options import BUDGET_MIN, OnCluster, OnTasks, Training
 from benchmarks.registry import load_command
 from benchmarks.report.records import naming
 from benchmarks.report.tables import duration
@@ -62,7 +62,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite(OnTasks, Training):
+class Suite(OnTasks, Training, OnCluster):
     """The paper's comparison in one command: collects or reuses a dataset of each task, trains and evaluates every
     agent with every seed, adds more distant goals, the published protocol, latent analysis and `shift`, and writes the
     report. Prints the estimated cost first. Run the same command again to resume.
@@ -87,7 +87,7 @@ class Suite(OnTasks, Training):
     @cached_property
     def compared(self) -> Any:
         """The command that trains and evaluates every agent on every task with every seed."""
-        names = ("agents", "seeds", "preset", "n_pairs", "settings", "runs", "out")
+        names = ("agents", "seeds", "preset", "n_pairs", "settings", "runs", "out", "ray", "ray_cpus", "ray_gpus")
         given = {name: getattr(self, name) for name in names} | {"budget_min": self.minutes}
         command = load_command("compare")(datasets=tuple(self.data / name for name in self.tasks), **given)
         if self.minutes is not None:
@@ -142,8 +142,9 @@ class Suite(OnTasks, Training):
     def comparison(self) -> Stage:
         """Returns what trains and evaluates every agent on every task with every seed."""
         words = self.compared.words(
-            "agents", "seeds", "preset", "budget_min", "steps", "runs", "out", "n_pairs", "settings"
-        )
+            "agents", "seeds", "preset", "budget_min", "steps", "runs", "out", "n_pairs", "settings",
+            *(("ray", "ray_cpus", "ray_gpus") if self.ray else ()),
+        )  # fmt: skip
         return Stage("train and evaluate", ("benchmarks", "compare", *words))
 
     def measuring(self) -> Iterator[Stage]:

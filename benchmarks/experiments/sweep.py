@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from agents import agent_class
 from benchmarks.experiments.trial import Trial, check_count, describe, mean_of, minutes_of, share
-from benchmarks.options import OnDevice
+from benchmarks.options import OnCluster, OnDevice
 from benchmarks.report.plots import Bar, bars
 from benchmarks.report.published import sentence
 from benchmarks.report.records import Measurement
@@ -34,7 +34,7 @@ from lewm_gym.results import Clock, Json, Record, Result
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Measurement, OnDevice):
+class Sweep(Measurement, OnDevice, OnCluster):
     """Options of commands that train LeWM several times; their results are in a folder beside the record."""
 
     kind: ClassVar[str]
@@ -175,7 +175,7 @@ class Ablate(Sweep):
             found[one.name] = one.result(bars)
             self.save(body(), clock)
 
-        share([one for _, _, trials in cells for one in trials], do, bars)
+        share([one for _, _, trials in cells for one in trials], do, bars, self)
         return body()
 
     @staticmethod
@@ -232,7 +232,7 @@ class TuneLambda(Sweep):
             cells = {weight: self.trials(f"lambda{weight:g}", {"sigreg_weight": weight}, pairs) for weight in weights}
             found: dict[str, Result] = {}
             share([one for trials in cells.values() for one in trials],
-                  lambda one: found.update({one.name: one.result(bars)}), bars)  # fmt: skip
+                  lambda one: found.update({one.name: one.result(bars)}), bars, self)  # fmt: skip
             for weight, trials in cells.items():
                 rows[weight] = describe([found[one.name] for one in trials])
             return {weight: mean_of(rows[weight])[0] for weight in weights}

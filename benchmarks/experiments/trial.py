@@ -1,27 +1,36 @@
 """One training with its evaluation, of many: what is finished is used again, what was stopped goes on.
 
 Several processes may do the trials of one comparison, sweep or search at once (`share`), on one machine or on several
-that share a file system with locks.
+that share a file system with locks. With `--ray`, each trial is a task of a Ray cluster, whose machines need not share
+one: then a task trains in a folder of its own machine and returns the files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
+import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from agents import agent_class
 from agents.run import is_finished, train_run
 from benchmarks.evaluation.run import Plan
 from benchmarks.evaluation.runs import weights_hash
 from benchmarks.experiments.references import make_reference
-from lewm_gym import checkpoint
+from benchmarks.options import OnCluster
+from collect.cluster import run_on_ray
+from lewm_gym import checkpoint, provenance
 from lewm_gym.data.dataset import Dataset
-from lewm_gym.files import Locked, exclusive, make_folder
+from lewm_gym.files import Locked, atomic_file, exclusive, make_folder
 from lewm_gym.pairs import PairSet
+from lewm_gym.progress import Bars
 from lewm_gym.results import Json, Result
 
 
@@ -120,12 +129,20 @@ class Trial:
         return plan.measure(bars.on_episodes, agent)
 
 
-def share(trials: Sequence[Trial], do: Callable[[Trial], None], bars: Any) -> None:
+def share(trials: Sequence[Trial], do: Callable[[Trial], None], bars: Any, cluster: OnCluster | None = None) -> None:
     """Calls `do` with each trial, whichever no other process is at first; then waits for those of the others.
 
     Each is locked in the meantime. By then it may have been finished by another process; one whose process was killed
-    is not locked any more, and is done here.
+    is not locked any more, and is done here. On a cluster, `do` is called with each that was done there.
+
+    Raises:
+        ValueError: If there is no room for a trial on the cluster.
+        ConnectionError: If there is no cluster.
+        ImportError: Without Ray.
     """
+    if cluster is not None and cluster.ray is not None:
+        _share_on_ray(trials, do, bars, cluster)
+        return
     left = list(trials)
     while left:
         held = []
@@ -143,6 +160,101 @@ def share(trials: Sequence[Trial], do: Callable[[Trial], None], bars: Any) -> No
             with exclusive(held[0].claim, wait=True):
                 do(held.pop(0))
         left = held
+
+
+# On a Ray cluster --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _DoneElsewhere(Trial):
+    """A trial that a task has done.
+
+    Attributes:
+        get: Returns the task's files, by name, unless it has written them here; raises what it raised.
+    """
+
+    get: Callable[[], dict[str, bytes]] = dict
+
+    def result(self, bars: Any) -> Result:
+        """Returns the result, after writing the task's files."""
+        for name, content in sorted(self.get().items(), reverse=True):  # the run, then its result
+            path = self.out if name == "" else self.run / name
+            make_folder(path.parent)
+            with atomic_file(path) as file:
+                file.write(content)
+        found = self.known()
+        if found is None:
+            raise ValueError(f"{self.name} was done on the cluster, but {self.out} is missing: run the command again")
+        return found
+
+
+def _share_on_ray(trials: Sequence[Trial], do: Callable[[Trial], None], bars: Any, cluster: OnCluster) -> None:
+    left = []
+    for one in trials:
+        if one.known() is None:
+            left.append(one)
+        else:
+            do(one)
+    if not left:
+        return
+    threads = cluster.ray_cpus or torch.get_num_threads()
+    make_folder(left[0].run.parent)
+    marker = left[0].run.parent.resolve() / f".shared-{uuid.uuid4().hex[:12]}"
+    here = _Caller(Path.cwd(), marker, provenance.command(), threads, cluster.ray_gpus > 0)
+    marker.touch()
+    try:
+        calls = [(one, here) for one in left]
+        assert cluster.ray is not None
+        for done, (number, get) in enumerate(run_on_ray(do_elsewhere, calls, cluster.ray, threads, cluster.ray_gpus)):
+            do(_DoneElsewhere(**{f.name: getattr(left[number], f.name) for f in fields(Trial)}, get=get))
+            bars("on the cluster", done + 1, len(left), "training", left[number].name)
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """What a task is told of the process that asks.
+
+    Attributes:
+        folder: Its working directory.
+        marker: A file beside the run folders: where it can be seen, the file system is shared.
+        command: What made the results.
+        threads: To compute with.
+        with_gpu: Whether the task has a GPU, whatever the caller has.
+    """
+
+    folder: Path
+    marker: Path
+    command: str
+    threads: int
+    with_gpu: bool
+
+
+def do_elsewhere(trial: Trial, caller: _Caller) -> dict[str, bytes]:
+    """Does a trial in a task; returns its files where the caller cannot see them, by name; the result's is "".
+
+    Raises:
+        FileNotFoundError: If the dataset is on no file system of this machine.
+    """
+    torch.set_num_threads(caller.threads)
+    provenance.scheduled_by = caller.command
+    trial = replace(trial, device=None) if caller.with_gpu else trial
+    if caller.marker.exists():
+        os.chdir(caller.folder)
+        with exclusive(trial.claim, wait=True):
+            trial.result(Bars(disable=True))
+        return {}
+    with contextlib.suppress(OSError):
+        os.chdir(caller.folder)  # the dataset's folder may be relative to it
+    trial = replace(trial, dataset=trial.dataset.again())
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        trial = replace(trial, run=Path("run", trial.run.name), out=Path("out", trial.out.name))
+        trial.result(Bars(disable=True))
+        made = {path.name: path.read_bytes() for path in trial.run.iterdir() if path.name[0] != "."}
+        os.chdir("/")
+        return {**made, "": Path(name, trial.out).read_bytes()}
 
 
 def check_count(n_pairs: int | None, pairs: PairSet) -> None:

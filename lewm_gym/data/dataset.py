@@ -29,6 +29,7 @@ class Dataset:
     Attributes:
         folder: Its path.
         manifest: The folder's manifest.
+        address: Where it was opened, if the folder is the local copy of what is there.
         lengths: (n_episodes,) int64, frames of each episode.
         starts: (n_episodes + 1,) int64, row of each episode's first frame in the columns, and the number of rows.
         picture_every: N, if only frames 0, N, 2N, ... of each episode have images; 1 if all have.
@@ -36,9 +37,10 @@ class Dataset:
         episode_numbers: (n_episodes,) int64.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, address: str | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.address = address
         self.lengths = np.array([n for shard in manifest.shards for n in shard.lengths], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.picture_every = manifest.header.picture_every
@@ -53,7 +55,7 @@ class Dataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns the folder and its manifest for pickling, as for a DataLoader's workers; files are opened again."""
-        return Dataset, (self.folder, self.manifest)
+        return Dataset, (self.folder, self.manifest, self.address)
 
     @staticmethod
     def open(folder: str | Path) -> Dataset:
@@ -69,6 +71,7 @@ class Dataset:
             OSError: If an address does not answer, or refuses.
             ImportError: Without the package for an address.
         """
+        address = None
         if ":/" in str(folder):
             from lewm_gym.data import remote
 
@@ -79,7 +82,17 @@ class Dataset:
         if manifest is None:
             waiting = " yet (its collection was interrupted)" if (folder / PARTS).is_dir() else ""
             raise FileNotFoundError(f"{folder} has no dataset{waiting}: run python -m collect TASK --out {folder}")
-        return Dataset(folder, manifest)
+        return Dataset(folder, manifest, address)
+
+    def again(self) -> Dataset:
+        """Returns this dataset, opened on another machine: in the same folder, or from its address.
+
+        Raises:
+            FileNotFoundError: If it is in neither.
+        """
+        if self.folder.is_dir() or self.address is None:
+            return Dataset.open(self.folder)
+        return Dataset.open(self.address)
 
     # What it is ----------------------------------------------------------------------------------------------
 
