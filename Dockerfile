@@ -10,7 +10,7 @@ FROM python:${PYTHON}-slim
 ARG TORCH_BACKEND=cpu
 
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends make libegl1 libegl-mesa0 libgl1 libosmesa6 \
+    && apt-get install -y --no-install-recommends make libegl1 libegl-mesa0 libgl1 \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /lewm-gym

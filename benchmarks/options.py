@@ -88,4 +88,5 @@ class Timing(OnDevice):
     """Options of every measurement of a model's speed."""
 
     presets: tuple[str, ...] = option(("laptop", "paper"), "presets to time")
+    compiled: bool = option(False, "also time what torch.compile makes of ours")
     repeats: int = option(5, "repetitions of each timing, after a warm-up", least=1)

@@ -180,6 +180,7 @@ class _Trainer:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
         self.log = _Log(folder / checkpoint.LOG, self.done, sinks) if self.first else None
         self.latest: dict[str, float] = {}
+        self._first_bad = torch.full((2,), -1.0, device=device)  # step and loss of the first that is not finite
 
     def run(self, clips: Clips, validation: Clips | None, on_log: OnLog | None) -> None:
         """Trains up to the configured number of steps; Ctrl-C and SIGTERM count after the step, once it is saved."""
@@ -205,12 +206,32 @@ class _Trainer:
                     return
                 tick = time.monotonic()  # validation and checkpoints are not training
 
+    def _note(self, loss: Tensor) -> None:
+        """Notes on the device whether a loss is finite: asking at every step would wait for a GPU at every step."""
+        now = torch.stack([torch.full_like(self._first_bad[0], self.done), loss.detach().float()])
+        is_first = (self._first_bad[0] < 0) & ~torch.isfinite(now[1])
+        self._first_bad = torch.where(is_first, now, self._first_bad)
+
+    def _check(self) -> None:
+        """Raises TrainingDiverged if a loss since the start was not finite."""
+        step, loss = self._first_bad.tolist()
+        if step < 0:
+            return
+        kept = self.folder / checkpoint.CHECKPOINT
+        good = f"the last good checkpoint is {kept}" if kept.exists() else "there is no earlier checkpoint"
+        raise TrainingDiverged(
+            f"the loss is {loss} at step {step:.0f} (batch {step:.0f} of this seed); {good}; "
+            "lower the learning rate, or check the dataset with `python -m collect verify`"
+        )
+
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint, never one after a loss that was not finite."""
+        self._check()
         _save_checkpoint(self.folder, self.learner, self.optimizer, self.done, self.seconds, self.run_name)
 
     def report(self, values: dict[str, Tensor], validation: Clips | None) -> None:
         """Logs values, averaged over the processes, and validates where it is time to."""
+        self._check()
         means = all_mean(torch.stack([value.detach().float() for value in values.values()])).tolist()
         if self.log is None:
             return
@@ -230,7 +251,7 @@ class _Trainer:
         torch.manual_seed(step_seed(config.seed, step, self.rank) if self.rank else step_seed(config.seed, step))
         with _autocast(self.device, config.precision):
             loss, parts = self.forward(_to_device(batch, self.device))
-        _check_finite(loss, step, self.folder)
+        self._note(loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip_norm)
@@ -304,17 +325,6 @@ def _to_device(batch: Any, device: str | torch.device) -> Any:
 
 def _autocast(device: str | torch.device, precision: str) -> Any:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _check_finite(loss: Tensor, step: int, folder: Path) -> None:
-    if torch.isfinite(loss):
-        return
-    kept = folder / checkpoint.CHECKPOINT
-    good = f"the last good checkpoint is {kept}" if kept.exists() else "there is no earlier checkpoint"
-    raise TrainingDiverged(
-        f"the loss is {loss.item()} at step {step} (batch {step} of this seed); {good}; "
-        "lower the learning rate, or check the dataset with `python -m collect verify`"
-    )
 
 
 def _save_checkpoint(

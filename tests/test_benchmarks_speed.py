@@ -215,6 +215,18 @@ def test_plans_are_timed_beside_plain_ones(tmp_path: Path, capsys: pytest.Captur
     assert figures[0]["flops"] < figures[1]["flops"]
 
 
+def test_what_torch_compiles_is_timed_beside_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function.__name__) or function)
+    common = ["--presets", "laptop", "--precisions", "bf16", "--compiled", "--repeats", "1", "--device", "cpu"]
+    for verb, words in (("plan", ["--iterations", "1", "--candidates", "20"]), ("train", ["--batch-size", "4"])):
+        out = tmp_path / f"{verb}.json"
+        assert main(["speed", verb, *words, *common, "--out", str(out)]) == 0
+        figures = Record.load(out, f"speed {verb}")["figures"]
+        assert [f["how"] for f in figures if f["how"] != "reference"] == ["ours", "plain", "compiled"]
+    assert compiled == ["_judge", "loss"]
+
+
 def test_an_export_is_timed_beside_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

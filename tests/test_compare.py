@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -147,17 +148,16 @@ def test_a_trial_of_another_process_is_waited_for_and_done_if_that_was_killed(tm
 def test_trials_done_on_a_cluster_leave_what_trials_here_leave(finished, folder, tmp_path, monkeypatch, shared):
     def run(function, calls, address, cpus, gpus):  # stands in for a cluster; tests/test_cluster.py has one
         assert (address, cpus, gpus) == ("auto", 1, 0)
-        for number, arguments in enumerate(calls):
-            yield number, partial(function, *pickle.loads(pickle.dumps(arguments)))
+        for number, (one, caller) in enumerate(calls):
+            if not shared:  # as on a machine that does not see our files
+                caller = replace(caller, marker=caller.marker / "no")
+            yield number, partial(function, *pickle.loads(pickle.dumps((one, caller))))
 
     def left(place):
         weights = {path.parent.name: path.read_bytes() for path in (place / "runs").glob("*/weights.safetensors")}
         results = [json.loads(path.read_text()) for path in sorted((place / "out").glob("two_room-*.json"))]
         return weights, [(result["outcomes"], result["run"]["steps"]) for result in results]
 
-    caller = trials._Caller
-    if not shared:  # as on a machine that does not see our files
-        monkeypatch.setattr(trials, "_Caller", lambda cwd, marker, *rest: caller(cwd, marker / "no", *rest))
     monkeypatch.setattr(trials, "run_on_ray", run)
     monkeypatch.setattr(provenance, "scheduled_by", None)
     (tmp_path / "two_room").symlink_to(folder / "two_room")

@@ -126,7 +126,8 @@ class Gpu(OnTasks, OnDevice):
             yield self._dataset(task)
         first = str(self.data / self.tasks[0])
         yield self._measuring("speed-data", "speed", "data", first, "--seconds", self._sized("3", "0.1"))
-        repeats = ("--repeats", self._sized("5", "1"), "--device", str(self.device), "--presets")
+        repeats = ("--repeats", self._sized("5", "1"), "--device", str(self.device))
+        repeats += (*(() if self.toy else ("--compiled",)), "--presets")  # compiling takes a CPU minutes
         presets = ("laptop",) if self.toy else ("laptop", "paper")
         for size in BATCH_SIZES[:1] if self.toy else BATCH_SIZES:
             words = ("--dataset", first, "--batch-size", self._sized(str(size), "8"), *repeats, *presets)

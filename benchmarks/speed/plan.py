@@ -3,6 +3,8 @@
 The agents have the sizes of a preset and random weights. Beside them the same agent plans with
 
 - `plain`: a rollout that predicts its whole window anew at every step, with torch's default number of threads;
+- `graphs`, on a GPU: its costs replayed as one CUDA graph;
+- `compiled`, if asked for: its costs by torch.compile;
 - `onnx`: its export, without torch, with as many threads (what is exported: agents/export.py; where onnx is installed);
 - `reference`: the rollout of stable-worldmodel, where that is installed (preset `paper` of LeWM), under our search.
 
@@ -62,6 +64,7 @@ class Job:
         n_envs: Environments planned for in one call.
         candidates: To time, None for all of the planner's, or as many as are affordable.
         iterations: To time, likewise.
+        compiled: Whether to time torch.compile, too.
     """
 
     agent: str
@@ -71,6 +74,7 @@ class Job:
     n_envs: int = 1
     candidates: int | None = None
     iterations: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.n_envs < 1 or any(n is not None and n < 1 for n in (self.candidates, self.iterations)):
@@ -108,15 +112,15 @@ class Job:
             raise ValueError(f"{self.agent} has no preset {self.preset!r}; expected one of: {', '.join(kind.presets)}")
         return kind
 
-    def make_agent(self, device: str, search: Any, rollout: Rollout | None = None) -> Any:
-        """Returns an agent of these sizes with random weights, planning with another rollout if one is given."""
+    def make_agent(self, device: str, search: Any, rollout: Rollout | None = None, **planning: Any) -> Any:
+        """Returns an agent of these sizes with random weights, planning with another rollout or otherwise if asked."""
         preset = self.kind.presets[self.preset]
         torch.manual_seed(0)
         size = preset.model.action_size
         description = {"action_low": [-1.0] * size, "action_high": [1.0] * size, "frame_size": FRAME_SIZE, "task": ""}
-        planning = replace(preset.planning, search=search, precision=self.precision)
+        config = replace(preset.planning, search=search, precision=self.precision, **planning)
         model = self.kind.model_class(preset.model)
-        return (self.kind if rollout is None else plainly(self.kind, rollout))(model, planning, description, device)
+        return (self.kind if rollout is None else plainly(self.kind, rollout))(model, config, description, device)
 
 
 #: (model, latents (B, 1, Z), actions (B, S, H, A)) -> predicted latents (B, S, H, Z)
@@ -162,7 +166,7 @@ class PlanSpeed(Timing, Measurement):
         """Returns the time of a plan: ours, plain and the reference's; the record is written after each job."""
         device, clock = choose_device(self.device), Clock()
         choices = itertools.product(self.agents, self.presets, self.planners, self.precisions, self.n_envs)
-        jobs = [Job(*choice, self.candidates, self.iterations) for choice in choices]
+        jobs = [Job(*choice, self.candidates, self.iterations, self.compiled) for choice in choices]
         for job in jobs:
             _ = job.kind  # raises for what does not plan
         body: Json = {"device": device, "threads": torch.get_num_threads(), "figures": []}
@@ -212,6 +216,11 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
     job = affordable(job, device)
     whole, timed = job.whole, job.timed
     agents = {"ours": job.make_agent(device, timed), "plain": job.make_agent(device, timed, plain_rollout)}
+    if torch.device(device).type == "cuda" and not getattr(PLANNERS[job.planner][0], "needs_gradient", False):
+        agents["graphs"] = job.make_agent(device, timed, cuda_graph=True)
+    if job.compiled:
+        agents["compiled"] = job.make_agent(device, timed)
+        agents["compiled"]._graphed = torch.compile(agents["compiled"]._judge)
     exported = without_torch(agents["ours"]) if device == "cpu" else None
     if exported is not None:
         agents["onnx"] = exported
@@ -235,7 +244,7 @@ def measure(job: Job, repeats: int, device: str) -> list[Json]:
     for how in plans:
         first = statistics.median(times[f"{how}, once"]) if ratio > 1 else 0.0
         scaled = [(first + ratio * max(seconds - first, 0.0)) / job.n_envs for seconds in times[how]]
-        counted = "ours" if how == "onnx" else how  # it computes the same, out of sight
+        counted = how if how in ("plain", "reference") else "ours"  # the others compute the same, out of sight
         first_flops = flops_of(once[counted])
         flops = float(first_flops + ratio * (flops_of(plans[counted]) - first_flops)) / job.n_envs
         measured = {"seconds": float(statistics.median(scaled)), "fastest": float(min(scaled)), "flops": flops}

@@ -13,9 +13,11 @@ WHOLE_CORE = 0.9  # a process that used less of its core shared it with other wo
 #: What `how` of a figure means.
 HOW = {
     "ours": "this repository",
+    "graphs": "this repository, CUDA graphs",
+    "compiled": "this repository, torch.compile",
+    "onnx": "onnxruntime",
     "plain": "a plain implementation",
     "reference": "stable-worldmodel",
-    "onnx": "onnxruntime",
 }
 
 

@@ -75,6 +75,10 @@ class Train(Timing, Measurement):
                 "ours": _Step(model, lambda: model.loss(batch)[0], precision, device),
                 "plain": _Step(plain, lambda: plain_loss(plain, batch), precision, device),
             }
+            if self.compiled:
+                twin = copy.deepcopy(model)
+                twin_loss = torch.compile(twin.loss)
+                steps["compiled"] = _Step(twin, lambda loss=twin_loss: loss(batch)[0], precision, device)  # type: ignore[misc]
             if theirs is not None:
                 reference, loss = theirs
                 steps["reference"] = _Step(reference, lambda loss=loss: loss(batch), precision, device)  # type: ignore[misc]
