@@ -15,6 +15,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,11 @@ def _value(rng: np.random.Generator, action: argparse.Action, paths: list[str]) 
 def call(program: str, words: list[str]) -> str:
     """Calls a program in this process; returns how it ended, "fault: ..." if not as it should."""
 
-    def stop(*_: object) -> None:
+    def stop(_: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return  # a module that is imported by half would fail the calls that follow; the next tick tries again
+            frame = frame.f_back
         raise Enough
 
     before = signal.signal(signal.SIGPROF, stop)
