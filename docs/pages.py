@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -225,7 +226,7 @@ _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def with_tables(text: str, results: Path) -> str:
     """Returns Markdown with its tables between `<!-- table: NAME -->` and `<!-- end -->` made anew from the results."""
-    made = {"success": success_table, "speed": speed_table}
+    made = {"success": success_table, "speed": speed_table, "survival": survival_table, "fuzz": fuzz_table}
     return _TABLE.sub(lambda match: match[1] + made[match[2]](results) + match[3], text)
 
 
@@ -289,6 +290,39 @@ def speed_table(results: Path) -> str:
     return "\n".join([*lines, ""])
 
 
-if __name__ == "__main__":  # the tables of the README
-    readme = Path(__file__).parent.parent / "README.md"
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8"), readme.parent / "results"), encoding="utf-8")
+def survival_table(results: Path) -> str:
+    """Returns commands x faults: how many of each the commands survived when the suite last ran in full."""
+    lines = (results / "survival.jsonl").read_text(encoding="utf-8").splitlines()
+    counts: dict[str, Counter[str]] = {}
+    for row in map(json.loads, lines):
+        counts.setdefault(row["command"], Counter())[row["fault"]] += row["times"]
+    faults = list(dict.fromkeys(json.loads(line)["fault"] for line in lines))
+    table = [f"| | {' | '.join(faults)} |", "|---|" + "---|" * len(faults)]
+    for command, found in counts.items():
+        name, _, form = command.partition(", ")
+        cells = [f"`{name}`" + (f", {form}" if form else ""), *(str(found[fault]) for fault in faults)]
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*table, ""])
+
+
+def fuzz_table(results: Path) -> str:
+    """Returns what was drawn x how it ended, of the last long run of the fuzzer."""
+    counts: dict[str, Counter[str]] = {}
+    for line in (results / "fuzz.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        drawn = "page of a record" if row["drawn"].startswith("page of ") else row["drawn"]
+        counts.setdefault(drawn, Counter()).update(row["ends"])
+    table = ["| | drawn | rejected in one line | read, or began to work | faults |", "|---|---|---|---|---|"]
+    for drawn, ends in counts.items():
+        good = ends.total() - ends["refused"] - ends["fault"]
+        table.append(f"| {drawn} | {ends.total():,} | {ends['refused']:,} | {good:,} | {ends['fault']:,} |")
+    return "\n".join([*table, ""])
+
+
+#: Pages with tables that are made from the stored results.
+WITH_TABLES = ("README.md", "docs/robustness.md")
+
+if __name__ == "__main__":
+    root = Path(__file__).parent.parent
+    for page in (root / name for name in WITH_TABLES):
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")

@@ -34,6 +34,14 @@ def test_the_readme_is_short_and_its_tables_are_made_from_the_results(pages: Mod
     assert text == pages.with_tables(text, RESULTS), "python docs/pages.py makes them anew"
 
 
+def test_every_table_of_results_is_made_from_them(pages: ModuleType) -> None:
+    for page in (ROOT / name for name in pages.WITH_TABLES):
+        text = page.read_text(encoding="utf-8")
+        assert "<!-- table: " in text and text == pages.with_tables(text, RESULTS), page
+    marked = {page.relative_to(ROOT).as_posix() for page in WRITTEN if "<!-- table: " in page.read_text("utf-8")}
+    assert marked == set(pages.WITH_TABLES)
+
+
 def test_a_changed_number_in_the_readme_would_be_found(pages: ModuleType) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rate = re.search(r"\*\*(\d+\.\d) %", text)
