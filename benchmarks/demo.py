@@ -26,6 +26,7 @@ from lewm_gym.results import Result
 
 TASK = "two_room"
 OFFSET_STEPS = 25
+GOAL_STEPS = 50  # greatest distance of a goal in training, environment steps
 ACTOR_STEPS = 500  # of the estimate of the steps left
 
 
@@ -57,7 +58,8 @@ class Demo(OnDevice):
                 TASK, folder / "data", self.episodes, seed=self.seed, workers=self.workers, progress=bars.on_collect
             )
         print("\n2/4  train a world model and an actor from pixels: prediction loss + SIGReg + imitation", flush=True)
-        overrides: dict[str, Any] = {"seed": self.seed, "steps": self.steps, "actor_steps": ACTOR_STEPS}
+        overrides: dict[str, Any] = {"seed": self.seed, "steps": self.steps}
+        overrides |= {"goal_steps": GOAL_STEPS, "actor_steps": ACTOR_STEPS}
         with Bars() as bars:
             data, kind = folder / "data", agent_class("lewm")
             train_run(kind, data, folder, "guided", overrides, self.device, bars.on_log, bars.on_load)
