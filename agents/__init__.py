@@ -36,7 +36,7 @@ AGENTS: dict[str, Known] = {
     "dreamer": Known("agents.dreamer:DreamerAgent", "Dreamer (needs rewards)"),
     "oracle": Known("agents.oracle:OracleAgent", "action replay: the recorded actions again", learns=False),
     "expert": Known("agents.oracle:ExpertAgent", "expert: the collector's policy, on states", learns=False),
-    "random": Known("agents.random:RandomAgent", "random policy", learns=False),
+    "random": Known("agents.random:RandomAgent", "random baseline", learns=False),
 }
 
 

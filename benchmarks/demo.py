@@ -1,6 +1,6 @@
 """`demo`: the whole line on Two-Room, from nothing to a film of a planning agent.
 
-Collects episodes, trains LeWM from their pixels, evaluates it on held-out pairs beside the random policy, and leaves
+Collects episodes, trains LeWM from their pixels, evaluates it on held-out pairs beside the random baseline, and leaves
 film, curves, page and results in one folder. Each stage resumes where it was stopped.
 """
 
@@ -71,7 +71,7 @@ class Demo(OnDevice):
         print(
             f"\nLeWM reaches its goal in {result.success} of pairs (Wilson 95 % interval, "
             f"{result.success.successes} of {result.success.episodes});\n"
-            f"the random policy, on the same pairs, in {result.rates()['random']['success']}.\n"
+            f"the random baseline, on the same pairs, in {result.rates()['random']['success']}.\n"
             f"\n  page     {page}\n  film     {folder / 'result.mp4'}\n  curves   {folder / 'curves.png'}\n"
             f"  numbers  {folder / 'result.json'}\n"
             f"\nThis call took {(time.monotonic() - begin) / 60:.1f} min. In Python: LeWMAgent.load({str(folder)!r})"

@@ -94,7 +94,7 @@ def test_page_holds_the_numbers_and_what_made_them(tmp_path: Path) -> None:
     assert "87" in page.text and "LeWorldModel, arXiv 2603.19312" in page.text and "50 episodes" in page.text
     assert "sigreg" in page.text and "gradient" not in page.text
     markdown = out.with_suffix(".md").read_text()
-    assert "| LeWM, laptop, seed 0 | 10 heldout pairs, budget 50 steps | **90.0** | 59.6 to 98.2 |" in markdown
+    assert "| LeWM, laptop, seed 0 | 10 held-out pairs, budget 50 steps | **90.0** | 59.6 to 98.2 |" in markdown
     assert "on the same pairs: success by chance | **10.0** | 1.8 to 40.4 |" in markdown
     assert "| *LeWM* | *87* |" in markdown
 
@@ -130,13 +130,13 @@ def test_seeds_are_averaged_and_distances_kept_apart(tmp_path: Path) -> None:
     markdown = out.with_suffix(".md").read_text()
     assert "| **LeWM, laptop, mean of 3 seeds** | standard deviation 10.0 points; " in markdown
     near, far = markdown.split("## Two-Room, goals 50 steps away")
-    assert near.count("| random policy |") == 1  # the same baseline once, not once per seed
+    assert near.count("| random baseline |") == 1  # the same baseline once, not once per seed
     assert "(published," in near and "(published," not in far.split("## Provenance")[0]
     groups = group_entries([Entry(str(p), p, Result.load(p), None) for p in paths])
     (distance,) = plots.distance_panels(groups)
     assert [(line.label, list(line.x)) for line in distance.series] == [
         ("LeWM, laptop", [25, 50]),
-        ("random policy", [25, 50]),
+        ("random baseline", [25, 50]),
     ]
     ((heading, panels),) = plots.training_panels([entry for group in groups for entry in group.entries])
     assert heading == "Two-Room: LeWM, laptop" and [panel.title for panel in panels] == ["prediction", "sigreg"]
@@ -252,7 +252,7 @@ def test_strict_success_and_action_replay_stand_beside_success(tmp_path: Path) -
     path = save(tmp_path, "r.json", judged(0, 9, 4))
     out = write_report([path], tmp_path / "page.html")
     markdown = out.with_suffix(".md").read_text()
-    assert "| LeWM, laptop, seed 0 | 10 heldout pairs, budget 50 steps | **90.0** | 59.6 to 98.2 | 40.0 |" in markdown
+    assert "| LeWM, laptop, seed 0 | 10 held-out pairs, budget 50 steps | **90.0** | 59.6 to 98.2 | 40.0 |" in markdown
     assert "every goal is reachable | **100.0** | 72.2 to 100.0 | 70.0 |" in markdown
     assert "It held 40.0 % for 5 steps." in out.read_text()
 
@@ -269,7 +269,29 @@ def test_overview_has_agents_by_tasks_beside_the_papers_numbers(tmp_path: Path) 
     assert table[0] == "| agent | Two-Room | Push-T |"
     assert table[2] == "| **LeWM, laptop** | **85.0** ± 7.1 *(87)* | **50.0** *(96)* |"  # the official one is not here
     assert table[3] == "| **GCBC, laptop** | **70.0** *(100)* |  |"
-    assert table[4:] == ["| random policy | 10.0 *(0)* | 10.0 *(2)* |"]
+    assert table[4:] == ["| random baseline | 10.0 *(0)* | 10.0 *(2)* |"]
+
+
+def test_overview_shows_the_result_with_the_fewest_changes_and_planners_in_rows_of_their_own(tmp_path: Path) -> None:
+    evaluations = {
+        "own": (6, "", "2026-01-01T00:00:00+00:00"),
+        "more candidates, later": (9, "--planning n_samples=512", "2026-01-02T00:00:00+00:00"),
+        "another planner": (7, "--planning planner=actor", "2026-01-03T00:00:00+00:00"),
+        "told the steps left": (8, "--planning planner=actor --steps-left 25", "2026-01-04T00:00:00+00:00"),
+    }
+    entries = []
+    for name, (successes, options, started) in evaluations.items():
+        result = judged(0, successes, 3, command=f"python -m benchmarks plan RUN {options}", started=started)
+        told = {"steps_left": 25} if "told" in name else {}
+        entries.append(Entry(name, tmp_path, replace(result, metrics={**result.metrics, **told}), None))
+    assert "told 25 steps left" in entries[-1].note
+    table = overview(group_entries(entries))
+    assert table is not None
+    rows = table.markdown().splitlines()[2:]
+    assert [row.split(" *(")[0] for row in rows[:2]] == [
+        "| **LeWM, laptop** | **60.0**",
+        "| **LeWM, laptop, actor** | **70.0**",
+    ]
 
 
 MADE = {"command": "python -m benchmarks x", "commit": {"hash": "c" * 40, "dirty": False}, "versions": {}}

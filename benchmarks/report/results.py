@@ -21,7 +21,8 @@ from lewm_gym.tasks import TASKS
 
 #: Columns of a training log that are not shown: they help to debug a training, not to judge it.
 HIDDEN_CURVES = ("gradient_norm", "learning_rate", "lr", "epoch")
-RANDOM = "random policy"
+RANDOM = "random baseline"
+PAIRS = {"heldout": "held-out"}  #  protocol -> what its pairs are called, if not as the protocol
 WINDOW = 20  # neighbouring points of a training curve that are averaged; a fifth of a curve's points if it has few
 
 
@@ -60,6 +61,13 @@ class Entry:
         return run_title(self.result.agent, self.description, with_seed=False)
 
     @property
+    def kind_and_planner(self) -> str:
+        """Agent and preset, and the planner if the evaluation chose another one than that of the preset's name."""
+        chosen = dict(setting.split("=", 1) for setting in self.changes[1].split() if "=" in setting)
+        planner = chosen.get("planner", "")
+        return f"{self.kind}, {planner}" if planner and not self.kind.endswith(f", {planner}") else self.kind
+
+    @property
     def title(self) -> str:
         """Agent, preset and training seed, e.g. `LeWM, laptop, seed 0`."""
         return run_title(self.result.agent, self.description)
@@ -70,16 +78,23 @@ class Entry:
         return values_of(self.description.get("command", ""), "--set"), values_of(self.result.command, "--planning")
 
     @property
+    def told(self) -> int | None:
+        """The number of steps left that the agent was told, None if it was told none."""
+        return self.result.metrics.get("steps_left")
+
+    @property
     def note(self) -> str:
         """How it was trained and measured, in a line."""
         run, (changes, planning) = self.result.run, self.changes
+        pairs = PAIRS.get(self.result.protocol, self.result.protocol)
         took = f" ({run['seconds'] / 60:.1f} min)" if run.get("seconds") else ""
         steps = _count(run.get("steps"), "steps") + took if run.get("steps") else ""
         recipe = " on ".join(filter(None, (steps, _count(self.dataset.get("episodes"), "episodes"))))
         parts = [
             f"trained {recipe}" + (f" with {changes}" if changes else "") if recipe else "",
             f"planned with {planning}" if planning else "",
-            f"{self.result.success.episodes} {self.result.protocol} pairs, budget {self.result.budget_steps} steps",
+            f"told {self.told} steps left" if self.told else "",
+            f"{self.result.success.episodes} {pairs} pairs, budget {self.result.budget_steps} steps",
         ]
         return "; ".join(filter(None, parts))
 
@@ -88,7 +103,7 @@ class Entry:
         """What results must share to be of one kind, the training seed aside."""
         result = self.result
         evaluation = (result.protocol, result.budget_steps, result.success.episodes)
-        return (self.kind, result.run.get("steps"), self.dataset.get("hash"), *self.changes, *evaluation)
+        return (self.kind, result.run.get("steps"), self.dataset.get("hash"), *self.changes, self.told, *evaluation)
 
     @property
     def curves(self) -> dict[str, Any]:
@@ -165,10 +180,14 @@ class Kind:
         return statistics.stdev(rates) if len(rates) > 1 else None
 
     @property
-    def weight(self) -> tuple[int, int, str]:
-        """By how much was measured, and when last: which of two kinds to show where there is place for one."""
+    def weight(self) -> tuple[int, int, int, str]:
+        """Which of two kinds to show where there is place for one: the greater one. It does not look at success.
+
+        By the number of seeds, then of pairs; then the one with fewer changed settings, then the latest.
+        """
         results = [entry.result for entry in self.entries]
-        return len(results), results[0].success.episodes, max(result.started for result in results)
+        changed = sum(len(settings.split()) for settings in self.first.changes)
+        return len(results), results[0].success.episodes, -changed, max(result.started for result in results)
 
     def bars(self) -> list[Bar]:
         """Returns its mean, where there are several seeds, and each result."""
@@ -196,7 +215,7 @@ class Group:
     @property
     def title(self) -> str:
         """The heading, e.g. `Two-Room, goals 25 steps away`."""
-        where = f"{self.offset_steps} steps away" if self.offset_steps else "drawn uniformly"
+        where = f"{self.offset_steps} steps away" if self.offset_steps else "sampled uniformly"
         return f"{self.task_title}, goals {where}"
 
     def measured(self) -> list[Bar]:
@@ -223,6 +242,7 @@ class Group:
         """
         kinds = [kind for kind in self.kinds() if not is_reference(kind.agent)] or self.kinds()
         kinds = [kind for kind in kinds if kind.agent == "lewm"] or kinds
+        kinds = [kind for kind in kinds if kind.first.told is None] or kinds
         if self.offset_steps != offset_steps():
             return None
         return max(kinds, key=lambda kind: (kind.is_heldout, *kind.weight))
@@ -302,8 +322,9 @@ def overview(groups: Sequence[Group]) -> Table | None:
     cells: dict[str, dict[str, Kind]] = {}
     for group in scenes:
         for kind in sorted((kind for kind in group.kinds() if kind.is_heldout), key=lambda kind: kind.weight):
-            if kind.agent != "random":  # has a row of its own: every result measures it on its pairs
-                cells.setdefault(kind.first.kind, {})[group.task] = kind  # the last one stays: measured most
+            # The random baseline has a row of its own: every result measures it on its pairs.
+            if kind.agent != "random" and kind.first.told is None:
+                cells.setdefault(kind.first.kind_and_planner, {})[group.task] = kind  # the last one stays
     if sum(map(len, cells.values())) < 2:
         return None
     known = list(AGENTS)
@@ -349,7 +370,9 @@ def distance_panels(groups: Sequence[Group]) -> list[Panel]:
     for task in dict.fromkeys(group.task for group in groups):
         lines: dict[str, dict[int, float]] = {}
         for group in (group for group in groups if group.task == task and group.offset_steps):
-            for kind in (kind for kind in group.kinds() if kind.is_heldout and not is_reference(kind.agent)):
+            for kind in (
+                k for k in group.kinds() if k.is_heldout and k.first.told is None and not is_reference(k.agent)
+            ):
                 lines.setdefault(kind.first.kind, {}).setdefault(group.offset_steps, 100 * kind.mean)
                 random = rates_of(kind.first.result.random).get("success")
                 if random is not None:
