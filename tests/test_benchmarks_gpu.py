@@ -120,7 +120,7 @@ def test_a_call_ends_in_time_and_the_next_goes_on(own_stages: Any, tmp_path: Pat
     lines: list[str] = []
     one = stage(tmp_path, SLOW.replace("< 3", "< 2"), resumes=True)
     assert own_stages(one, call_min=0.05).run(lines.append) == 3
-    assert said(tmp_path)["state"] == "no time" and "the same command goes on" in lines[-1]
+    assert said(tmp_path)["state"] == "no time" and "run the same command again" in lines[-1]
     assert own_stages(one).run(lines.append) == 0
 
 

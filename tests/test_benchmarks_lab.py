@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.planning_run(tmp_path_factory.mktemp("lab") / "run")
 
 
-# A changed world ---------------------------------------------------------------------------------------------
+# Distribution shift -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -69,7 +69,13 @@ def test_suite_does_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("official", 25),
     }
     page = (wanted.out / "report.html").read_text()
-    for text in ("Comparison of agents", "Probing", "a changed world", "official pairs", "random policy"):
+    for text in (
+        "Comparison of agents",
+        "Probing",
+        "success under distribution shift",
+        "official pairs",
+        "random baseline",
+    ):
         assert text in page, text
     done.clear()
     assert wanted.run(said.append) == 0

@@ -1,8 +1,9 @@
-"""Seeing what a world model imagines: a decoder trained on frozen latents, for looking only (paper, figure 7).
+"""Decoded rollouts and plans: a decoder trained on frozen latents, for visualisation only (paper, figure 7).
 
 The decoder is the paper's: 196 learned queries attend to the latent through blocks of cross-attention and become
-patches of 16x16x3. It adds to the mean frame, so that from the first step it learns what moves. The encoder never hears
-of it. Two pictures come of it: open-loop rollouts beside what happened, and plans beside what came of them.
+patches of 16x16x3. Its output is added to the mean frame, so that it learns what moves from the first step. The encoder
+gets no gradient from it. There are two pictures: open-loop rollouts beside the recorded frames, and plans beside the
+frames when they were executed.
 """
 
 from __future__ import annotations
@@ -129,9 +130,9 @@ class Strip(NamedTuple):
 
 
 CAPTIONS = (
-    "Above, what happened; in the middle, its frames encoded and decoded again; below, what the model imagined from "
-    "the first frame and the actions alone.",
-    "Above, plans as the model imagines them, with the goal it was given; below, what came of them.",
+    "Top: recorded frames; middle: the same, encoded and decoded; bottom: the model's open-loop rollout from the first "
+    "frame and the actions alone, decoded.",
+    "Top: plans as predicted by the model, decoded, and the given goal; bottom: the frames when they were executed.",
 )
 
 
@@ -189,7 +190,7 @@ class Decode(Measurement, OnDevice):
 
     @staticmethod
     def show(record: Record) -> Section:
-        """Returns what the model imagines, decoded."""
+        """Returns decoded rollouts and plans."""
         decoder = record["decoder"]
         text = (
             f"A decoder was trained on {record['models'][0]['title']}'s frozen latents ({decoder['steps']} steps), for "
@@ -281,7 +282,7 @@ def _test_error(world: World, decoder: FrameDecoder, dataset: Dataset, unseen: N
 
 
 def _rollout(world: World, decoder: FrameDecoder, dataset: Dataset, index: int, horizon: int) -> Strip:
-    """Returns what happened in an episode, what is left of it in the latents, and what was imagined from its middle."""
+    """Returns frames of an episode: recorded, decoded from their latents, and decoded from an open-loop rollout."""
     skip = world.frame_skip
     start = (int(dataset.lengths[index]) - 1 - horizon * skip) // 2
     start -= start % dataset.picture_every
@@ -290,13 +291,13 @@ def _rollout(world: World, decoder: FrameDecoder, dataset: Dataset, index: int, 
     latents = world.encode(frames)
     row = int(dataset.starts[index]) + start
     actions = torch.from_numpy(dataset.actions[row : row + horizon * skip].reshape(1, horizon, -1).copy())
-    imagined = torch.cat([latents[:1], world.rollout(latents[None, :1], actions)[0]])
-    rows = [("happened", frames), ("decoded", decoder.frames(latents)), ("imagined", decoder.frames(imagined))]
+    predicted = torch.cat([latents[:1], world.rollout(latents[None, :1], actions)[0]])
+    rows = [("recorded", frames), ("decoded", decoder.frames(latents)), ("predicted", decoder.frames(predicted))]
     return Strip(rows, [f"{skip * k} steps" if k else "start" for k in range(horizon + 1)])
 
 
 def _plans(world: World, decoder: FrameDecoder, count: int) -> Iterator[Strip]:
-    """Yields plans for the first evaluation pairs, decoded, and what came of carrying them out."""
+    """Yields plans for the first evaluation pairs, decoded, and the frames when they were executed."""
     task = str(world.description["task"])
     if task not in TASKS:  # a foreign environment has no pairs
         return
@@ -305,13 +306,13 @@ def _plans(world: World, decoder: FrameDecoder, count: int) -> Iterator[Strip]:
         obs, _ = env.reset(options={"state": pair.start_state, "goal_state": pair.goal_state})
         world.agent.reset([number])
         plan = world.agent.plan(obs)[0]
-        happened = [obs["pixels"]]
+        executed = [obs["pixels"]]
         for step, action in enumerate(plan.actions, 1):
             seen = env.step(action)[0]
             if step % world.frame_skip == 0:
-                happened.append(seen["pixels"])
-        imagined = torch.from_numpy(np.stack([plan.start, *plan.latents, plan.goal]))
+                executed.append(seen["pixels"])
+        predicted = torch.from_numpy(np.stack([plan.start, *plan.latents, plan.goal]))
         goal = obs["goal"]
-        rows = [("imagined", decoder.frames(imagined)), ("happened", np.stack([*happened, goal]))]
-        yield Strip(rows, ["start", *(f"{world.frame_skip * k} steps" for k in range(1, len(happened))), "goal"])
+        rows = [("predicted", decoder.frames(predicted)), ("executed", np.stack([*executed, goal]))]
+        yield Strip(rows, ["start", *(f"{world.frame_skip * k} steps" for k in range(1, len(executed))), "goal"])
     env.close()

@@ -1,9 +1,9 @@
-"""What a planner believes against what is true: the elites of each iteration of a search, executed.
+"""Predicted and real cost: the elites of each iteration of a search, executed.
 
-A search keeps the candidates that are cheapest by the model's own prediction. Each is carried out from the same
-start, and its real cost is that of the latent of the frame it ends in. Where a model can be planned with, real costs
-fall along with imagined ones; where the planner exploits model error, they part. The prediction error on recorded
-actions does not tell the two apart (arXiv 2609.30264).
+A search keeps the candidates of lowest cost under the model's prediction. Each is executed from the same start; its
+real cost is that of the latent of the last frame. If a model is suited to planning, real costs fall along with
+predicted ones; if the planner exploits model error, they do not. The prediction error on recorded actions does not
+distinguish the two cases (arXiv 2609.30264).
 """
 
 from __future__ import annotations

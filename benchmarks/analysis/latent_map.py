@@ -1,6 +1,6 @@
-"""A map of the latent space: a grid of positions, drawn, encoded and laid out in the plane (paper, figure 9).
+"""A map of the latent space: a grid of positions, rendered, encoded and embedded in the plane (paper, figure 9).
 
-Where neighbours in the room lie beside each other on the map, the latent has the room's geometry. The layout is t-SNE
+If neighbouring positions are neighbours on the map, the latents preserve the geometry of the room. The layout is t-SNE
 where scikit-learn is installed, otherwise the first two principal components; the record says which.
 """
 

@@ -1,12 +1,12 @@
-"""Probing: how well physical quantities can be read off a frozen latent (paper, section 5 and tables 1, 3, 4).
+"""Probing: how well physical quantities can be predicted from a frozen latent (paper, section 5 and tables 1, 3, 4).
 
-For each quantity of the task a linear map and a small MLP are fitted from the latent of one frame, on episodes apart
-from those they are judged on. Targets are standardised by the fitting episodes, so that always answering the mean has
-a squared error of 1 and a correlation of 0. The paper does not say how its probes were fitted; ours are:
+For each quantity of the task a linear map and a small MLP are fitted from the latent of one frame, and evaluated on
+other episodes. Targets are standardised by the fitting episodes, so that predicting the mean has a squared error of 1
+and a correlation of 0. The paper does not say how its probes were fitted; ours are:
 
 - linear: ridge regression in closed form on standardised latents, penalty `RIDGE` per frame, far below the data's;
-- MLP: two hidden layers of `HIDDEN`, AdamW; of its states over training the one that is best on a tenth of the
-  fitting episodes set aside is judged.
+- MLP: two hidden layers of `HIDDEN`, AdamW; the state over training that is best on a tenth of the fitting
+  episodes, set aside, is evaluated.
 """
 
 from __future__ import annotations

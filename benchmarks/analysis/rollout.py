@@ -1,8 +1,8 @@
-"""How far ahead a world model sees: error of open-loop predictions against the horizon.
+"""Open-loop prediction error of a world model against the horizon.
 
 From one frame, as in planning, the model predicts the latents after 1..H blocks of recorded actions. The squared error
 is divided by the mean squared distance of two random frames' latents, so that 1 is no better than guessing another
-frame, whatever the latents' scale. Beside it stands the copy of the last frame, which knows nothing of dynamics.
+frame, whatever the latents' scale. The baseline copies the latent of the first frame, without any dynamics.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Violation of expectation: is a world model surprised where physics is broken (paper, figure 10)?
+"""Violation of expectation: does an impossible event raise a world model's prediction error (paper, figure 10)?
 
-Trajectories are made in the simulator, three of each, alike up to the event: unperturbed; colour, the same states drawn
-with another colour from the event on; teleport, the object put at random elsewhere and the same actions carried out
-from there. They come from the reserved seed of the evaluation pairs, on which nothing is trained.
+Each trajectory is simulated in three variants that are equal up to the event: unperturbed; colour, the same states
+rendered with another colour from the event on; teleport, the object moved to a random position and the same actions
+executed from there. They use the reserved seed of the evaluation pairs, on which nothing is trained.
 
 Surprise at a frame is the squared error, averaged over the latent's coordinates, of predicting it from the frames and
 actions before it, of which the predictor sees as many as it was trained on. At the event it is compared with the

@@ -5,7 +5,7 @@
   replacement by `numpy.random.default_rng(42)` from all that lie at least 25 steps before the end of their episode, and
   sorted; the goal is the same episode's frame 25 steps on. The reference's rules with its inexact restore, one random
   stream for all, an episode stops at its success, starts that satisfy their goal are counted;
-- sampled: goals that no dataset holds, drawn uniformly or found by random walks, see `sampled.py`.
+- sampled: goals that are in no dataset, sampled uniformly or by random walks, see `sampled.py`.
 """
 
 from __future__ import annotations

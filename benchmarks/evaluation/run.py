@@ -67,7 +67,7 @@ class Plan(Asked):
     def measure(self, progress: Progress | None = None, agent: Agent | None = None) -> Result:
         """Returns the planning success of the run's agent, and writes it to `out`.
 
-        Outcomes are kept as they come in `<out>.partial`; the same command goes on from there, and returns a result
+        Outcomes are kept as they come in `<out>.partial`; the same command resumes there, and returns a result
         that is there already.
 
         Args:
@@ -143,7 +143,7 @@ class Plan(Asked):
         return result
 
     def default_path(self, job: Job) -> Path:
-        """Returns where a result goes if nobody says: its name tells whatever differs from the usual question."""
+        """Returns the default path of a result: its name has every setting that differs from the default evaluation."""
         source, distance = str(job.source["source"]), [str(job.offset_steps)] if job.offset_steps else []
         kinds = {"heldout": [Path(source.removeprefix(f"{SHIPPED}, ")).stem] if source != SHIPPED else []}
         kinds |= {"official": ["official"], "sampled": ["sampled", source]}

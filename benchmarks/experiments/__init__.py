@@ -1,1 +1,1 @@
-"""Many trainings or many evaluations: comparisons, sweeps, searches, changed worlds, the whole suite."""
+"""Many trainings or many evaluations: comparisons, sweeps, searches, distribution shifts, the whole suite."""

@@ -1,8 +1,8 @@
 """Agents side by side: trains each on each dataset with each seed, evaluates it on the held-out pairs, and tabulates.
 
-Everything goes on where it was stopped: finished trainings and evaluations are not repeated, killed ones resume. A
-budget in minutes becomes a number of optimiser steps by a short calibration (`calibrate.py`) that is written down and
-used again, so that the same command gives the same steps, and `--steps` repeats them elsewhere.
+Everything resumes: finished trainings and evaluations are not repeated, killed ones continue. A
+budget in minutes becomes a number of optimiser steps by a short calibration (`calibrate.py`) that is stored and
+reused, so that the same command gives the same steps, and `--steps` repeats them elsewhere.
 """
 
 from __future__ import annotations
@@ -321,18 +321,19 @@ class Compare(Training, OnDevice, OnCluster, Measurement):
         """Returns a table and a drawing per task, the best mean first and the references last."""
         options = record["options"]
         missing = (
-            f"Unfinished: {record['missing']} rows are missing; the same command goes on. " if record["missing"] else ""
+            f"Unfinished: {record['missing']} rows are missing; run the same command again to resume. "
+            if record["missing"]
+            else ""
         )
         budget = options.get("budget_min") or BUDGET_MIN
         text = (
             f"{missing}Every agent with the same preset ({options['preset']}), data and pairs, {options['offset']} "
-            f"steps apart; the steps of each training are what a calibration fitted into {budget:g} minutes of "
-            "optimiser "
-            "steps, or those given (what they took: under training, wall-clock). Below, the references. In italics "
-            "the paper's number, under its own protocol and at its own scale: a guide. Again, with the same steps:"
+            f"steps apart. Each training has as many steps as fit into {budget:g} minutes by a calibration, or as "
+            "were given; the column training shows their wall-clock time. References are at the bottom. Italics: the "
+            "paper's number, under its own protocol and at its own scale. To repeat with the same steps:"
         )
         header: list[Cell] = ["", "features", "success %", "std", "each seed, Wilson 95 %", "steps", "training"]
-        header += ["choosing actions, per pair", "paper"]
+        header += ["acting, per pair", "paper"]
         blocks: list[Block] = [text, Mark(record["repeat"], "code")]
         for task in dict.fromkeys(row["task"] for row in record["rows"]):
             mine = [row for row in record["rows"] if row["task"] == task]

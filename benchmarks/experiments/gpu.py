@@ -61,7 +61,7 @@ class Gpu(OnTasks, OnDevice):
     out: Path = option(Path("results/gpu"), "folder for results, stages and report", metavar="FOLDER")
     stage_min: float = option(9.0, "longest turn of a stage (minutes)", least=0.01)
     call_min: float | None = option(
-        None, "end after so many minutes, between or within stages; the same command goes on", least=0.01
+        None, "end after so many minutes, between or within stages; the same command resumes", least=0.01
     )
     toy: bool = option(False, "toy size, even where there is a GPU")
     dry_run: bool = option(False, "print the commands and how long they take, and stop")
@@ -95,7 +95,7 @@ class Gpu(OnTasks, OnDevice):
         if failed:
             say(f"failed: {', '.join(failed)}; what they said is in {self.out / 'stages'}")
         if any(state == "no time" for _, state in states):
-            say("the time of this call is over: the same command goes on")
+            say("the time of this call is over: run the same command again to resume")
             return 3
         return int(bool(failed))
 

@@ -1,8 +1,8 @@
-"""Success under a changed world: colours, sizes, light and the door's position, one at a time (`GoalEnv.shifts`).
+"""Success under distribution shift: colours, sizes, light and the door's position, one at a time (`GoalEnv.shifts`).
 
-The agent meets the same pairs, once as it was trained and once for each change. A pair that the changed environment
-cannot be in (a larger block overlaps the disc) or that is solved at its start there is left out of that change, and of
-the unchanged rate beside it.
+The agent is evaluated on the same pairs, once as it was trained and once for each change. Pairs whose states are
+impossible in the changed environment (a larger block overlaps the disc), or that are solved at the start there, are
+left out for that change, and from the unchanged rate beside it.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ class Shift(Evaluating, Measurement):
             rows.append([change["name"], *rates, str(change["success"]["episodes"])])
             drawn.append(Bar.of(change["name"], change["success"]))
         text = (
-            f"One thing at a time is otherwise than in training; the pairs are the same, {record['offset_steps']} "
-            "steps apart. Pairs that the changed environment cannot be in are left out, also of the unchanged rate "
-            "beside it. "
+            "One property of the environment at a time differs from training; the pairs are the same, "
+            f"{record['offset_steps']} steps apart. Pairs whose states are impossible in the changed environment are "
+            "left out, also from the unchanged rate beside it. "
             f"Brackets hold Wilson 95 % intervals. The run: {record['run']['folder']}."
         )
-        header = ["change", "success %", "unchanged %, same pairs", "random %", "pairs"]
-        title = f"{task_title(record['task'])}: a changed world"
-        return Section(title, [text, Table(header, rows), bars(f"{title}: success.", drawn)])
+        header = ["change", "success %", "unchanged %, same pairs", "random baseline %", "pairs"]
+        title = f"{task_title(record['task'])}: success under distribution shift"
+        return Section(title, [text, Table(header, rows), bars(f"{title}.", drawn)])
 
 
 def possible_pairs(task: Task, pairs: Sequence[PairLike], rules: Rules) -> list[int]:

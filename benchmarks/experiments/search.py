@@ -1,8 +1,8 @@
 """One trained agent, many searches, the same pairs: success against latency, at equal operations, and in bf16.
 
-`equal-flops` (paper, figure 3) counts a plan's operations, it does not guess them: one search is traced at two numbers
-of candidates, which gives the cost of encoding and of a candidate. The number of candidates per iteration is then what
-the budget allows; a model that cannot afford as many is left out at that budget, and the record says so.
+`equal-flops` (paper, figure 3) counts the operations of a plan: one search is traced with two numbers of candidates,
+which gives the cost of encoding and of a candidate. The number of candidates per iteration is then what the budget
+allows; a model for which the budget is too small is left out there, and the record says so.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Tradeoff(Evaluating, Measurement):
                 rows.append([name_of(point["settings"]), f"{ms:,.0f} ms", percent(point["success"])])
             series.append(rate_series(planner, milliseconds, [point["success"] for point in mine], len(series)))
         text = (
-            f"The same weights under every search, on the same {record['identity']['episodes']:,} pairs, "
+            f"The same weights with every search, on the same {record['identity']['episodes']:,} pairs, "
             f"{record['offset_steps']} steps apart; a plan for one environment, median of five. Brackets hold Wilson "
             "95 % intervals."
         )

@@ -2,7 +2,7 @@
 
 The suite is a list of the other commands, each run in a process of its own and each resuming by itself, so that
 whatever it does can be done by hand, and every result names the command that made it. Stages that are done are left
-out; a stage that fails stops the suite, and the same command goes on there.
+out; a stage that fails stops the suite, and the same command resumes there.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ class Suite(OnTasks, Training, OnCluster):
         for task, run in runs:
             if run.name.endswith(first):
                 words = ("shift", str(run), *self._some)
-                yield self._stage(f"{task.title} in a changed world", words, f"shift-{run.name}", weights_hash(run))
+                yield self._stage(
+                    f"{task.title} under distribution shift", words, f"shift-{run.name}", weights_hash(run)
+                )
 
     def _stage(self, name: str, words: tuple[str, ...], file: str, weights: str) -> Stage:
         """Returns a stage whose record is there already if it is of the same weights."""

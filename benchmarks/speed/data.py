@@ -1,8 +1,8 @@
-"""How fast training clips are drawn from a dataset, beside plain readers of the same frames, in one run.
+"""Training clips loaded per second, compared with plain readers of the same frames in one run.
 
 All deliver the same: shuffled batches of clips, 4 frames 5 steps apart, uint8 at 224 px, prepared ahead by the same
-number of threads, from files in the page cache. The plain readers hold the first episodes only, in what one would
-write down first: a folder of PNG files, the reference's HDF5 layout (a chunk per frame, gzip), and raw frames in one
+number of threads, from files in the page cache. The plain readers hold the first episodes only, in the most
+obvious formats: a folder of PNG files, the reference's HDF5 layout (a chunk per frame, gzip), and raw frames in one
 memory-mapped file.
 """
 

@@ -1,6 +1,6 @@
-"""How fast the tasks step and render on one core, beside stable-worldmodel's where that is installed.
+"""Steps and frames per second of the tasks on one core, compared with stable-worldmodel's where that is installed.
 
-Every figure comes from a process of its own: OpenGL contexts of different libraries never meet, and each has one core.
+Every figure comes from a process of its own, with one core: OpenGL contexts of different libraries never meet.
 """
 
 from __future__ import annotations

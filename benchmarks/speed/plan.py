@@ -1,4 +1,4 @@
-"""How long a plan takes, from two pictures to actions: our agents beside plain implementations, in turn, in one run.
+"""Time of a plan, from two images to actions: our agents and plain implementations, in turn, in one run.
 
 The agents have the sizes of a preset and random weights. Beside them the same agent plans with
 

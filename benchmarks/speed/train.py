@@ -1,6 +1,6 @@
-"""How fast LeWM trains, beside a plain implementation of the same computation, in one run.
+"""Time of a training step of LeWM, compared with a plain implementation of the same computation in one run.
 
-The plain one is what one writes down first: SIGReg by autograd with all its intermediates, torch's fused attention
+The plain implementation is the obvious one: SIGReg by autograd with all its intermediates, torch's fused attention
 everywhere. It gives the same numbers (`tests/test_benchmarks_speed.py`). Where stable-worldmodel is installed, its own
 step stands beside them. For planning see `plan.py`.
 """
