@@ -43,7 +43,7 @@ def test_parts_by_hand(tmp_path):
 def test_demo_leaves_everything_and_its_second_call_only_shows_it(tmp_path):
     arguments = ("lewm_gym", "--episodes", "8", "--steps", "3", "--pairs", "3", "--workers", "1")
     first = succeed(tmp_path, *arguments)
-    assert "the random policy, on the same pairs" in first
+    assert "the random baseline, on the same pairs" in first
     folder = tmp_path / "runs" / "demo"
     for name in ("index.html", "result.mp4", "curves.png", "result.json", "weights.safetensors", "run.json"):
         assert (folder / name).stat().st_size > 0, name
@@ -119,4 +119,6 @@ def test_ctrl_c_that_a_library_swallows_still_stops(tmp_path):
 
 @pytest.mark.parametrize("package", ["lewm_gym", "collect", "agents", "benchmarks"])
 def test_help_is_there(package, tmp_path):
-    assert "usage: python -m" in succeed(tmp_path, package, "--help")
+    printed = succeed(tmp_path, package, "--help")
+    assert "usage: python -m" in printed
+    assert package != "lewm_gym" or "watch AGENT" in printed
