@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import configparser
 import contextlib
+import html
 import importlib
 import io
 import json
@@ -30,7 +32,9 @@ def write(folder: Path, results: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "cli.md").write_text(command_lines(), encoding="utf-8")
     for task in TASKS.values():
-        (folder / f"{task.name}.part.md").write_text(task_facts(task, results), encoding="utf-8")
+        (folder / f"{task.name}.part.md").write_text(task_facts(task), encoding="utf-8")
+        (folder / f"{task.name}-success.part.md").write_text(task_successes(task, results), encoding="utf-8")
+    (folder / "success.part.md").write_text(success_table(results), encoding="utf-8")
     (folder / "comparison.part.md").write_text(comparisons(results), encoding="utf-8")
     write_results(folder, results)
 
@@ -95,25 +99,34 @@ def _help(parser: argparse.ArgumentParser) -> list[str]:
     return ["", "```text", parser.format_help().rstrip(), "```"]
 
 
-def task_facts(task: Task, results: Path) -> str:
-    """Returns a task's table of what the code says, and of its stored successes."""
+def task_facts(task: Task) -> str:
+    """Returns a task's table of what the code says."""
     sensed = ", ".join(f"`{name}` ({size})" for name, size in task.proprioception.items())
     rows = [
         ("id", f"`{task.env_id}`"),
         ("observation", "`pixels` and `goal`, each (224, 224, 3) uint8"),
-        ("proprioception, if asked for", sensed),
+        ("proprioception (optional)", sensed),
         ("action", f"Box(-1, 1, ({task.action_size},)) float32"),
-        ("state, `info['state']`", f"({task.state_size},) float64"),
+        ("state: `info['state']`", f"({task.state_size},) float64"),
         ("time limit", f"{task.max_episode_steps} steps"),
-        ("dataset of the paper", f"{task.collect_episodes:,} episodes: `python -m collect {task.name}`"),
-        ("evaluation pairs", f"200 at each of {', '.join(map(str, task.goal_offsets))} steps from start to goal"),
-        ("needs", f"`pip install 'lewm-gym[{task.extra}]'`" if task.extra else "nothing more"),
+        ("reward", "-1 per step, 0 at success"),
+        ("dataset", f"`python -m collect {task.name}`; the paper's size is {task.collect_episodes:,} episodes"),
+        ("held-out pairs", f"200 each at {', '.join(map(str, task.goal_offsets))} steps from start to goal"),
+        ("extra", f"`{task.extra}`" if task.extra else "none"),
     ]
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    if found := successes(task, results):
-        lines += ["", "| agent, run | success, Wilson 95 % interval | random policy | training |", "|---|---|---|---|"]
-        lines += found
-        lines += ["", "Pairs 25 steps apart, 200 of them. How each was made: [results](../results/index.md)."]
+    return "\n".join(["| property | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""])
+
+
+def task_successes(task: Task, results: Path) -> str:
+    """Returns a table of a task's stored successes."""
+    lines = [
+        "| result | planner | success | strict success | training |",
+        "|---|---|---|---|---|",
+        *successes(task, results),
+        "",
+        "Measured on 200 held-out pairs 25 steps apart; success rates with Wilson 95 % intervals; training time in "
+        "minutes, CPU time with an actor and wall-clock time without.",
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -150,15 +163,15 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
 
 
 def successes(task: Task, results: Path) -> list[str]:
-    """Returns a row for each stored evaluation of a task, the best first."""
-    rows = []
+    """Returns a row for each stored evaluation of a task, the best first, and the random baseline of each suite."""
+    rows, random = [], {}
     for found in evaluations(task, results):
         minutes = f"{found['minutes']:.0f} min" if found["minutes"] else ""
-        pairs = f", pairs of `{found['suite']}`" if found["suite"] else ""
-        name = f"{found['agent']}, `{found['name']}`{pairs}"
-        cells = (name, _shown(found["success"]), _shown(found["random"]), minutes)
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
+        pairs = f" (`{found['suite']}` pairs)" if found["suite"] else ""
+        random[pairs] = found["random"]
+        cells = (f"`{found['name']}`{pairs}", found["planning"].get("planner", ""), _shown(found["success"]))
+        rows.append(f"| {' | '.join((*cells, _shown(found['strict']), minutes))} |")
+    return rows + [f"| random baseline{pairs} | | {_shown(rate)} | | |" for pairs, rate in random.items() if rate]
 
 
 def _shown(rate: dict[str, float] | None) -> str:
@@ -201,10 +214,38 @@ def write_results(folder: Path, results: Path) -> None:
         importlib.import_module("benchmarks.__main__").main(["report", str(results), "--out", str(report)])
     text = report.with_suffix(".md").read_text(encoding="utf-8")
     report.with_suffix(".md").unlink()
-    text = re.sub(r"\A# .*\n", "# All stored results\n", text)
     # Films and files are on the report's own page.
-    text = re.sub(r"(?<!\!)(\[[^\]\n]*\])\((?!https?:|#)[^)\n]*\)", r"\1", text)
-    (folder / "results.md").write_text(text, encoding="utf-8")
+    text = re.sub(r"(?<!\!)\[([^\]\n]*)\]\((?!https?:|#)[^)\n]*\)", r"\1", text)
+    for name, page in result_pages(text).items():
+        (folder / f"{name}.md").write_text(page, encoding="utf-8")
+
+
+def result_pages(report: str) -> dict[str, str]:
+    """Returns the report's Markdown as pages, by the names of their files: an overview, and one for each part.
+
+    Of the measured goals of a task all distances are on one page; what made a number is folded.
+    """
+    overview, *parts = re.split(r"^## ", report, flags=re.MULTILINE)
+    bodies: dict[str, list[str]] = {}
+    for part in parts:
+        heading, _, body = part.partition("\n")
+        title, _, goals = heading.partition(", goals ")
+        bodies.setdefault(title, []).append(f"## Goals {goals}\n{body}" if goals else _one_level_up(body))
+    if made := bodies.get(PROVENANCE):
+        bodies[PROVENANCE] = [re.sub(r"^## (.*)\n+((?:- .*\n)+)", _folded, made[0], flags=re.MULTILINE)]
+    names = {title: "results-" + re.sub(r"\W+", "-", title.lower()) for title in bodies}
+    pages = {names[title]: "\n".join([f"# {title}\n", *body]) for title, body in bodies.items()}
+    contents = ["```{toctree}", ":maxdepth: 1", *pages, "```", ""]
+    return {"results": re.sub(r"\A# .*\n", "# All measurements\n", overview) + "\n".join(contents)} | pages
+
+
+def _folded(section: re.Match[str]) -> str:
+    title = html.escape(re.sub(r"\\(.)", r"\1", section[1]))
+    return f"<details><summary>{title}</summary>\n\n{section[2]}\n</details>\n"
+
+
+def _one_level_up(markdown: str) -> str:
+    return re.sub(r"^#(#+ )", r"\1", markdown, flags=re.MULTILINE)
 
 
 #: Agents in the README's table, as they are called there.
@@ -221,6 +262,8 @@ AGENTS = {
 COMPARISONS = ("compare", "compare-rewards")
 #: Planners that begin with an actor's proposal.
 ACTOR_PLANNERS = ("actor", "guided", "arcem", "fused")
+#: The report's part that says how each number was made.
+PROVENANCE = "Provenance"
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -321,8 +364,38 @@ def fuzz_table(results: Path) -> str:
 
 #: Pages with tables that are made from the stored results.
 WITH_TABLES = ("README.md", "docs/robustness.md")
+#: Files that state the repository's address, taken from `url` in setup.cfg.
+ADDRESSED = (
+    "setup.cfg",
+    "CITATION.cff",
+    *(f"docs/tutorials/{name}.ipynb" for name in ("plan", "train", "your_environment")),
+)
+
+
+def with_address(text: str, old: str, new: str) -> str:
+    """Returns a text with a GitHub repository's address replaced, and those of its site and in Colab."""
+    (owner, name), (new_owner, new_name) = (address.rstrip("/").split("/")[-2:] for address in (old, new))
+    for before, after in (
+        (f"github.com/{owner}/{name}", f"github.com/{new_owner}/{new_name}"),
+        (f"/github/{owner}/{name}/", f"/github/{new_owner}/{new_name}/"),
+        (f"{owner}.github.io/{name}", f"{new_owner}.github.io/{new_name}"),
+    ):
+        text = text.replace(before, after)
+    return text
+
 
 if __name__ == "__main__":
-    root = Path(__file__).parent.parent
-    for page in (root / name for name in WITH_TABLES):
-        page.write_text(with_tables(page.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
+    ROOT = Path(__file__).parent.parent
+    parser = argparse.ArgumentParser(description="Makes the tables of README and pages anew from the stored results.")
+    parser.add_argument("--repository", metavar="URL", help="also move to https://github.com/OWNER/NAME, in all files")
+    asked = parser.parse_args()
+    for page in (ROOT / name for name in WITH_TABLES):
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), ROOT / "results"), encoding="utf-8")
+    if asked.repository:
+        if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", asked.repository):
+            parser.error(f"expected https://github.com/OWNER/NAME, got {asked.repository}")
+        config = configparser.ConfigParser(interpolation=None)
+        config.read(ROOT / "setup.cfg")
+        for path in (ROOT / name for name in ADDRESSED):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(with_address(text, config["metadata"]["url"], asked.repository), encoding="utf-8")

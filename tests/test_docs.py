@@ -113,7 +113,8 @@ def test_every_command_is_on_the_page_of_command_lines(pages: ModuleType) -> Non
 
 def test_every_task_has_its_page_of_facts(pages: ModuleType) -> None:
     for task in TASKS.values():
-        facts = pages.task_facts(task, RESULTS)
+        facts = pages.task_facts(task)
+        assert "random baseline" in pages.task_successes(task, RESULTS)
         assert f"`{task.env_id}`" in facts and f"({task.state_size},) float64" in facts
         assert f"../generated/{task.name}.part.md" in (DOCS / "tasks" / f"{task.name}.md").read_text(encoding="utf-8")
 
@@ -122,6 +123,50 @@ def test_a_result_on_fewer_pairs_is_not_shown_among_those_on_200(pages: ModuleTy
     names = {run["name"] for run in pages.evaluations(TASKS["two_room"], RESULTS)}
     assert "two_room-lewm-laptop-seed0" in names
     assert "two_room-demo-seed0-100pairs" not in names
+
+
+def test_no_code_on_a_page_is_wider_than_a_screen() -> None:
+    for page in WRITTEN:
+        code = re.findall(r"^```(?:bash|python).*?^```|^ {4}[^\n]*$", page.read_text(encoding="utf-8"), re.M | re.S)
+        wide = [line for block in code for line in block.splitlines() if len(line) > 104]
+        assert not wide, f"{page.name}: break the line, or move its comment into the text: {wide}"
+
+
+def test_every_picture_has_an_alternative_text() -> None:
+    for page in WRITTEN:
+        assert "![](" not in page.read_text(encoding="utf-8"), page.name
+
+
+def test_the_report_becomes_one_page_per_part_with_folded_provenance(pages: ModuleType) -> None:
+    parts = (
+        "## Push-T, goals 25 steps away\n\na\n\n## Push-T, goals 50 steps away\n\nb\n\n## Speed\n\n### Loading\n\nc\n\n"
+    )
+    made = "## Provenance\n\n### LeWM \\[<1>\\]: x.json\n\n- seed: 0\n- commit: f\n\n"
+    found = pages.result_pages(f"# Report\n\nAbout.\n\n{parts}{made}")
+    assert list(found) == ["results", "results-push-t", "results-speed", "results-provenance"]
+    assert all(name in found["results"] for name in list(found)[1:])
+    assert re.findall(r"^## .*", found["results-push-t"], re.MULTILINE) == [
+        "## Goals 25 steps away",
+        "## Goals 50 steps away",
+    ]
+    assert "\n## Loading\n" in found["results-speed"]
+    assert (
+        "<details><summary>LeWM [&lt;1&gt;]: x.json</summary>\n\n- seed: 0\n- commit: f\n"
+        in found["results-provenance"]
+    )
+
+
+def test_the_address_of_the_repository_can_be_moved_by_one_command(pages: ModuleType) -> None:
+    old = re.search(r"^url = (\S+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+    assert old is not None
+    owner_and_name = "/".join(old[1].split("/")[-2:])
+    for name in pages.ADDRESSED:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert owner_and_name in text
+        moved = pages.with_address(text, old[1], "https://github.com/someone/elsewhere")
+        assert owner_and_name not in moved and "github.io/lewm-gym" not in moved
+    kept = [path for path in [*WRITTEN, *DOCS.glob("*.py")] if owner_and_name in path.read_text(encoding="utf-8")]
+    assert not kept, "use a relative link"
 
 
 def test_versions_and_addresses_agree() -> None:
