@@ -36,6 +36,7 @@ def write(folder: Path, results: Path) -> None:
         (folder / f"{task.name}-success.part.md").write_text(task_successes(task, results), encoding="utf-8")
     (folder / "success.part.md").write_text(success_table(results), encoding="utf-8")
     (folder / "comparison.part.md").write_text(comparisons(results), encoding="utf-8")
+    (folder / "goals.part.md").write_text(other_goals(results), encoding="utf-8")
     write_results(folder, results)
 
 
@@ -160,6 +161,26 @@ def evaluations(task: Task, results: Path) -> list[dict[str, Any]]:
                 }
             )
     return sorted(found, key=lambda record: (record["suite"], -record["success"]["rate"]))
+
+
+def other_goals(results: Path) -> str:
+    """Returns a table of the guided preset's success by distance and kind of goal: one run of each task."""
+    columns = ["25", "50", "75", "100", "walk", "uniform"]
+    lines = ["| | " + " | ".join(f"{c} steps" if c.isdigit() else f"`{c}`" for c in columns) + " |"]
+    lines += ["|---|" + "---|" * len(columns)]
+    for task in TASKS.values():
+        recipe = LeWMAgent.preset("guided", task.name).planning.to_json()
+        cells = dict.fromkeys(columns, "")
+        for path in sorted(results.glob(f"{task.name}-lewm-*-seed0.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            sampled, agent = record["protocol"] == "sampled", record["rates"]["agent"]
+            if record["run"]["description"].get("planning") != recipe or record["protocol"] == "official":
+                continue
+            cell = f"{_shown(agent['success'])}, strict {100 * agent['strict']['rate']:.1f}"
+            column = record["pairs"]["source"] if sampled else str(record["offset_steps"])
+            cells[column] = cell + (f", {record['budget_steps']} steps allowed" if column == "uniform" else "")
+        lines.append(f"| {task.title} | {' | '.join(cells.values())} |")
+    return "\n".join([*lines, ""])
 
 
 def successes(task: Task, results: Path) -> list[str]:
