@@ -135,7 +135,7 @@ def compared(tmp_path_factory):
 def test_trainings_on_a_cluster_give_the_same_weights_and_outcomes(cluster, compared, tmp_path, monkeypatch):
     (tmp_path / "two_room").symlink_to(compared / "two_room")
     assert compare(tmp_path, "--ray", cluster) == 0
-    assert outcome(tmp_path) == outcome(compared) and len(outcome(compared)[0]) == 2
+    assert outcome(tmp_path) == outcome(compared) and len(outcome(compared)[0]) >= 2
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["missing"] == 0
     monkeypatch.setattr(trials, "run_on_ray", None)  # would fail if anything were left to do
     assert compare(tmp_path, "--ray", cluster) == 0

@@ -167,7 +167,7 @@ def test_trials_done_on_a_cluster_leave_what_trials_here_leave(finished, folder,
         assert command(tmp_path, *options) == 0
     finally:
         torch.set_num_threads(threads)
-    assert left(tmp_path) == left(finished) and len(left(finished)[0]) == 4
+    assert left(tmp_path) == left(finished) and len(left(finished)[0]) >= 4
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert found["missing"] == 0 and len(found["rows"]) == 5
     assert not list(tmp_path.rglob(".shared-*")) and not list(tmp_path.rglob("*.trial.lock"))
