@@ -238,14 +238,19 @@ class Group:
     def main_kind(self) -> Kind | None:
         """Returns the kind that stands for the group on a card, if the group is at the paper's distance.
 
-        LeWM's of the most seeds and pairs; without LeWM, any other agent's. The rule does not look at success.
+        LeWM's, of the preset `guided` if there is one, of the most seeds and pairs; without LeWM, any other agent's.
+        The rule does not look at success.
         """
         kinds = [kind for kind in self.kinds() if not is_reference(kind.agent)] or self.kinds()
         kinds = [kind for kind in kinds if kind.agent == "lewm"] or kinds
         kinds = [kind for kind in kinds if kind.first.told is None] or kinds
         if self.offset_steps != offset_steps():
             return None
-        return max(kinds, key=lambda kind: (kind.is_heldout, *kind.weight))
+
+        def is_guided(kind: Kind) -> bool:
+            return kind.first.result.run.get("description", {}).get("preset") == "guided"
+
+        return max(kinds, key=lambda kind: (kind.is_heldout, is_guided(kind), *kind.weight))
 
     def published(self) -> dict[str, list[Published]]:
         """Returns what others report for this task and distance, by who reports it."""
