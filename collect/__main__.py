@@ -230,12 +230,13 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
 
 def load_command(name: str) -> type[Command]:
     """Returns the class of the command called `name`."""
-    return COMMANDS[name][0]
+    return COMMANDS[name][0] if name in COMMANDS else _of_task(get_task(name))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    texts = {name: text for name, (_, text) in COMMANDS.items()}
+    texts = {task.name: f"collect {task.title}" for task in TASKS.values()}  # with those added since the import
+    texts |= {name: text for name, (_, text) in COMMANDS.items()}
     return dispatch("python -m collect", "Collects, checks and exchanges datasets.", texts, load_command, arguments)
 
 

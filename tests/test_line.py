@@ -60,7 +60,7 @@ def test_demo_leaves_everything_and_its_second_call_only_shows_it(tmp_path):
 WRONG = {
     "unknown task": (["collect", "three_room"], "three_room"),
     "no episodes": (["collect", "two_room", "--episodes", "0"], "0"),
-    "unknown agent": (["agents", "dreamer", "data/two_room"], "lewm"),
+    "unknown agent": (["agents", "nonsense", "data/two_room"], "lewm"),
     "no dataset": (["agents", "lewm", "data/nothing"], "data/nothing"),
     "untrainable agent": (["agents", "random", "data/nothing"], "nothing to train"),
     "no run": (["benchmarks", "plan", "runs/nothing"], "runs/nothing"),
