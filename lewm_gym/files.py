@@ -31,25 +31,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: Naming `path`, if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
-    try:
+    with _temporary_of(path) as temporary:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for atomic writing, as `atomic_path`."""
+    with _temporary_of(path) as temporary, _open_held(temporary, "wb", fcntl.LOCK_EX) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)  # still held: what is not held is a leftover (`remove_stale`)
+
+
+@contextlib.contextmanager
+def _temporary_of(path: Path) -> Iterator[Path]:
+    """Yields the name of a temporary file, which is removed if the block fails."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        yield temporary
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a failed write() does not say of what; the temporary name would not help
         raise
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for atomic writing, as `atomic_path`."""
-    with atomic_path(path) as temporary, _open_held(temporary, "wb", fcntl.LOCK_EX) as file:
-        yield file  # held: a leftover (`remove_stale`) is not
 
 
 def remove_leftovers(folder: Path) -> None:
